@@ -1,0 +1,15 @@
+# What every config needs: the registration of PolyNeXt, logging, checkpoints held to strictness.
+custom_imports = dict(imports=['polynext_mm'], allow_failed_imports=False)
+custom_hooks = [
+    dict(type='CheckpointGuardHook', reset_mismatched_heads=False),
+    dict(type='MachineHook'),
+]
+env_cfg = dict(
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    dist_cfg=dict(backend='nccl'),
+)
+vis_backends = [dict(type='LocalVisBackend')]
+log_level = 'INFO'
+load_from = None
+resume = False

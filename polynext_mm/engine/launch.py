@@ -1,0 +1,83 @@
+"""From a config to a Runner, on whatever machine: what tools/train.py and tools/test.py share."""
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+# data sets by a part of their root, and where they come from
+_SOURCES = {
+    'ADEChallengeData2016': (
+        'ADE20K (scene parsing benchmark): http://sceneparsing.csail.mit.edu, ADEChallengeData2016.zip',
+        'images/training/*.jpg        annotations/training/*.png\n'
+        'images/validation/*.jpg      annotations/validation/*.png'),
+    'coco': (
+        'COCO 2017: https://cocodataset.org, train2017.zip, val2017.zip, annotations_trainval2017.zip',
+        'train2017/*.jpg  val2017/*.jpg\nannotations/instances_train2017.json  '
+        'annotations/instances_val2017.json'),
+}
+
+
+class DatasetNotFoundError(FileNotFoundError):
+    """The data set of a config is not where the config says."""
+
+
+def require_dataset(dataset: ConfigDict) -> None:
+    """Check that the folder and the annotation file of a dataset config exist.
+
+    Raises:
+        DatasetNotFoundError: If not, with the path looked at, the layout expected, the source of the
+            data, and what runs without it.
+    """
+    while 'dataset' in dataset:  # wrappers
+        dataset = dataset['dataset']
+    root = Path(dataset.get('data_root') or '')
+    prefix = dataset.get('data_prefix') or {}
+    needed = [root / part for part in (dataset.get('ann_file'), *prefix.values()) if part]
+    missing = next((path for path in needed or [root] if not path.exists()), None)
+    if missing is None:
+        return
+    source, layout = next((value for name, value in _SOURCES.items() if name in str(root)),
+                          ('your own data set', ', '.join(str(p.relative_to(root)) for p in needed)))
+    indented = '\n'.join(f'      {line}' for line in layout.splitlines())
+    demo = 'make demo-detection' if 'coco' in str(root) else 'make demo'
+    raise DatasetNotFoundError(
+        f'there is no {missing.absolute()}\n'
+        f'  looked for: {source}\n'
+        f'  expected below {root.absolute()}:\n{indented}\n'
+        '  elsewhere: link it there, or set data_root of the dataloaders with --cfg-options\n'
+        f'  without the data set: `{demo}` trains on a sample that is part of this repository')
+
+
+def init_distributed(launcher: str, cfg: Config) -> None:
+    """Join the processes of a launcher.
+
+    With GPUs mmengine does it. Without, mmengine would call CUDA all the same, so gloo is set up here,
+    and DDP gets no device.
+
+    Raises:
+        ValueError: For a launcher that is not known on the CPU.
+    """
+    cfg.launcher = launcher
+    if launcher == 'none' or torch.cuda.is_available():
+        return
+    if launcher == 'slurm':
+        os.environ.setdefault('RANK', os.environ['SLURM_PROCID'])
+        os.environ.setdefault('LOCAL_RANK', os.environ['SLURM_LOCALID'])
+        os.environ.setdefault('WORLD_SIZE', os.environ['SLURM_NTASKS'])
+        os.environ.setdefault('MASTER_ADDR', os.environ['SLURM_LAUNCH_NODE_IPADDR'])
+        os.environ.setdefault('MASTER_PORT', '29500')
+    elif launcher != 'pytorch':
+        raise ValueError(f'launcher {launcher!r} needs GPUs: without any, use pytorch or slurm')
+    torch.distributed.init_process_group('gloo')
+    cfg.setdefault('model_wrapper_cfg', dict(
+        type='MMDistributedDataParallel', broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False)))
+    cfg.model_wrapper_cfg.device_ids = None
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The Runner of a config, of the type that it names."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -1,0 +1,85 @@
+"""Put the stand-in for mmcv's compiled extension in place, where there is no such extension."""
+
+import ast
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+_EXTENSION = 'mmcv._ext'
+
+
+def install_mmcv_ops() -> None:
+    """Let ``mmcv.ops`` work without mmcv's compiled extension.
+
+    Where ``mmcv._ext`` can be imported, or mmcv is not installed, nothing happens. Otherwise
+    :mod:`polynext_mm.stack.mmcv_ext` becomes ``mmcv._ext``. Neither ``mmcv.ops`` nor torchvision
+    is imported for that, unless mmdet or mmseg were imported earlier and had to do without
+    ``mmcv.ops``. A second call changes nothing.
+
+    Raises:
+        ImportError: If mmcv is installed and fails to import for a reason of its own.
+    """
+    try:
+        import mmcv
+    except ModuleNotFoundError as error:
+        if error.name != 'mmcv':
+            raise
+        return
+    try:
+        importlib.import_module(_EXTENSION)
+    except ImportError as error:
+        stand_in = _load_stand_in(why=f'{type(error).__name__}: {error}')
+        sys.modules[_EXTENSION] = stand_in
+        mmcv._ext = stand_in
+        _repeat_failed_imports()
+
+
+def _load_stand_in(why: str) -> ModuleType:
+    """Return ``mmcv_ext.py``, executed as the module ``mmcv._ext``.
+
+    It is loaded under that name rather than aliased, so that its spec, which is what
+    ``importlib.util.find_spec`` and mmcv's ``check_ops_exist`` look at, is that of ``mmcv._ext``.
+    """
+    spec = importlib.util.spec_from_file_location(
+        _EXTENSION, Path(__file__).with_name('mmcv_ext.py')
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.why_missing = ' '.join(why.split())
+    return module
+
+
+def _repeat_failed_imports() -> None:
+    """Hand mmcv's operators to those modules of mmdet and mmseg that were imported too early.
+
+    Many of them try ``from mmcv.ops import ...`` and put a placeholder in the operator's place if
+    that fails. Those already imported hold their placeholders for good, and a program that
+    imports mmdet or mmseg first, as one does in alphabetical order, would run into them.
+    """
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, '__file__', None)
+        if name.partition('.')[0] not in ('mmdet', 'mmseg') or not file:
+            continue
+        source = Path(file).read_text(encoding='utf-8')
+        if 'mmcv.ops' not in source:
+            continue
+        for attempt in ast.parse(source).body:
+            if isinstance(attempt, ast.Try):
+                _repeat_imports(attempt, module)
+
+
+def _repeat_imports(attempt: ast.Try, module: ModuleType) -> None:
+    """Set in ``module`` what the ``try`` statement ``attempt`` wanted from ``mmcv.ops``."""
+    for statement in attempt.body:
+        if isinstance(statement, ast.ImportFrom) and _is_of_mmcv_ops(statement):
+            operators = importlib.import_module(statement.module)
+            for wanted in statement.names:
+                if hasattr(operators, wanted.name):
+                    operator = getattr(operators, wanted.name)
+                    setattr(module, wanted.asname or wanted.name, operator)
+
+
+def _is_of_mmcv_ops(statement: ast.ImportFrom) -> bool:
+    return statement.level == 0 and f'{statement.module}.'.startswith('mmcv.ops.')

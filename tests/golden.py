@@ -1,0 +1,82 @@
+"""The recipe of the golden numbers, kept in this one place.
+
+tests/data holds, for four networks, outputs and gradients computed in float64 with the authors' release
+on weights and inputs that a generator seeded by a name makes again. tests/data/README.md tells how.
+"""
+import json
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DATA = Path(__file__).parent / 'data'
+NETWORKS = ('cpolynext_t', 'cpolynext_s', 'apolynext_t', 'apolynext_s')
+
+
+def _normal(name: str, shape) -> np.ndarray:
+    rng = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
+    return rng.standard_normal(shape)
+
+
+def _weight(key: str, shape) -> np.ndarray:
+    if key == 'head.2.p' or key.endswith('num_batches_tracked'):
+        return np.zeros(shape)
+    z = _normal(key, shape)
+    if key.endswith('skip_weight'):
+        return -1 + .5 * z
+    if key.endswith('scale') and '.ops.' in key:
+        a = 32 ** -.5
+        return math.log(a / (1 - a)) + .1 * z
+    if key.endswith('scale'):
+        return 1 + .1 * z
+    if key.endswith('bias'):
+        return .1 * z
+    if key.endswith(('gamma', 'gamma_hw', 'gamma_c')) or len(shape) == 1:
+        return 1 + .1 * z
+    return z / math.sqrt(np.prod(shape[1:]))
+
+
+def _rounded(array) -> Tensor:
+    return torch.from_numpy(np.asarray(array, dtype=np.float32))
+
+
+class Golden:
+    """The golden numbers of one network."""
+
+    def __init__(self, network: str):
+        self._json = json.loads((DATA / f'{network}.json').read_text())
+        self._arrays = np.load(DATA / f'{network}.npz')
+        self.cases = {tuple(case['size']): case for case in self._json['cases']}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """An ImageNet checkpoint with the authors' names, float32."""
+        return authors_weights(self._json['state_dict_shapes'])
+
+    def values(self, size, stage: int) -> tuple[Tensor, Tensor, float]:
+        """Flat indices into a stage's feature, the values there (float64), the absmean of all."""
+        name = '{}x{}.stage{}'.format(*size, stage)
+        index, value, mean = (self._arrays[f'{name}.{part}']
+                              for part in ('index', 'value', 'absmean'))
+        return torch.from_numpy(index.astype(np.int64)), torch.from_numpy(value), float(mean)
+
+    def logits(self, size) -> Tensor:
+        return torch.from_numpy(self._arrays['{}x{}.logits'.format(*size)])
+
+
+def authors_weights(shapes) -> dict[str, Tensor]:
+    """Weights of the recipe for authors' names and their shapes."""
+    return {key: _rounded(_weight(key, tuple(shape))) for key, shape in shapes.items()}
+
+
+def image(size, batch: int = 1) -> Tensor:
+    """The input of a case, (batch, 3, H, W), float32."""
+    return _rounded(_normal('input{}x{}'.format(*size), (batch, 3, *size)))
+
+
+def loss(features, size) -> Tensor:
+    """The scalar whose gradients the golden files hold."""
+    return sum((f * _rounded(_normal('cotangent{}x{}stage{}'.format(*size, i), f.shape)).to(f.dtype)
+                ).mean() for i, f in enumerate(features))

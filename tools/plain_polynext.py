@@ -1,0 +1,157 @@
+"""PolyNeXt as the paper writes it: (B, C, H, W), ordinary layers, whole attention matrices.
+
+The yardstick for polynext_mm.nn: to check it against, and for tools/benchmark.py to measure what its
+care for memory and time is worth. Autograd keeps every intermediate here. Parameters are named as in
+the authors' checkpoints.
+"""
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from polynext_mm.nn import Arch, get_arch
+
+HEAD_WIDTH = 32
+
+
+def conv(in_channels: int, out_channels: int, size: int = 1, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, size, stride, size // 2, bias=False)
+
+
+def depthwise(channels: int, size: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, size, stride, dilation * (size // 2), dilation, channels,
+                     bias=False)
+
+
+class ChannelNorm(nn.Module):
+    """LN over the channels at each position, with a weight and no bias."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean(1, keepdim=True)
+        variance = (x * x).mean(1, keepdim=True)
+        return x / torch.sqrt(variance + 1e-5) * self.weight[:, None, None]
+
+
+class Scale(nn.Module):
+    """One learned factor a channel."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class PolyAttn(nn.Module):
+    """Attention with the weights (1 + s q k^T)^4, without the norm before it."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.heads = math.ceil(channels / 64)
+        width = HEAD_WIDTH * self.heads
+        self.scale = nn.Parameter(torch.full((1, self.heads, 1, 1), HEAD_WIDTH ** -.5).logit())
+        self.qkv = conv(channels, 2 * width)
+        self.q_conv = depthwise(width, 5)
+        self.k_conv = depthwise(width, 5)
+        self.v_conv = depthwise(width, 3)
+        self.final_conv = depthwise(width, 3)
+        self.proj = conv(width, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qk, v = self.qkv(x).chunk(2, 1)
+        q, k, v = (self.tokens(t) for t in (self.q_conv(qk), self.k_conv(qk), self.v_conv(v)))
+        a = (1 + self.scale.sigmoid() * (q @ k.transpose(2, 3))) ** 4
+        a = a / a.sum(-1, keepdim=True).clamp(min=1e-12)
+        y = (a @ v).transpose(2, 3).reshape(len(x), -1, *x.shape[2:])
+        return self.proj(self.final_conv(y))
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """(B, heads * 32, H, W) to (B, heads, H * W, 32)."""
+        return x.reshape(len(x), self.heads, HEAD_WIDTH, -1).transpose(2, 3)
+
+
+def poly_conv(project: nn.Module, coarse: nn.Module, fine: nn.Module, finish: nn.Module,
+              x: Tensor) -> Tensor:
+    b = project(x)
+    return finish(coarse(b) * fine(b).flip(1))
+
+
+def poly_mlp(project: nn.Module, finish: nn.Module, x: Tensor) -> Tensor:
+    u, v = project(x).chunk(2, 1)
+    return finish(u * v)
+
+
+class Cell(nn.Module):
+    """Map (s0, s1) to the next feature. ``ops`` holds the layers of all stacks in one list."""
+
+    def __init__(self, arch: Arch, stage: int):
+        super().__init__()
+        width = arch.widths[stage]
+        self.attends = arch.mixers[stage] == 'attn'
+        self.gates = [arch.gates(stack) for stack in range(arch.stacks[stage])]
+        self.preprocess0 = Scale(width)
+        self.preprocess1 = Scale(width)
+        self.postprocess = ChannelNorm(width)
+        self.skip_weight = nn.Parameter(torch.tensor(arch.gate_init))
+        inner, hidden = (int(width * ratios[stage]) for ratios in (arch.conv_ratios, arch.mlp_ratios))
+        self.ops = nn.ModuleList()
+        for _ in self.gates:
+            if self.attends:
+                self.ops.append(nn.Sequential(ChannelNorm(width), PolyAttn(width)))
+            else:
+                self.ops.extend([
+                    conv(width, inner), depthwise(inner, 3 if stage == 0 else 5, dilation=2),
+                    depthwise(inner, 3),
+                    nn.Sequential(depthwise(inner, 3), conv(inner, width), ChannelNorm(width))])
+            self.ops.extend([conv(width, hidden),
+                             nn.Sequential(ChannelNorm(hidden // 2), conv(hidden // 2, width))])
+
+    def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
+        x = self.postprocess(self.preprocess0(s0) + self.preprocess1(s1))
+        gate = self.skip_weight.sigmoid()
+        ops, count = list(self.ops), len(self.ops) // len(self.gates)
+        for i, (mixer_gate, mlp_gate) in enumerate(self.gates):
+            *mixer, project, finish = ops[count * i:count * (i + 1)]
+            mix = mixer[0] if self.attends else partial(poly_conv, *mixer)
+            x = x + gate[mixer_gate] * mix(x)
+            x = x + gate[mlp_gate] * poly_mlp(project, finish, x)
+        return x
+
+
+class PlainPolyNeXt(nn.Module):
+    """Stem and cells; returns the feature of every stage, (B, C, ceil(H / s), ceil(W / s)) for the
+    strides s = 4, 8, 16, 32.
+
+    Args:
+        arch (str | Mapping | Arch): As of :class:`polynext_mm.nn.PolyNeXt`, which says the errors.
+    """
+
+    def __init__(self, arch):
+        super().__init__()
+        arch = get_arch(arch)
+        self.depths = arch.depths
+        self.stem = nn.Conv2d(3, arch.widths[0], 7, 4, 3, bias=False)
+        self.cells = nn.ModuleList(
+            Cell(arch, stage) for stage, depth in enumerate(arch.depths) for _ in range(depth))
+        self.reductions = nn.ModuleList(
+            conv(before, after, 3, 2) if kind == 'full3x3' else
+            nn.Sequential(depthwise(before, 3, 2), conv(before, after))
+            for before, after in zip(arch.widths, arch.widths[1:]) for kind in arch.downsampling)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        s0 = s1 = self.stem(x)
+        cells, reductions = iter(self.cells), iter(self.reductions)
+        features = []
+        for stage, depth in enumerate(self.depths):
+            if stage > 0:
+                s0, s1 = next(reductions)(s0), next(reductions)(s1)
+            for _ in range(depth):
+                s0, s1 = s1, next(cells)(s0, s1)
+            features.append(s1)
+        return features
