@@ -3,7 +3,6 @@ optim_wrapper = dict(
     type='AutocastOptimWrapper',
     dtype='bfloat16',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    clip_grad=None,
     constructor='PolyNeXtOptimWrapperConstructor',
     # no_decay='paper' exempts all norms from decay, as the paper says
     paramwise_cfg=dict(no_decay='released', head_lr_mult=10.))
