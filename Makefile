@@ -21,10 +21,10 @@ $(INSTALLED): pyproject.toml requirements/torch.txt requirements/base.txt requir
 	touch $@
 
 demo: $(INSTALLED)
-	$(RUN) tools/demo.py landcover
+	$(RUN) tools/demo.py
 
 demo-detection: $(INSTALLED)
-	$(RUN) tools/demo.py treecrowns
+	$(RUN) tools/demo_detection.py
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

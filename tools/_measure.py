@@ -1,19 +1,23 @@
 """What tools/benchmark.py compares, and how it measures time and peak memory.
 
-Time. All subjects live in one process and take turns, one step each a round, so that whatever else the
-machine does meets all of them alike.
+Time. All subjects live in one process and take turns, one step each a round, so that whatever else
+the machine does meets all of them alike.
 
-Peak memory on a CPU is that of a process of its own, which this file is too: the most that was resident
-during one step, less what was resident right before it, plus the weights. Right before means after a
-full step: code, thread stacks and compiled kernels are there already, and the gradients of that step
-are gone. So weights, gradients, activations and scratch space count; the input, the optimizer's state
-and the interpreter do not. Three things make it exact on Linux with glibc: the process gives freed
-memory back at once (ENVIRONMENT, malloc_trim), so nothing freed earlier hides what the step needs; the
-kernel's high-water mark VmHWM is set back right before the step, so earlier peaks do not count; and pages
-count when they are touched, as they do for the machine. Where the mark cannot be set back, the first
-step is measured by ru_maxrss, which includes what the libraries then load: an upper estimate.
+Peak memory on a CPU is measured in a process of its own, for which this file is run: the most that
+is resident during one step, less what is resident right before it, plus the weights. Right before
+means after another such step: code, thread stacks and compiled kernels are there already, and the
+gradients of that step are gone. So weights, gradients, activations and scratch space count; the
+input, an optimizer's state and the interpreter do not. Two things make it exact (Linux, glibc):
 
-On CUDA it is torch.cuda.max_memory_allocated of a step, weights and input included.
+- freed memory goes back to the system at once (ENVIRONMENT, malloc_trim), so that no remains of the
+  first step serve the second;
+- the kernel's high-water mark, VmHWM, is set back right before the step, so that no earlier peak
+  counts.
+
+Where the mark cannot be set back, the very first step is measured, by ru_maxrss. That includes what
+the libraries load and compile in it: an upper estimate.
+
+On CUDA it is torch.cuda.max_memory_allocated of a step, which includes weights and input.
 """
 import contextlib
 import ctypes
@@ -41,6 +45,8 @@ from polynext_mm.weights.names import translate_back
 
 # The modifiers each family of models takes.
 MODIFIERS = {'ours': ('fuse', 'compile', 'cp'), 'plain': ('compile',), 'timm': ('compile',)}
+# The memory format of each family's images; timm's models run in either.
+FAMILY_FORMATS = {'ours': 'channels_last', 'plain': 'contiguous', 'timm': None}
 MEMORY_FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
 DTYPES = {name: getattr(torch, name) for name in ('float32', 'bfloat16', 'float16')}
 
@@ -48,10 +54,9 @@ DTYPES = {name: getattr(torch, name) for name in ('float32', 'bfloat16', 'float1
 ATTENTION = {'blocks': polynomial_attention, 'matrix': polynomial_attention_plain}
 HEADS, HEAD_WIDTH = 5, 32
 
-# Of the process whose memory is measured. glibc: blocks from 64 KiB on are mapped one by one and
-# unmapped when freed. MKL: no private cache of buffers.
-ENVIRONMENT = {'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536',
-               'MKL_DISABLE_FAST_MM': '1'}
+# Of the process whose memory is measured: glibc maps blocks from 64 KiB on one by one, and unmaps
+# them when they are freed.
+ENVIRONMENT = {'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +78,10 @@ class Setting:
     device: str = 'cpu'
     threads: int = 1
 
+    @property
+    def shown_size(self) -> str:
+        return 'x'.join(map(str, self.size))
+
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
@@ -82,7 +91,7 @@ class Subject:
         label (str): What the user calls it.
         family (str): 'ours', 'plain', 'timm' or 'attention'.
         name (str): Of the family's.
-        memory_format (str | None): A key of MEMORY_FORMATS, or None to try them all (timm only).
+        memory_format (str | None): A key of MEMORY_FORMATS, or None if the fastest is to be found.
         modifiers (tuple[str]): Of the family's MODIFIERS.
     """
     label: str
@@ -92,8 +101,8 @@ class Subject:
     modifiers: tuple[str, ...] = ()
 
     def variants(self) -> list['Subject']:
-        """Itself, or one for each memory format if the faster is to be found."""
-        if self.family != 'timm' or self.memory_format is not None:
+        """Itself, or itself in every memory format if the fastest is to be found."""
+        if self.memory_format is not None:
             return [self]
         return [dataclasses.replace(self, memory_format=name) for name in MEMORY_FORMATS]
 
@@ -128,7 +137,8 @@ def parse_subject(label: str) -> Subject:
         if modifier not in MODIFIERS[family]:
             raise ValueError(f'{label}: unknown modifier +{modifier}: {family} models take '
                              f'{", ".join(f"+{name}" for name in MODIFIERS[family])}')
-    return Subject(label, family, name, *rest, modifiers=tuple(modifiers))
+    memory_format = rest[0] if rest else FAMILY_FORMATS[family]
+    return Subject(label, family, name, memory_format, tuple(modifiers))
 
 
 def _check_timm(label: str, name: str) -> None:
@@ -173,8 +183,7 @@ def make_workload(subject: Subject, setting: Setting) -> Workload:
     train = setting.mode == 'train'
     model = build_model(subject).to(setting.device).train(train)
     image = torch.randn(setting.batch, 3, *setting.size, device=setting.device)
-    if subject.memory_format is not None:
-        image = image.contiguous(memory_format=MEMORY_FORMATS[subject.memory_format])
+    image = image.contiguous(memory_format=MEMORY_FORMATS[subject.memory_format])
 
     def step():
         with torch.set_grad_enabled(train), _precision(setting):
@@ -222,6 +231,19 @@ def limit_memory(device: str) -> None:
     if device == 'cpu' and available is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (available, hard))
+
+
+def warmed_up(subject: Subject, setting: Setting, steps: int) -> Workload | None:
+    """The subject's workload after some steps, or None if it did not fit into memory."""
+    try:
+        work = make_workload(subject, setting)
+        for _ in range(steps):
+            work.step()
+        return work
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            return None
+        raise
 
 
 def seconds(step: Callable[[], None], device: str) -> float:

@@ -1,8 +1,8 @@
 """PolyNeXt as the paper writes it: (B, C, H, W), ordinary layers, whole attention matrices.
 
-The yardstick for polynext_mm.nn: to check it against, and for tools/benchmark.py to measure what its
-care for memory and time is worth. Autograd keeps every intermediate here. Parameters are named as in
-the authors' checkpoints.
+The yardstick for polynext_mm.nn: to check it against, and for tools/benchmark.py to measure what
+its care for time and memory is worth. Autograd keeps every intermediate here. Parameters have the
+names of the authors' checkpoints.
 """
 import math
 from functools import partial
@@ -99,7 +99,8 @@ class Cell(nn.Module):
         self.preprocess1 = Scale(width)
         self.postprocess = ChannelNorm(width)
         self.skip_weight = nn.Parameter(torch.tensor(arch.gate_init))
-        inner, hidden = (int(width * ratios[stage]) for ratios in (arch.conv_ratios, arch.mlp_ratios))
+        inner = int(width * arch.conv_ratios[stage])
+        hidden = int(width * arch.mlp_ratios[stage])
         self.ops = nn.ModuleList()
         for _ in self.gates:
             if self.attends:

@@ -61,6 +61,10 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
                  frozen_stages: int = -1, out_norm: bool = True, with_cp: bool = False,
                  grad_clip_norm: float | None = None, compile_cells: bool = False,
                  init_cfg: dict | list[dict] | None = None):
+        for name, value in (('out_norm', out_norm), ('with_cp', with_cp),
+                            ('compile_cells', compile_cells)):
+            if not isinstance(value, bool):  # 'no' on a command line would mean yes
+                raise ValueError(f'{name} must be True or False, got {value!r}')
         super().__init__(arch, in_channels, drop_path_rate, with_cp, grad_clip_norm)
         self.init_cfg = copy.deepcopy(init_cfg)
         num_stages = len(self.stages)

@@ -47,7 +47,7 @@ class CheckpointGuardHook(Hook):
         source = getattr(state_dict, '_metadata', {}).get('', {}).get('source', runner._load_from)
         training = isinstance(runner._train_loop, BaseLoop)
         print_log(loading.check(model, state_dict, source, self.reset_mismatched_heads,
-                                heads_required=not training), logger='current')
+                                evaluation=not training), logger='current')
 
 
 @HOOKS.register_module()
@@ -95,8 +95,9 @@ class MachineHook(Hook):
             return
         if isinstance(wrapper, AmpOptimWrapper) or wrapper._accumulative_counts != 1:
             raise ValueError(
-                f'grad_clip_norm clips gradients of the unscaled loss, and {type(wrapper).__name__} with '
-                f'accumulative_counts={wrapper._accumulative_counts} scales it without telling: use '
+                'grad_clip_norm clips gradients of the unscaled loss, and '
+                f'{type(wrapper).__name__} with accumulative_counts={wrapper._accumulative_counts} '
+                'scales it without telling: use '
                 "optim_wrapper=dict(type='AutocastOptimWrapper', ...)")
 
 

@@ -40,7 +40,7 @@ def require_dataset(dataset: ConfigDict) -> None:
     if missing is None:
         return
     source, layout = next((value for name, value in _SOURCES.items() if name in str(root)),
-                          ('your own data set', ', '.join(str(p.relative_to(root)) for p in needed)))
+                          ('your own data set', '\n'.join(map(str, needed))))
     indented = '\n'.join(f'      {line}' for line in layout.splitlines())
     demo = 'make demo-detection' if 'coco' in str(root) else 'make demo'
     raise DatasetNotFoundError(

@@ -1,6 +1,6 @@
 """The optimizer of the published recipe: parameter groups, and mixed precision on what is there."""
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from mmengine.logging import print_log
@@ -125,14 +125,18 @@ class AutocastOptimWrapper(OptimWrapper):
         loss_scale (float): Initial scale for float16; it is adapted. Defaults to 65536.
         accumulative_counts (int): As of OptimWrapper. Defaults to 1.
         clip_grad (dict | None): As of OptimWrapper; norms are of the unscaled gradients.
+        modules (Sequence[str] | None): Names of the parts of the model to autocast, such as
+            ``('backbone', 'neck')``: what they return is cast to float32, and all the rest is computed
+            in float32. Detectors need that, for a box in bfloat16 is rounded to 8 bits. Defaults to
+            None: the whole model.
 
     Raises:
-        ValueError: For another dtype.
+        ValueError: For another dtype, and in training for a name that the model does not have.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, dtype: str = 'bfloat16',
                  loss_scale: float = 65536., accumulative_counts: int = 1,
-                 clip_grad: dict | None = None):
+                 clip_grad: dict | None = None, modules: Sequence[str] | None = None):
         super().__init__(optimizer, accumulative_counts=accumulative_counts, clip_grad=clip_grad)
         dtypes = ('bfloat16', 'float16', 'float32')
         if dtype not in dtypes:
@@ -145,6 +149,7 @@ class AutocastOptimWrapper(OptimWrapper):
             self.cast_dtype = torch.float32
         self.loss_scaler = torch.amp.GradScaler(device, init_scale=loss_scale,
                                                 enabled=self.cast_dtype is torch.float16)
+        self.modules = modules
         self._clipping: list[PolyNeXt] = []
 
     @contextlib.contextmanager
@@ -154,9 +159,22 @@ class AutocastOptimWrapper(OptimWrapper):
         factor = self.scale_loss(torch.ones(())).item() * self.loss_scaler.get_scale()
         for backbone in self._clipping:
             backbone.set_loss_scale(factor)
-        with super().optim_context(model), torch.autocast(
-                self.device_type, self.cast_dtype, enabled=self.cast_dtype is not torch.float32):
+        with super().optim_context(model), self._autocast(model):
             yield
+
+    def _autocast(self, model: nn.Module) -> contextlib.AbstractContextManager:
+        if self.cast_dtype is torch.float32:
+            return contextlib.nullcontext()
+        if self.modules is None:
+            return torch.autocast(self.device_type, self.cast_dtype)
+        model = getattr(model, 'module', model)
+        parts = dict(model.named_modules())
+        for name in self.modules:
+            if name not in parts:
+                raise ValueError(f'modules: {type(model).__name__} has no {name!r}; its parts are '
+                                 f'{", ".join(name for name, _ in model.named_children())}')
+        return _autocast_within([parts[name] for name in self.modules], self.device_type,
+                                self.cast_dtype)
 
     def backward(self, loss: Tensor, **kwargs) -> None:
         self.loss_scaler.scale(loss).backward(**kwargs)
@@ -181,6 +199,38 @@ class AutocastOptimWrapper(OptimWrapper):
         if scaler and self.loss_scaler.is_enabled():
             self.loss_scaler.load_state_dict(scaler)
         super().load_state_dict(state_dict)
+
+
+@contextlib.contextmanager
+def _autocast_within(modules: Sequence[nn.Module], device: str, dtype: torch.dtype) -> Iterator[None]:
+    """Autocast in the calls of ``modules`` alone; what they return is float32."""
+    entered = []
+
+    def enter(module, args):
+        entered.append(torch.autocast(device, dtype))
+        entered[-1].__enter__()
+
+    def leave(module, args, output):
+        entered.pop().__exit__(None, None, None)
+        return _float32(output)
+
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            # always: autocast must not outlive a forward that raises
+            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+        yield
+
+
+def _float32(output):
+    """The same tensors, or containers of tensors, with those in half precision cast."""
+    if isinstance(output, Tensor):
+        return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+    if isinstance(output, Mapping):
+        return type(output)((key, _float32(value)) for key, value in output.items())
+    if isinstance(output, (tuple, list)):
+        return type(output)(map(_float32, output))
+    return output
 
 
 def _can_autocast(device: str, dtype: str) -> bool:

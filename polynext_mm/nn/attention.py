@@ -20,7 +20,7 @@ EPS = 1e-12  # the smallest divisor, as in the authors' release
 
 # Elements of the block of scores held at a time. On a CPU the block should stay in the last private
 # cache; on a GPU it should be large enough to fill the device.
-CPU_BLOCK = 1 << 18
+CPU_BLOCK = 1 << 20
 DEVICE_BLOCK = 1 << 26
 
 
@@ -58,8 +58,12 @@ def _is_half(x: Tensor) -> bool:
     return x.dtype in (torch.float16, torch.bfloat16)
 
 
+def _wide_dtype(x: Tensor) -> torch.dtype:
+    return torch.float32 if _is_half(x) else x.dtype
+
+
 def _wide(x: Tensor) -> Tensor:
-    return x.float() if _is_half(x) else x
+    return x.to(_wide_dtype(x))
 
 
 def _blocks(q: Tensor, keys: int):
@@ -71,33 +75,42 @@ def _blocks(q: Tensor, keys: int):
     return [slice(i, i + size) for i in range(0, tokens, size)]
 
 
-def _scores(q: Tensor, k_t: Tensor) -> Tensor:
-    """1 + q k^T of a block of queries, float32 or wider, and for half types divided by its largest
-    magnitude a row, which the quotient does not feel and which keeps the powers within range."""
+def _scores(q: Tensor, k_t: Tensor) -> tuple[Tensor, Tensor | float]:
+    """1 + q k^T of a block of queries, float32 or wider. For half types a row is divided by its largest
+    magnitude, which the quotient does not feel and which keeps the powers within range; the second value
+    is that divisor."""
     r = _wide(torch.bmm(q, k_t)).add_(1)
-    if _is_half(q):
-        r /= r.abs().amax(-1, keepdim=True).clamp_min_(EPS)
-    return r
+    if not _is_half(q):
+        return r, 1.
+    top = r.abs().amax(-1, keepdim=True).clamp_min_(EPS)
+    return r.div_(top), top
+
+
+def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b, where total may be wider than a and b."""
+    if total.dtype == a.dtype:
+        total.baddbmm_(a, b)
+    else:
+        total += torch.bmm(a, b)
 
 
 @torch.library.custom_op('polynext_mm::poly_attention', mutates_args=())
 def _forward_op(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
-    row_sum = _wide(q.new_empty(())).new_empty(q.shape[0], q.shape[1], 1)
+    row_sum = q.new_empty(q.shape[0], q.shape[1], 1, dtype=_wide_dtype(q))
     k_t = k.transpose(1, 2)
     for block in _blocks(q, k.shape[1]):
-        a = _scores(q[:, block], k_t).square_().square_()
+        a = _scores(q[:, block], k_t)[0].square_().square_()
         total = torch.sum(a, -1, keepdim=True).clamp_min_(EPS)
         row_sum[:, block] = total
-        out[:, block] = _wide(torch.bmm(a.to(v.dtype), v)) / total
+        torch.div(torch.bmm(a.to(v.dtype), v), total, out=out[:, block])
     return out, row_sum
 
 
 @_forward_op.register_fake
 def _(q, k, v):
-    sums = torch.float64 if q.dtype is torch.float64 else torch.float32
     return (torch.empty_like(v, memory_format=torch.contiguous_format),
-            q.new_empty(q.shape[0], q.shape[1], 1, dtype=sums))
+            q.new_empty(q.shape[0], q.shape[1], 1, dtype=_wide_dtype(q)))
 
 
 @torch.library.custom_op('polynext_mm::poly_attention_backward', mutates_args=())
@@ -105,26 +118,22 @@ def _backward_op(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor,
                  row_sum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
     # keys and values gather from every block: their sums are kept wide
-    grad_k = _wide(k.new_zeros(())).new_zeros(k.shape)
-    grad_v = _wide(v.new_zeros(())).new_zeros(v.shape)
+    grad_k = torch.zeros_like(k, dtype=_wide_dtype(k), memory_format=torch.contiguous_format)
+    grad_v = torch.zeros_like(v, dtype=_wide_dtype(v), memory_format=torch.contiguous_format)
     k_t, v_t = k.transpose(1, 2), v.transpose(1, 2)
     for block in _blocks(q, k.shape[1]):
-        q_b, grad_b, total = q[:, block], grad[:, block], row_sum[:, block]
-        r = _wide(torch.bmm(q_b, k_t)).add_(1)
-        if _is_half(q):
-            top = r.abs().amax(-1, keepdim=True).clamp_min_(EPS)
-            r /= top
-            total = total * top  # of the derivative 4 r^3: one power of the row's scale remains
+        q_b = q[:, block]
+        r, top = _scores(q_b, k_t)
+        # d out_i / d r_ij = 4 r_ij^3 (v_j - out_i) / sum_i: the factors of a row go to what is small
+        share = grad[:, block] / row_sum[:, block]
+        steep = share * (4 / top)
+        slope = _wide(torch.bmm(steep.to(v.dtype), v_t))
+        slope.sub_((steep * out[:, block]).sum(-1, keepdim=True))
         square = r.square()
-        share = (square.square() / row_sum[:, block]).to(v.dtype)
-        grad_v += torch.bmm(share.transpose(1, 2), grad_b)
-        # d out_i / d a_ij = (v_j - out_i) / sum_i
-        inner = (_wide(grad_b) * _wide(out[:, block])).sum(-1, keepdim=True)
-        g = _wide(torch.bmm(grad_b, v_t)).sub_(inner)
-        g.mul_(square.mul_(r)).mul_(4 / total)
-        g = g.to(q.dtype)
-        grad_q[:, block] = torch.bmm(g, k)
-        grad_k += torch.bmm(g.transpose(1, 2), q_b)
+        slope = slope.mul_(r.mul_(square)).to(q.dtype)
+        grad_q[:, block] = torch.bmm(slope, k)
+        _accumulate(grad_k, slope.transpose(1, 2), q_b)
+        _accumulate(grad_v, square.square_().to(v.dtype).transpose(1, 2), share.to(v.dtype))
     return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
 
 

@@ -309,7 +309,8 @@ class PolyNeXt(nn.Module):
         self.arch = get_arch(arch)
         self.loss_scale: float | None = None
         self.stem = nn.Conv2d(in_channels, self.arch.widths[0], 7, STEM_STRIDE, 3, bias=False)
-        rates = iter(torch.linspace(0, drop_path_rate, sum(self.arch.depths)).tolist())
+        last = max(1, sum(self.arch.depths) - 1)
+        rates = (drop_path_rate * cell / last for cell in range(last + 1))
         self.stages = nn.ModuleList(
             Stage(self.arch, i, [next(rates) for _ in range(depth)], with_cp, grad_clip_norm)
             for i, depth in enumerate(self.arch.depths))
@@ -329,7 +330,7 @@ class PolyNeXt(nn.Module):
                 nn.init.ones_(module.scale1)
                 module.gate_logits.copy_(torch.tensor(self.arch.gate_init))
             elif isinstance(module, PolyAttn):
-                module.scale_logit.fill_(torch.logit(torch.tensor(HEAD_WIDTH ** -.5)))
+                module.scale_logit.fill_(-math.log(HEAD_WIDTH ** .5 - 1))  # the logit of 32^-.5
 
     def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
         """Yield every stage's feature of an image (B, in_channels, H, W), from stride 4 to 32, as

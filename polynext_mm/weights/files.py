@@ -6,13 +6,15 @@ where the arch is known: on loading (:mod:`polynext_mm.weights.loading`).
 """
 import argparse
 import contextlib
+import io
 import os
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
 import numpy as np
@@ -27,7 +29,6 @@ BACKBONE = 'backbone.'
 # where the authors' reader looks for weights, an average first
 _AVERAGES = ('state_dict_ema', 'model_ema', 'ema')
 _WEIGHTS = ('state_dict', 'model')
-_WRAPPERS = ('module.', '_orig_mod.')
 
 
 class CheckpointError(RuntimeError):
@@ -87,18 +88,25 @@ def fetch(url: str) -> Path:
 
 def _download(url: str, path: Path) -> str | None:
     """Download to ``path``, whole or not at all; return what went wrong."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(partial), progress=False)
-        if path.suffix in ('.pt', '.pth') and not zipfile.is_zipfile(partial):
+        if path.suffix in ('.pt', '.pth') and not _may_be_whole(partial):
             return 'what arrived is not a whole checkpoint'
         os.replace(partial, path)
-    except (OSError, ValueError, RuntimeError) as error:  # URLError, HTTPError and timeouts are OSErrors
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks wait to hear of it
         return f'{type(error).__name__}: {error}'
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
     return None
+
+
+def _may_be_whole(path: Path) -> bool:
+    """Whether a file is a whole archive of torch's, or of the older kind, which does not tell."""
+    with open(path, 'rb') as file:
+        return zipfile.is_zipfile(file) or (file.seek(0) == 0 and file.read(1) == pickle.PROTO)
 
 
 def _history_buffer_attribute(owner: Any, name: str) -> Any:
@@ -127,28 +135,32 @@ def _load(path: Path, map_location: Any) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f'there is no checkpoint {path}: check the path (it is taken from '
                                 f'{Path.cwd()} if it is relative)')
-    if path.suffix == '.safetensors':
-        from safetensors.torch import load_file
-        return load_file(path, device=str(map_location or 'cpu'))
     try:
+        if path.suffix == '.safetensors':
+            from safetensors.torch import load_file
+            return load_file(path)
         with torch.serialization.safe_globals(_harmless()):
             return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not zipfile.is_zipfile(path):
+    except Exception as error:  # noqa: BLE001 - damage shows in many ways, all the same to the reader
+        refused = _refused(error)
+        if refused:
             raise CheckpointError(
-                f'{path} is not a whole checkpoint ({path.stat().st_size} bytes): it is truncated or '
-                'of another kind. Delete it and get it again') from error
-        reason = str(error).strip().splitlines()
-        what = next((line.strip() for line in reason if 'GLOBAL' in line or 'getattr' in line),
-                    reason[0])
+                f'{path} holds more than weights and was not read, since reading all of it could '
+                f'execute code: {refused}\nIf you trust whoever made it, read it the way mmengine '
+                f'does: {UNSAFE}{path}') from error
+        reason = next(iter(str(error).strip().splitlines()), '')
         raise CheckpointError(
-            f'{path} holds more than weights and was not read, since reading all of it could execute '
-            f'code: {what}\nIf you trust whoever made it, read it the way mmengine does: '
-            f'{UNSAFE}{path}') from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(
-            f'{path} ({path.stat().st_size} bytes) is damaged or truncated: '
-            f'{str(error).strip().splitlines()[0]}. Delete it and get it again') from error
+            f'{path} ({path.stat().st_size} bytes) is damaged, truncated or no checkpoint: '
+            f'{type(error).__name__}: {reason}. Delete it and get it again') from error
+
+
+def _refused(error: Exception) -> str | None:
+    """What a file holds that is not read, out of torch's long explanation; None if that is not it."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return None
+    marks = ('GLOBAL', 'getattr', 'unrecognized function', 'Can only')
+    return next((line.strip() for line in str(error).splitlines()
+                 if any(mark in line for mark in marks)), None)
 
 
 def normalize(checkpoint: Any, source: str | os.PathLike) -> dict:
@@ -164,11 +176,12 @@ def normalize(checkpoint: Any, source: str | os.PathLike) -> dict:
         whole = dict(checkpoint)
         # mmengine would execute the config of an old checkpoint on resuming
         whole['meta'] = {k: v for k, v in checkpoint['meta'].items() if k != 'config'}
-        weights = checkpoint.get('state_dict', {})
+        weights = checkpoint.get('state_dict')
     else:
         whole = {'meta': {}}
         weights = _weights_of(checkpoint)
-    weights = {_unwrapped(key): value for key, value in weights.items()}
+    weights = {unwrapped(key): value for key, value in weights.items()
+               if isinstance(key, str)} if isinstance(weights, Mapping) else {}
     if not any(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f'{source} holds no weights: its keys are '
                               f'{", ".join(map(str, list(checkpoint)[:8]))}')
@@ -189,17 +202,12 @@ def is_backbone(keys) -> bool:
     return names.AUTHORS_MARK in keys or names.OUR_MARK in keys
 
 
-def is_polynext(keys) -> bool:
-    """Whether these are the keys of a PolyNeXt, bare or as somebody's ``backbone``."""
-    return is_backbone({_unwrapped(key).removeprefix(BACKBONE) for key in keys})
-
-
 def _bare(weights: Mapping) -> dict:
     return {key.removeprefix(BACKBONE): value for key, value in weights.items()}
 
 
-def _unwrapped(key: str) -> str:
-    """Without the marks of DDP and torch.compile: ``backbone._orig_mod.x`` is ``backbone.x``."""
+def unwrapped(key: str) -> str:
+    """A key without the marks of DDP and torch.compile: ``backbone._orig_mod.x`` is ``backbone.x``."""
     parts = ('.' + key).replace('._orig_mod.', '.')[1:]
     return parts.removeprefix('module.')
 
@@ -212,65 +220,41 @@ def _weights_of(checkpoint: Mapping) -> Mapping:
     for name in (*_AVERAGES, *_WEIGHTS):
         if isinstance(checkpoint.get(name), Mapping):
             return checkpoint[name]
-    return checkpoint
+    # bare: an epoch number or the like may stand among the weights
+    return {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
 
 
-class _Nothing:
-    """Takes the place of everything that a pickle names."""
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __call__(self, *args, **kwargs):
-        return self
-
-    def __setstate__(self, state):
-        pass
-
-    def __setitem__(self, key, value):
-        pass
-
-    def append(self, value):
-        pass
-
-    def extend(self, values):
-        pass
+def is_polynext_file(path: str | os.PathLike) -> bool:
+    """Whether the keys of a PolyNeXt are anywhere in a file, told without loading or executing it."""
+    return any(is_backbone({unwrapped(text).removeprefix(BACKBONE)}) for text in _pickled_text(path))
 
 
-class _KeyReader(pickle.Unpickler):
-    """Builds the dicts of a pickle and nothing else: no name in it is ever looked up."""
-
-    def find_class(self, module, name):
-        if (module, name) == ('collections', 'OrderedDict'):
-            return OrderedDict
-        return _Nothing
-
-    def persistent_load(self, pid):
-        return _Nothing()
-
-
-def peek_keys(path: str | os.PathLike) -> set[str]:
-    """All keys down to the second level of what a file holds, without executing or loading it. Empty
-    if the file is no pickle of dicts."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                pickles = [n for n in archive.namelist() if n.endswith('data.pkl')]
-                if not pickles:
-                    return set()
-                with archive.open(pickles[0]) as file:
-                    content = _KeyReader(file).load()
+def _pickled_text(path: str | os.PathLike) -> Iterator[str]:
+    """Every string in the pickles of a file, up to where it is none."""
+    # whatever a foreign file does to the parser, it is not one of ours
+    with contextlib.suppress(Exception), open(path, 'rb') as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                for name in archive.namelist():
+                    if name.endswith('data.pkl'):
+                        yield from _strings(io.BytesIO(archive.read(name)))
         else:
-            with open(path, 'rb') as file:
-                # torch's older format: magic number, protocol, machine, then the object
-                for _ in range(4):
-                    content = _KeyReader(file).load()
-    except Exception:  # noqa: BLE001 - whatever a foreign file does here, it is not one of ours
-        return set()
-    if not isinstance(content, dict):
-        return set()
-    inner = [value for value in content.values() if isinstance(value, dict)]
-    return {key for level in (content, *inner) for key in level if isinstance(key, str)}
+            file.seek(0)
+            # torch's older format: magic number, protocol, machine, then the object
+            for _ in range(4):
+                yield from _strings(file)
+
+
+def _strings(stream: BinaryIO) -> Iterator[str]:
+    return (argument for _, argument, _ in pickletools.genops(stream) if isinstance(argument, str))
+
+
+def _is_cut_archive(path: Path) -> bool:
+    """Whether a file starts as torch's archives do and lacks their end."""
+    if not path.is_file() or zipfile.is_zipfile(path):
+        return False
+    with open(path, 'rb') as file:
+        return file.read(4) == b'PK\x03\x04'
 
 
 _everything_safely = False
@@ -290,8 +274,9 @@ def safe_reading() -> Iterator[None]:
 def install_loader() -> None:
     """Let mmengine's CheckpointLoader read PolyNeXt's files, and only those, as :func:`read` does.
 
-    Other people's files, told by their keys, are read as before. ``unsafe:PATH`` is mmengine's own way
-    for any file, executing what mmengine would.
+    Other people's files, told by their keys, are read as before. An archive that was cut short does not
+    tell: it gets the error of :func:`read`. ``unsafe:PATH`` is mmengine's own way for any file,
+    executing what mmengine would.
     """
     from mmengine.runner.checkpoint import CheckpointLoader
 
@@ -301,8 +286,11 @@ def install_loader() -> None:
         return
     load_local, load_http = schemes[''], schemes['https://']
 
+    def is_ours(path):
+        return _everything_safely or is_polynext_file(path) or _is_cut_archive(path)
+
     def load_from_local(filename, map_location=None):
-        if _everything_safely or is_polynext(peek_keys(Path(filename).expanduser())):
+        if is_ours(Path(filename).expanduser()):
             return read(filename, map_location)
         return load_local(filename, map_location)
 
@@ -313,7 +301,7 @@ def install_loader() -> None:
             path = fetch(filename)  # where mmengine keeps downloads too: it will not fetch it again
         except CheckpointError:
             return load_http(filename, map_location)  # for mmengine to say what it says
-        if is_polynext(peek_keys(path)):
+        if is_ours(path):
             return read(filename, map_location)
         return load_http(filename, map_location)
 

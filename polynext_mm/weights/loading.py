@@ -1,6 +1,6 @@
 """Loading, strictly: every key accounted for, or an error that names what was wrong."""
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ def load(model: nn.Module, source: str | os.PathLike) -> str:
     """Load a checkpoint into a backbone, a classifier or a whole segmentor, strictly.
 
     Args:
-        model (nn.Module): A ``PolyNeXt``, a ``PolyNeXtClassifier``, or a model whose ``backbone`` is one.
+        model (nn.Module): A ``PolyNeXt``, a ``PolyNeXtClassifier``, or a model with one as ``backbone``.
         source: Path or url, as of :func:`polynext_mm.weights.read`.
 
     Returns:
@@ -52,7 +52,7 @@ def adapt(backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, sourc
     """
     weights = {}
     for key in [key for key in state_dict if key.startswith(prefix)]:
-        weights[files._unwrapped(key[len(prefix):])] = state_dict.pop(key)
+        weights[files.unwrapped(key[len(prefix):])] = state_dict.pop(key)
     left_over = []
     if not prefix and any(key.startswith(BACKBONE) for key in weights):
         left_over = [key for key in weights if not key.startswith(BACKBONE)]
@@ -61,6 +61,7 @@ def adapt(backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, sourc
     problem = names.unsupported(weights)
     if problem:
         raise CheckpointError(f'{_named(source)}: {problem}')
+    given = weights
     if names.is_authors(weights):
         weights = names.translate(weights, backbone.arch)
     expected = backbone.state_dict()
@@ -72,22 +73,23 @@ def adapt(backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, sourc
     missing = [key for key in expected if key not in weights]
     fresh = [key for key in missing if key.startswith('out_norms.')]
     _raise_unless_equal(expected, weights, [key for key in missing if key not in fresh], source,
-                        _hint(weights, backbone))
+                        lambda: _hint(given, backbone))
     state_dict.update({prefix + key: value for key, value in weights.items()})
     return report('PolyNeXt', len(weights), len(expected), source, fresh, left_over)
 
 
 def check(model: nn.Module, state_dict: dict[str, Tensor], source=None,
-          reset_mismatched_heads: bool = False, heads_required: bool = False) -> str:
-    """Check that a whole model takes ``state_dict``, whose backbone :func:`adapt` has seen.
+          reset_mismatched_heads: bool = False, evaluation: bool = False) -> str:
+    """Check that a whole model takes ``state_dict``, the keys of whose backbone are for :func:`adapt`.
 
     Args:
-        model (nn.Module): A segmentor or detector.
+        model (nn.Module): A segmentor or detector whose ``backbone`` is a PolyNeXt.
         state_dict (dict): Weights. Heads that do not fit are taken out, if they may be.
         source: The file, for the report.
         reset_mismatched_heads (bool): Let last layers of another shape (another number of classes) keep
-            their initialization instead of stopping.
-        heads_required (bool): Refuse a file without heads (for evaluation).
+            their initialization instead of stopping. Not in evaluation.
+        evaluation (bool): Refuse what could start a training and is not a whole model: a file without
+            heads, or with output norms where the model has none, or the other way round.
 
     Returns:
         str: The report.
@@ -98,23 +100,41 @@ def check(model: nn.Module, state_dict: dict[str, Tensor], source=None,
     expected = {key: value for key, value in model.state_dict().items()
                 if not key.startswith(BACKBONE)}
     heads = {key: value for key, value in state_dict.items() if not key.startswith(BACKBONE)}
-    if not heads and not heads_required:
+    if evaluation:
+        _raise_if_norms_differ(model.backbone, state_dict, source)
+    elif not heads:
         return report(type(model).__name__ + ' heads', 0, len(expected), source,
                       _groups(expected), [])
     mismatched = [key for key, value in heads.items()
                   if key in expected and value.shape != expected[key].shape]
-    if reset_mismatched_heads:
+    if reset_mismatched_heads and not evaluation:
         for key in mismatched:
             del heads[key], state_dict[key]
     missing = [key for key in expected
                if key not in heads and not key.endswith('num_batches_tracked')]
     reset = [key for key in missing if key in mismatched]
-    hint = ('the file has no heads: it is a backbone alone and cannot be evaluated' if not heads else
-            'for another number of classes, set reset_mismatched_heads=True of the config\'s '
-            'CheckpointGuardHook: those layers then start afresh' if mismatched else
-            'the file is of another kind of model')
+
+    def hint() -> str:
+        if not heads:
+            return 'the file has no heads: it is a backbone alone and cannot be evaluated'
+        if mismatched:
+            return ('for another number of classes, set reset_mismatched_heads=True of the config\'s '
+                    'CheckpointGuardHook: those layers then start afresh')
+        return 'the file is of another kind of model'
+
     _raise_unless_equal(expected, heads, [key for key in missing if key not in reset], source, hint)
     return report(type(model).__name__ + ' heads', len(heads), len(expected), source, reset, [])
+
+
+def _raise_if_norms_differ(backbone: nn.Module, state_dict: Mapping[str, Tensor], source) -> None:
+    in_file = {key.split('.')[2] for key in state_dict
+               if key.startswith((f'{BACKBONE}out_norms.', f'{BACKBONE}extra_norms.'))}
+    absent = sorted(set(backbone.out_norms) - in_file)
+    if in_file and not len(backbone.out_norms):
+        raise CheckpointError(f'{_named(source)} was trained with output norms: set out_norm=True')
+    if absent:
+        raise CheckpointError(f'{_named(source)} has no output norms for the stages '
+                              f'{", ".join(absent)}: set out_norm=False if it was trained without')
 
 
 def report(what: str, loaded: int, total: int, source, fresh: Collection[str],
@@ -139,7 +159,7 @@ def _named(source) -> str:
 
 def _hint(weights: Mapping[str, Tensor], backbone: nn.Module) -> str:
     """What the file is, if that can be told."""
-    if not weights:
+    if not any(key.startswith(('stem.', 'cells.', 'stages.')) for key in weights):
         return 'it has no weights of the backbone at all'
     try:
         arch = names.infer_arch(weights)
@@ -151,7 +171,7 @@ def _hint(weights: Mapping[str, Tensor], backbone: nn.Module) -> str:
 
 
 def _raise_unless_equal(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor],
-                        missing: Collection[str], source, hint: str) -> None:
+                        missing: Collection[str], source, hint: Callable[[], str]) -> None:
     problems = []
     unexpected = [key for key in weights if key not in expected]
     shapes = [f'{key} is {tuple(value.shape)} instead of {tuple(expected[key].shape)}'
@@ -162,5 +182,4 @@ def _raise_unless_equal(expected: Mapping[str, Tensor], weights: Mapping[str, Te
             more = f' and {len(keys) - 4} more' if len(keys) > 4 else ''
             problems.append(f'{len(keys)} {what}: {", ".join(list(keys)[:4])}{more}')
     if problems:
-        raise CheckpointError(f'{_named(source)} does not fit: {"; ".join(problems)}. {hint[0].upper()}'
-                              f'{hint[1:]}')
+        raise CheckpointError(f'{_named(source)} does not fit: {"; ".join(problems)}; {hint()}')

@@ -1,0 +1,195 @@
+"""Detectors through tools/train.py and tools/test.py, on generated data in COCO's layout."""
+import importlib
+import itertools
+import os
+import pickle
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from coco_sample import SHAPES, data_options, make_coco
+from detectors import ROOT, batch, losses
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+
+MASK_RCNN = ROOT / 'configs' / 'mask_rcnn_cpolynext_t_coco_1x.py'
+GIB = 2 ** 30
+
+
+def run(*command, cwd=ROOT, timeout=600):
+    result = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, text=True, timeout=timeout,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert result.returncode == 0, result.stdout[-4000:]
+    return result.stdout
+
+
+def coco_classes():
+    return importlib.import_module('mmdet.datasets').CocoDataset.METAINFO['classes']
+
+
+def average_precisions(log: str) -> dict[str, float]:
+    """Of the last evaluation in a log: 'bbox_mAP' and so on."""
+    return {name: float(value) for name, value in re.findall(r'coco/(\w+): (-?[\d.]+)', log)}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(('', 0))
+        return probe.getsockname()[1]
+
+
+def test_two_processes(tmp_path):
+    """DDP without find_unused_parameters, resuming included."""
+    root = make_coco(tmp_path / 'coco', coco_classes())
+    command = ['-m', 'torch.distributed.run', '--nproc-per-node', 2, '--master-port', free_port(),
+               ROOT / 'tools' / 'train.py', MASK_RCNN, '--launcher', 'pytorch',
+               '--work-dir', tmp_path / 'work', '--cfg-options', *data_options(root),
+               'train_dataloader.batch_size=1', 'train_dataloader.dataset.pipeline.2.scale=(96,96)',
+               'val_dataloader.dataset.pipeline.1.scale=(96,96)', 'model.backbone.init_cfg=None',
+               'model.train_cfg.rcnn.sampler.num=16', 'model.test_cfg.rpn.max_per_img=50',
+               'default_hooks.logger.interval=1']
+    log = run(*command, 'train_cfg.max_epochs=1')
+    assert (tmp_path / 'work' / 'epoch_1.pth').is_file()
+    assert re.search(r'Epoch\(train\) +\[1\]\[2/2\]', log)
+    command.insert(command.index('--work-dir'), '--resume')
+    log = run(*command, 'train_cfg.max_epochs=2')
+    assert re.findall(r'Epoch\(train\) +(\[.\])\[2/2\]', log) == ['[2]']
+
+
+def test_without_coco_one_screen_says_what_to_do(tmp_path):
+    result = subprocess.run([sys.executable, str(ROOT / 'tools' / 'train.py'), str(MASK_RCNN)],
+                            cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    message = result.stderr[result.stderr.index('DatasetNotFoundError'):]
+    assert 'Traceback' not in result.stderr and message.count('\n') < 20
+    for part in ('data/coco', 'cocodataset.org', 'instances_train2017.json', 'make demo-detection'):
+        assert part in message
+    assert not (tmp_path / 'work_dirs').exists()
+
+
+@pytest.mark.parametrize('order', itertools.permutations(['mmseg', 'mmdet']), ids=' then '.join)
+def test_both_tasks_in_one_process(order, tmp_path):
+    """Runners of a segmentor and a detector, each at work after the other was built."""
+    from mmengine.runner import Runner
+
+    runners = {}
+    for scope in order:
+        name = {'mmseg': 'upernet_cpolynext_t_ade20k', 'mmdet': 'retinanet_cpolynext_t_coco_1x'}[scope]
+        cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
+        cfg.model.backbone.init_cfg = None
+        cfg.work_dir = str(tmp_path / scope)
+        cfg.experiment_name = f'{"-".join(order)}-{scope}'
+        runners[scope] = Runner.from_cfg(cfg)
+        wrapper = runners[scope].build_optim_wrapper(cfg.optim_wrapper)
+        assert type(wrapper).__name__ == 'AutocastOptimWrapper'
+    detector, segmentor = runners['mmdet'].model, runners['mmseg'].model
+    assert type(detector).__module__.startswith('mmdet.')
+    assert type(segmentor).__module__.startswith('mmseg.')
+    assert type(detector.backbone) is type(segmentor.backbone)
+    assert detector.train().loss(torch.randn(1, 3, 96, 96), batch()['data_samples'])
+    with torch.no_grad():
+        assert segmentor.eval()(torch.randn(1, 3, 64, 64))[0].shape[0] == 150
+
+
+def test_the_worked_example_of_the_docs(tmp_path):
+    """ATSS, as docs/detection.md has it, among mmdet's own configs."""
+    mmdet = importlib.import_module('mmdet')
+    example, = re.findall(r'```python\n(_base_.*?)```', (ROOT / 'docs' / 'detection.md').read_text(),
+                          flags=re.DOTALL)
+    assert len(example.splitlines()) <= 10
+    for part in ('_base_', 'atss'):
+        shutil.copytree(Path(mmdet.__file__).parent / '.mim' / 'configs' / part, tmp_path / part)
+    path = tmp_path / 'atss' / 'atss_cpolynext_t.py'
+    path.write_text(example)
+    cfg = Config.fromfile(path)
+    init_default_scope('mmdet')
+    importlib.import_module('mmdet.models')
+    model = importlib.import_module('mmdet.registry').MODELS.build(cfg.model)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    loss, _ = losses(model.train(), wrapper, batch())
+    wrapper.backward(loss)
+    assert all(param.grad is not None for param in model.parameters() if param.requires_grad)
+    wrapper.step()
+    assert losses(model, wrapper, batch())[0].isfinite()
+
+
+@pytest.mark.slow
+def test_mask_rcnn_learns_masks(tmp_path):
+    """A few images by heart: boxes and masks, from polygons and run lengths, scored by COCO's metric."""
+    root = make_coco(tmp_path / 'coco', SHAPES, train=6, val=0)
+    annotations = f'{root}/annotations/instances_train2017.json'
+    config = tmp_path / 'mask_rcnn_shapes.py'
+    config.write_text(textwrap.dedent(f'''
+        _base_ = '{MASK_RCNN}'
+        metainfo = dict(classes={SHAPES})
+        train_pipeline = [
+            dict(type='LoadImageFromFile'),
+            dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='PackDetInputs')]
+        test_pipeline = [
+            dict(type='LoadImageFromFile'),
+            dict(type='Resize', scale_factor=1.),
+            dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+            dict(type='PackDetInputs', meta_keys=(
+                'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))]
+        loader = dict(num_workers=0, persistent_workers=False)
+        train_dataloader = dict(dataset=dict(
+            data_root='{root}', metainfo=metainfo, pipeline=train_pipeline), **loader)
+        val_dataloader = dict(dataset=dict(
+            data_root='{root}', metainfo=metainfo, pipeline=test_pipeline,
+            ann_file='annotations/instances_train2017.json', data_prefix=dict(img='train2017/')),
+            **loader)
+        test_dataloader = val_dataloader
+        val_evaluator = dict(ann_file='{annotations}')
+        test_evaluator = val_evaluator
+        model = dict(
+            backbone=dict(drop_path_rate=0., init_cfg=None),
+            roi_head=dict(bbox_head=dict(num_classes=3), mask_head=dict(num_classes=3)),
+            train_cfg=dict(rcnn=dict(sampler=dict(num=64))))
+        epochs = 50
+        optim_wrapper = dict(
+            dtype='float32', optimizer=dict(lr=5e-4), clip_grad=dict(max_norm=5.))
+        param_scheduler = [
+            dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
+            dict(type='MultiStepLR', by_epoch=True, begin=0, end=epochs, milestones=[40], gamma=0.1)]
+        train_cfg = dict(max_epochs=epochs, val_interval=epochs)
+        default_hooks = dict(checkpoint=dict(interval=epochs))
+        randomness = dict(seed=0)
+        '''))
+    work_dir = tmp_path / 'work'
+    run('tools/train.py', config, '--work-dir', work_dir)
+    log = run('tools/test.py', config, work_dir / 'epoch_50.pth', '--work-dir', work_dir,
+              '--out', tmp_path / 'found.pkl', '--show-dir', tmp_path / 'drawn',
+              '--cfg-options', 'test_evaluator.classwise=True')
+    found = average_precisions(log)
+    assert found['segm_mAP_50'] > .5 and found['segm_mAP'] > .25 and found['bbox_mAP_50'] > .5, found
+    assert all(f'| {shape}' in log for shape in SHAPES)
+    assert len(pickle.loads((tmp_path / 'found.pkl').read_bytes())) == 6
+    assert len(list((tmp_path / 'drawn').iterdir())) == 6
+
+
+@pytest.mark.slow
+def test_a_full_size_step_within_24_gib(tmp_path):
+    root = make_coco(tmp_path / 'coco', coco_classes(), train=1, val=1, size=(1333, 800))
+    command = [sys.executable, ROOT / 'tools' / 'train.py',
+               ROOT / 'configs' / 'mask_rcnn_apolynext_s_coco_1x.py', '--work-dir', tmp_path / 'work',
+               '--cfg-options', *data_options(root), 'train_dataloader.batch_size=1',
+               'train_cfg.max_epochs=1', 'train_cfg.val_interval=2', 'model.backbone.init_cfg=None',
+               'default_hooks.logger.interval=1']
+    with open(tmp_path / 'log', 'w') as log:
+        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+    text = (tmp_path / 'log').read_text()
+    assert status == 0, text[-4000:]
+    loss, = re.findall(r'Epoch\(train\) +\[1\]\[1/1\].* loss: ([\d.]+)', text)
+    assert 0 < float(loss) < 100
+    print(f'{usage.ru_maxrss * 1024 / GIB:.1f} GiB')  # kilobytes, on Linux
+    assert usage.ru_maxrss * 1024 < 24 * GIB

@@ -1,0 +1,222 @@
+"""Files, models and settings that several tests share."""
+import functools
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from argparse import Namespace
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from golden import Golden, authors_weights, image
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+
+import polynext_mm  # noqa: F401 - registers
+from polynext_mm.nn import ARCHS
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / 'configs' / 'upernet_cpolynext_t_ade20k.py'
+ARCH = 'cpolynext_t'
+SIZE = (64, 64)
+
+# the smallest network that has everything: both mixers, both kinds of downsampling, an unused gate
+TINY_ARCH = dict(
+    widths=(8, 16, 16, 24), depths=(1, 2, 1, 1), stacks=(1, 2, 1, 1),
+    mixers=('conv', 'conv', 'attn', 'attn'), conv_ratios=(1, 1, .75, .75), mlp_ratios=(2, 2, 1.75, 1.75),
+    downsampling=('sep3x3', 'full3x3'), gate_init=(0, -.5, -1, -1.5, -2))
+
+
+# Networks
+
+
+def build(**settings) -> nn.Module:
+    """A PolyNeXt from the registry, the tiny one unless told otherwise."""
+    return MODELS.build(dict(dict(type='PolyNeXt', arch=TINY_ARCH), **settings))
+
+
+def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The same model with weights under which all its parts matter."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for param in model.parameters():
+            fan_in = param[0].numel() if param.ndim > 1 else 16
+            param.add_(torch.randn(param.shape, generator=generator) / fan_in ** .5)
+    return model
+
+
+# The authors' files
+
+
+@functools.cache
+def imagenet_weights(arch: str = ARCH) -> dict[str, Tensor]:
+    """What a published ImageNet file holds, by the golden recipe."""
+    return Golden(arch).state_dict()
+
+
+def other_weights(arch: str = ARCH) -> dict[str, Tensor]:
+    """Of the same network, and not those that should be loaded."""
+    return {key: value + 1 for key, value in imagenet_weights(arch).items()}
+
+
+def prefixed(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in weights.items()}
+
+
+def _training_checkpoint(average: dict, last: dict, n_averaged: int) -> dict:
+    return dict(epoch=7, arch=ARCH, args=Namespace(lr=1e-3, data='imagenet'), metric=80.1,
+                state_dict=prefixed('module.', last),
+                optimizer=dict(state={}, param_groups=[dict(lr=.1)]),
+                ema_state_dict=dict(n_averaged=torch.tensor(n_averaged), **prefixed('module.', average)))
+
+
+# every container that the authors' release reads or writes, filled with imagenet_weights()
+CONTAINERS = {
+    'bare': lambda: imagenet_weights(),
+    'state_dict': lambda: dict(state_dict=imagenet_weights(), epoch=3, args=Namespace(lr=.1)),
+    'model': lambda: dict(model=OrderedDict(imagenet_weights())),
+    'module.': lambda: dict(state_dict=prefixed('module.', imagenet_weights())),
+    'state_dict_ema': lambda: dict(state_dict=other_weights(), state_dict_ema=imagenet_weights()),
+    'model_ema': lambda: dict(model=other_weights(), model_ema=imagenet_weights()),
+    'ema': lambda: dict(ema=prefixed('module.', imagenet_weights()), state_dict=other_weights()),
+    'averaged': lambda: _training_checkpoint(imagenet_weights(), other_weights(), 12),
+    'never averaged': lambda: _training_checkpoint(other_weights(), imagenet_weights(), 0),
+}
+
+
+def output_norms(arch: str = ARCH) -> dict[str, Tensor]:
+    """What the authors' dense-prediction backbone has besides."""
+    return authors_weights({f'extra_norms.{stage}.{kind}': (width,)
+                            for stage, width in enumerate(ARCHS[arch].widths)
+                            for kind in ('weight', 'bias')})
+
+
+def head_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Weights for the heads of a segmentor: of the recipe where it has one, else counts."""
+    shapes = {key: value.shape for key, value in model.state_dict().items()
+              if not key.startswith('backbone.')}
+    weights = authors_weights({k: s for k, s in shapes.items() if not k.endswith('running_var')})
+    counts = {k: v.long() for k, v in weights.items() if k.endswith('num_batches_tracked')}
+    variances = {k: torch.full(s, 2.) for k, s in shapes.items() if k.endswith('running_var')}
+    return weights | counts | variances
+
+
+def segmentor_file(cfg: Config, backbone_prefix: str = 'backbone.', **meta) -> dict:
+    """An mmseg checkpoint of the authors': backbone in their names, heads in mmseg's."""
+    backbone = {k: v for k, v in imagenet_weights(cfg.model.backbone.arch).items()
+                if k.startswith(('stem', 'cells', 'reductions'))}
+    state_dict = OrderedDict(prefixed(backbone_prefix,
+                                      backbone | output_norms(cfg.model.backbone.arch)))
+    state_dict.update(head_weights(build_segmentor(cfg)))
+    return dict(meta=dict(meta, epoch=0, iter=160000), state_dict=state_dict)
+
+
+# What was loaded
+
+
+def is_golden(backbone: nn.Module) -> bool:
+    """Whether a backbone without output norms computes what the authors' release computes."""
+    with torch.no_grad():
+        features = backbone.eval()(image(SIZE))
+    for stage, feature in enumerate(features):
+        index, value, absmean = Golden(ARCH).values(SIZE, stage)
+        off = (feature.contiguous().flatten()[index] - value).abs().max()
+        if not off <= 1e-4 * absmean:
+            return False
+    return len(features) == 4
+
+
+def is_golden_and_normed(backbone: nn.Module) -> bool:
+    """The same for a backbone with the authors' output norms."""
+    weights, reference = output_norms(), build(arch=ARCH, out_norm=False)
+    reference.load_state_dict(imagenet_weights(), strict=False)
+    with torch.no_grad():
+        assert is_golden(reference)
+        features, expected = backbone.eval()(image(SIZE)), reference(image(SIZE))
+    for stage, (feature, raw) in enumerate(zip(features, expected)):
+        weight, bias = (weights[f'extra_norms.{stage}.{kind}'] for kind in ('weight', 'bias'))
+        normed = nn.functional.layer_norm(raw.permute(0, 2, 3, 1), weight.shape, weight, bias, 1e-5)
+        if not torch.allclose(feature.permute(0, 2, 3, 1), normed, atol=1e-4):
+            return False
+    return True
+
+
+# Small runs of the real configs and tools
+
+
+def tiny_options(data_root: str | Path, iters: int = 1) -> dict:
+    """Settings, as of --cfg-options, that make an ADE20K config run in seconds: nothing else differs."""
+    options = {
+        'train_dataloader.batch_size': 2,
+        'train_dataloader.dataset.pipeline.2.scale': (128, 128),
+        'train_dataloader.dataset.pipeline.3.crop_size': (64, 64),
+        'model.data_preprocessor.size': (64, 64),
+        'model.backbone.init_cfg': None,
+        'model.decode_head.channels': 16,
+        'model.auxiliary_head.channels': 16,
+        'model.test_cfg.mode': 'whole',
+        'train_cfg.max_iters': iters,
+        'train_cfg.val_interval': iters,
+        'default_hooks.checkpoint.interval': iters,
+    }
+    for split in ('train', 'val', 'test'):
+        options |= {
+            f'{split}_dataloader.num_workers': 0,
+            f'{split}_dataloader.persistent_workers': False,
+            f'{split}_dataloader.dataset.data_root': str(data_root),
+        }
+    for split in ('val', 'test'):
+        options[f'{split}_dataloader.dataset.pipeline.1.scale'] = (64, 64)
+    return options
+
+
+def as_arguments(options: dict) -> list[str]:
+    return ['--cfg-options', *(f'{key}={value}'.replace(' ', '') for key, value in options.items())]
+
+
+def tiny_config(data_root: str | Path, work_dir: str | Path, **options) -> Config:
+    """The config of the smallest published network, made to run in seconds."""
+    cfg = Config.fromfile(CONFIG)
+    cfg.merge_from_dict(dict(tiny_options(data_root), **options))
+    cfg.work_dir = str(work_dir)
+    return cfg
+
+
+def build_segmentor(cfg: Config) -> nn.Module:
+    init_default_scope('mmseg')
+    return MODELS.build(cfg.model)
+
+
+def sample_as_ade20k(folder: Path, images: int = 4) -> Path:
+    """A few tiles of the land cover sample in the layout of ADE20K, under its name."""
+    root = folder / 'ADEChallengeData2016'
+    for split in ('training', 'validation'):
+        for kind, suffix in (('images', '.jpg'), ('annotations', '.png')):
+            target = root / kind / split
+            target.mkdir(parents=True)
+            tiles = sorted((ROOT / 'demo' / 'landcover' / kind / split).glob(f'*{suffix}'))
+            for tile in tiles[:images]:
+                shutil.copy(tile, target)
+    return root
+
+
+def run(*command, cwd: Path | None = None, succeeds: bool = True, **env: str) -> str:
+    """Run a command to its end, check how it ended, return all that it printed."""
+    done = subprocess.run([str(part) for part in command], cwd=cwd, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, env={**os.environ, 'OMP_NUM_THREADS': '1', **env})
+    assert (done.returncode == 0) == succeeds, done.stdout
+    return done.stdout
+
+
+def python(*arguments, **settings) -> str:
+    return run(sys.executable, '-W', 'ignore', *arguments, **settings)
+
+
+def free_port() -> int:
+    """For processes that look for each other."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]

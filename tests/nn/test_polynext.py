@@ -1,0 +1,145 @@
+"""The network against the authors' release: outputs, logits, gradients, parameters, operations."""
+import dataclasses
+
+import golden
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from polynext_mm.nn import ARCHS, Arch, PolyNeXt, PolyNeXtClassifier, get_arch
+from polynext_mm.weights.names import authors_to_ours, translate
+
+# published: million parameters, GMACs at 224 (classifier included), and the MACs counted in the release
+PUBLISHED = {
+    'cpolynext_t': ('6.4', 1.2, 1.20), 'apolynext_t': ('6.5', 1.3, 1.34),
+    'cpolynext_s': ('26', 4.8, 4.78), 'apolynext_s': ('26', 5.3, 5.29),
+    'cpolynext_b': ('40', 8.5, 8.50), 'apolynext_b': ('41', 9.3, 9.31),
+    'cpolynext_l': ('57', 12.6, 12.62), 'apolynext_l': ('57', 13.3, 13.35),
+}
+SIZES = ((64, 64), (96, 160))
+TOLERANCE = {torch.float32: (1e-4, 1e-3), torch.float64: (1e-9, 1e-7)}
+
+
+@pytest.fixture(scope='module', params=golden.NETWORKS)
+def network(request):
+    return golden.Golden(request.param), request.param
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+def test_outputs_and_gradients_are_the_releases(network, dtype):
+    numbers, name = network
+    model = PolyNeXtClassifier(name).to(dtype).eval()
+    model.load_state_dict(translate(numbers.state_dict(), model.arch), strict=True)
+    theirs = {ours: key for key, ours in authors_to_ours(model.arch).items()}
+    close, close_norm = TOLERANCE[dtype]
+    for size in SIZES:
+        case = numbers.cases[size]
+        model.zero_grad()
+        features = list(model.forward_stages(golden.image(size).to(dtype)))
+        for stage, feature in enumerate(features):
+            index, value, absmean = numbers.values(size, stage)
+            assert list(feature.shape) == case['shapes'][stage]
+            assert (feature.reshape(-1)[index] - value).abs().max() < close * absmean
+        logits = numbers.logits(size)
+        assert (model.head(features[-1]) - logits).abs().max() < close * logits.abs().mean()
+        golden.loss(features, size).backward()
+        for key, param in model.named_parameters():
+            if not key.startswith('head.'):
+                expected = case['grad_norm'][theirs[key]]
+                assert abs(param.grad.norm().item() - expected) <= close_norm * expected, key
+
+
+@pytest.mark.parametrize('name', ARCHS)
+def test_parameters_and_operations_are_the_published(name):
+    millions, gmacs, counted = PUBLISHED[name]
+    with torch.device('meta'):
+        model = PolyNeXtClassifier(name).eval()
+        image = torch.empty(1, 3, 224, 224)
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    assert f'{parameters:.{1 if "." in millions else 0}f}' == millions
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
+    macs = counter.get_total_flops() / 2 / 1e9
+    assert abs(macs - gmacs) <= .06
+    assert abs(macs - counted) <= .005
+
+
+def test_backward_counts_twice_the_operations_and_no_less():
+    with torch.device('meta'):
+        model = PolyNeXt('apolynext_t')
+        image = torch.empty(1, 3, 64, 64)
+    with FlopCounterMode(display=False) as forward:
+        features = model(image)
+    with FlopCounterMode(display=False) as backward:
+        sum(f.sum() for f in features).backward()
+    assert backward.get_total_flops() > 1.8 * forward.get_total_flops()
+
+
+def test_a_custom_arch_is_a_dict_of_the_same_fields():
+    fields = dataclasses.asdict(ARCHS['cpolynext_t']) | dict(
+        widths=[16, 32], depths=[1, 2], stacks=[1, 2], mixers=['conv', 'attn'], conv_ratios=[1, 1],
+        mlp_ratios=[2, 2])
+    model = PolyNeXt(fields)
+    assert [tuple(f.shape) for f in model(torch.randn(2, 3, 40, 64))] == [(2, 16, 10, 16), (2, 32, 5, 8)]
+    assert get_arch(fields) == Arch(**fields)
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(depths=(1, 2)), 'depths'), (dict(widths=(48, 96, 192, 0)), 'widths'),
+    (dict(mixers=('conv', 'conv', 'mlp', 'conv')), "'conv', 'attn'"),
+    (dict(downsampling=('sep3x3',)), 'full3x3'), (dict(mlp_ratios=(1.03, 2, 2, 2)), 'even'),
+    (dict(gate_init=(0., 0.)), 'gate_init'), (dict(paired_gates=1), 'paired_gates'),
+    (dict(stacks=3), 'stacks'), (dict(conv_ratios=(1, 1, 1, 'x')), 'conv_ratios'),
+    (dict(norm='bn'), 'unknown fields'),
+])
+def test_a_wrong_custom_arch_says_which_field(change, message):
+    fields = dataclasses.asdict(ARCHS['cpolynext_t']) | change
+    with pytest.raises(ValueError, match=message):
+        get_arch(fields)
+
+
+def test_unknown_arch_names_the_choices():
+    with pytest.raises(ValueError, match='apolynext_l'):
+        get_arch('polynext_s')
+
+
+@pytest.mark.parametrize('name', ['cpolynext_t', 'apolynext_t'])
+def test_fused_network_computes_the_same(name):
+    torch.manual_seed(0)
+    model = PolyNeXt(name).eval()
+    numbers = golden.Golden(name)
+    weights = translate(numbers.state_dict(), model.arch)
+    model.load_state_dict({k: v for k, v in weights.items() if not k.startswith('head.')})
+    image = golden.image((64, 96))
+    with torch.no_grad():
+        before = model(image)
+        after = model.fuse()(image)
+        again = model.fuse()(image)
+    assert not any('gate' in key or 'scale_logit' in key for key in model.state_dict())
+    for a, b, c in zip(before, after, again):
+        assert (a - b).abs().max() < 1e-5 * a.abs().max()
+        assert torch.equal(b, c)
+
+
+@pytest.mark.parametrize('name', ['cpolynext_t', 'apolynext_t'])
+def test_the_whole_network_compiles_to_one_graph(name):
+    model = PolyNeXt(name).eval()
+    compiled = torch.compile(model, fullgraph=True, backend='eager')
+    with torch.no_grad():
+        for size in ((64, 64), (64, 96)):
+            image = golden.image(size)
+            for a, b in zip(model(image), compiled(image)):
+                torch.testing.assert_close(a, b)
+    torch._dynamo.reset()
+
+
+def test_training_compiles_to_one_graph():
+    model = PolyNeXt('apolynext_t')
+    image = golden.image((64, 64))
+    golden.loss(model(image), (64, 64)).backward()
+    expected = {key: p.grad.clone() for key, p in model.named_parameters()}
+    model.zero_grad()
+    golden.loss(torch.compile(model, fullgraph=True, backend='aot_eager')(image), (64, 64)).backward()
+    for key, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[key], msg=key)
+    torch._dynamo.reset()

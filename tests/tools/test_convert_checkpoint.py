@@ -1,0 +1,176 @@
+"""tools/convert_checkpoint.py: the authors' names to ours and back, to the last bit."""
+import argparse
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    ARCH,
+    CONTAINERS,
+    ROOT,
+    build,
+    imagenet_weights,
+    is_golden,
+    output_norms,
+    python,
+    segmentor_file,
+    tiny_config,
+)
+from mmengine.runner.checkpoint import _load_checkpoint_with_prefix, load_state_dict
+
+TOOL = ROOT / 'tools' / 'convert_checkpoint.py'
+spec = importlib.util.spec_from_file_location('convert_checkpoint', TOOL)
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+@pytest.fixture
+def convert(monkeypatch, capsys):
+    """Run the tool in this process; return what it printed, or the message it ended with."""
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
+        try:
+            tool.main()
+        except SystemExit as end:
+            return str(end)
+        return capsys.readouterr().out
+    return run
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return tmp_path / 'authors.pt', tmp_path / 'ours.pth', tmp_path / 'back.pt'
+
+
+def same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(
+        value.dtype == second[key].dtype and torch.equal(value, second[key])
+        for key, value in first.items())
+
+
+@pytest.mark.parametrize('arch', ['cpolynext_t', 'cpolynext_s', 'apolynext_t', 'apolynext_s'])
+def test_a_backbone_there_and_back(convert, paths, arch):
+    authors, ours, back = paths
+    torch.save(imagenet_weights(arch), authors)
+    total = len(imagenet_weights(arch))
+    printed = convert(authors, ours)
+    assert printed == f'wrote {ours}: {arch} in our names, {total} tensors of the backbone and 0 of heads\n'
+    assert convert(ours, back, '--to', 'authors').startswith(f'wrote {back}: {arch} in the authors')
+    assert same(torch.load(back, weights_only=True), imagenet_weights(arch))
+
+
+def test_a_file_in_our_names_is_the_networks_state_dict(convert, paths):
+    authors, ours, _ = paths
+    torch.save(imagenet_weights(), authors)
+    convert(authors, ours, '--arch', ARCH)
+    content = torch.load(ours, weights_only=True)
+    backbone = build(arch=ARCH, out_norm=False)
+    missing, unexpected = torch.nn.Module.load_state_dict(backbone, content['state_dict'], strict=False)
+    assert not missing
+    assert {key.split('.')[0] for key in content['state_dict']} - {'stem', 'stages'} == {'head'}
+    assert is_golden(backbone)
+
+
+@pytest.mark.parametrize('container', ['module.', 'state_dict_ema', 'averaged'])
+def test_containers(convert, paths, container):
+    authors, ours, back = paths
+    torch.save(CONTAINERS[container](), authors)
+    convert(authors, ours)
+    convert(ours, back, '--to', 'authors')
+    assert same(torch.load(back, weights_only=True), imagenet_weights())
+
+
+@pytest.mark.parametrize('prefix', ['backbone.', 'backbone._orig_mod.'])
+def test_a_segmentor_there_and_back(convert, paths, prefix):
+    authors, ours, back = paths
+    meta = dict(dataset_meta=dict(classes=('wall', 'sky'), palette=[[1, 2, 3]], scale=np.float64(2)),
+                config='raise SystemExit', time='now', args=argparse.Namespace(seed=0))
+    content = segmentor_file(tiny_config('', ''), prefix, **meta)
+    torch.save(dict(content, optimizer=dict(lr=.1)), authors)
+    assert 'of heads' in convert(authors, ours)
+    middle = torch.load(ours, weights_only=True)
+    assert middle['meta'] == dict(dataset_meta=dict(classes=('wall', 'sky'), palette=[[1, 2, 3]]),
+                                  time='now', epoch=0, iter=160000)
+    heads = {k: v for k, v in content['state_dict'].items() if not k.startswith('backbone.')}
+    assert same({k: v for k, v in middle['state_dict'].items() if not k.startswith('backbone.')}, heads)
+    assert torch.equal(middle['state_dict']['backbone.out_norms.2.bias'],
+                       output_norms()['extra_norms.2.bias'])
+    convert(ours, back, '--to', 'authors')
+    plain = {k.replace('_orig_mod.', ''): v for k, v in content['state_dict'].items()}
+    end = torch.load(back, weights_only=True)
+    assert same(end['state_dict'], plain)
+    assert end['meta'] == middle['meta']
+
+
+def test_mm_takes_a_converted_segmentor(convert, paths):
+    authors, ours, _ = paths
+    torch.save(segmentor_file(tiny_config('', '')), authors)
+    convert(authors, ours)
+    backbone = build(arch=ARCH)
+    load_state_dict(backbone, _load_checkpoint_with_prefix('backbone.', str(ours)), strict=True)
+    assert torch.equal(backbone.stem.weight, imagenet_weights()['stem.weight'])
+
+
+# What is refused, with nothing written
+
+
+@pytest.mark.parametrize(('content', 'arguments', 'message'), [
+    (lambda: imagenet_weights(), ['--to', 'authors'], "has the authors' names already"),
+    (lambda: imagenet_weights(), ['--arch', 'cpolynext_s'], "the file is of arch 'cpolynext_t'"),
+    (lambda: {k: v for k, v in imagenet_weights().items() if k != 'cells.3.postprocess.weight'}, [],
+     '1 missing: stages.1.cells.1.norm.weight'),
+    (lambda: dict(imagenet_weights(), more=torch.ones(2)), [], '1 unexpected: more'),
+    (lambda: dict(imagenet_weights(), **{'cells.3.skip_weight': torch.ones(8)}), [], '(8,) instead of (6,)'),
+    (lambda: {'conv1.weight': torch.ones(2)}, [], 'not the weights of a known arch'),
+    (lambda: {}, [], 'holds no weights'),
+    (lambda: dict(imagenet_weights(), evil=slice), [], 'execute code'),
+], ids=['names', 'arch', 'missing', 'unexpected', 'shape', 'another network', 'empty', 'class'])
+def test_refusals(convert, paths, content, arguments, message):
+    authors, ours, _ = paths
+    torch.save(content(), authors)
+    printed = convert(authors, ours, *arguments)
+    assert message in printed and str(authors) in printed
+    assert list(authors.parent.iterdir()) == [authors]
+
+
+def test_an_absent_file(convert, paths):
+    assert 'there is no checkpoint' in convert(*paths[:2])
+
+
+def test_a_name_that_reading_would_misunderstand(convert, paths):
+    torch.save(imagenet_weights(), paths[0])
+    assert 'must end in .pt or .pth' in convert(paths[0], paths[0].with_suffix('.safetensors'))
+
+
+def test_an_existing_file_is_replaced_by_force_alone(convert, paths):
+    authors, ours, _ = paths
+    torch.save(imagenet_weights(), authors)
+    ours.write_text('precious')
+    assert '--force replaces it' in convert(authors, ours)
+    assert ours.read_text() == 'precious'
+    assert convert(authors, ours, '--force').startswith('wrote')
+    assert 'state_dict' in torch.load(ours, weights_only=True)
+
+
+def test_a_write_that_fails_leaves_the_old_file(convert, paths, monkeypatch):
+    authors, ours, _ = paths
+    torch.save(imagenet_weights(), authors)
+    ours.write_text('precious')
+
+    def full(content, path):
+        path.write_bytes(b'half')
+        raise OSError('No space left on device')
+
+    monkeypatch.setattr(torch, 'save', full)
+    assert 'No space left' in convert(authors, ours, '--force')
+    assert ours.read_text() == 'precious'
+    assert sorted(authors.parent.iterdir()) == [authors, ours]
+
+
+def test_from_the_command_line(paths):
+    authors, ours, _ = paths
+    torch.save(imagenet_weights(), authors)
+    assert 'wrote' in python(TOOL, authors, ours, cwd=authors.parent)
+    assert 'is there already' in python(TOOL, authors, ours, succeeds=False)

@@ -1,0 +1,222 @@
+"""The authors' files, in every container, on every path on which mm loads a checkpoint."""
+import argparse
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    ARCH,
+    CONFIG,
+    CONTAINERS,
+    build,
+    build_segmentor,
+    head_weights,
+    imagenet_weights,
+    is_golden,
+    is_golden_and_normed,
+    prefixed,
+    sample_as_ade20k,
+    segmentor_file,
+    tiny_config,
+    tiny_options,
+)
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner, load_checkpoint
+
+from polynext_mm import weights
+from polynext_mm.nn import PolyNeXtClassifier
+
+pytestmark = pytest.mark.usefixtures('quick_configs')
+
+
+@pytest.fixture(scope='module')
+def sample(tmp_path_factory):
+    return sample_as_ade20k(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture(params=CONTAINERS)
+def file(request, tmp_path):
+    path = tmp_path / 'weights.pt'
+    torch.save(CONTAINERS[request.param](), path)
+    return str(path)
+
+
+@pytest.fixture
+def config(sample, tmp_path):
+    """One iteration at a rate that changes nothing, and nothing after it."""
+    return tiny_config(sample, tmp_path / 'work', val_cfg=None, val_dataloader=None, val_evaluator=None,
+                       **{'default_hooks.checkpoint.interval': -1,
+                          'default_hooks.checkpoint.save_last': False})
+
+
+def mm_extras() -> dict:
+    """What mm's checkpoints hold besides weights and meta."""
+    losses = HistoryBuffer()
+    losses.update(1.5)
+    losses.update(np.float64(.5))
+    return dict(
+        message_hub=dict(log_scalars={'train/loss': losses},
+                         runtime_info=dict(iter=3, loss=np.float32(.5), done=np.bool_(True)),
+                         resumed_keys={'train/loss': True}),
+        optimizer=dict(state={0: dict(step=torch.tensor(3.), exp_avg=torch.ones(2))},
+                       param_groups=[dict(lr=np.float64(1e-4), betas=(.9, .999), params=[0])]),
+        param_schedulers=[dict(last_step=3, _global_step=4)],
+        args=argparse.Namespace(seed=np.int64(0), sizes=np.arange(3)))
+
+
+# A backbone's own init_cfg
+
+
+def test_init_cfg_takes_every_container(file):
+    backbone = build(arch=ARCH, out_norm=False, init_cfg=dict(type='Pretrained', checkpoint=file))
+    backbone.init_weights()
+    assert is_golden(backbone)
+
+
+@pytest.mark.parametrize(('as_list', 'prefix'), [(False, None), (True, None), (False, 'backbone.')])
+def test_init_cfg_takes_a_segmentor_with_and_without_mms_prefix(tmp_path, config, as_list, prefix):
+    path = tmp_path / 'segmentor.pth'
+    torch.save(segmentor_file(config), path)
+    init_cfg = dict(type='Pretrained', checkpoint=str(path), prefix=prefix)
+    backbone = build(arch=ARCH, init_cfg=[init_cfg] if as_list else init_cfg)
+    backbone.init_weights()
+    assert is_golden_and_normed(backbone)
+
+
+def test_safetensors(tmp_path):
+    from safetensors.torch import save_file
+    path = tmp_path / 'weights.safetensors'
+    save_file(imagenet_weights(), path)
+    backbone = build(arch=ARCH, out_norm=False, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    backbone.init_weights()
+    assert is_golden(backbone)
+
+
+def test_our_own_names(tmp_path):
+    path = tmp_path / 'ours.pth'
+    saved = build(arch=ARCH, out_norm=False)
+    saved.load_state_dict(imagenet_weights(), strict=False)
+    torch.save(dict(state_dict=saved.state_dict()), path)
+    backbone = build(arch=ARCH, out_norm=False, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    backbone.init_weights()
+    assert is_golden(backbone)
+
+
+def test_the_older_format_of_torch(tmp_path):
+    path = tmp_path / 'legacy.pth'
+    torch.save(CONTAINERS['model_ema'](), path, _use_new_zipfile_serialization=False)
+    backbone = build(arch=ARCH, out_norm=False)
+    load_checkpoint(backbone, str(path))
+    assert is_golden(backbone)
+
+
+# mmengine's load_checkpoint, the Runner's load_from, mmseg.apis
+
+
+def test_load_checkpoint_takes_every_container(file):
+    backbone = build(arch=ARCH, out_norm=False)
+    load_checkpoint(backbone, file)
+    assert is_golden(backbone)
+
+
+def test_init_model_takes_every_container(file):
+    from mmseg.apis import init_model
+    model = init_model(str(CONFIG), file, device='cpu', cfg_options={
+        'model.backbone.out_norm': False, 'model.decode_head.channels': 8,
+        'model.auxiliary_head.channels': 8})
+    assert is_golden(model.backbone)
+
+
+@pytest.mark.parametrize('container', ['bare', 'averaged'])
+def test_load_from_starts_a_training(config, tmp_path, container):
+    path = tmp_path / 'weights.pt'
+    torch.save(CONTAINERS[container](), path)
+    config.load_from = str(path)
+    config.model.backbone.out_norm = False
+    runner = Runner.from_cfg(config)
+    runner.train()
+    assert is_golden(runner.model.backbone)
+
+
+# Whole segmentors
+
+
+@pytest.mark.parametrize('prefix', ['backbone.', 'backbone._orig_mod.', 'module.backbone._orig_mod.'])
+def test_a_segmentor_file_brings_backbone_norms_and_heads(config, tmp_path, prefix):
+    path = tmp_path / 'segmentor.pth'
+    content = segmentor_file(config, prefix)
+    torch.save(dict(content, **mm_extras()), path)
+
+    def is_whole(model):
+        state_dict = model.state_dict()
+        return is_golden_and_normed(model.backbone) and all(
+            torch.equal(state_dict[key], value) for key, value in head_weights(model).items())
+
+    from mmseg.apis import init_model
+    options = {key: value for key, value in tiny_options('').items() if key.startswith('model.')}
+    assert is_whole(init_model(str(CONFIG), str(path), device='cpu', cfg_options=options))
+
+    config.load_from = str(path)
+    runner = Runner.from_cfg(config)
+    runner.load_or_resume()  # as tools/test.py does
+    assert is_whole(runner.model)
+
+    model = build_segmentor(config)
+    report = weights.load(model, path)
+    assert is_whole(model)
+    assert report.startswith('EncoderDecoder heads: loaded ')
+
+
+def test_resuming_executes_no_config_of_the_file(config, tmp_path):
+    """mmengine would execute ``meta['config']`` as Python."""
+    trace = tmp_path / 'executed'
+    config.default_hooks.checkpoint.interval = 1
+    Runner.from_cfg(config).train()
+    path = tmp_path / 'work' / 'iter_1.pth'
+    content = torch.load(path, weights_only=False)
+    content['meta']['config'] = f'open({str(trace)!r}, "w").close()\n'
+    torch.save(content, path)
+    Config.fromstring(content['meta']['config'], file_format='.py')
+    assert trace.exists(), 'this text is not what mmengine executes'
+    trace.unlink()
+
+    config.train_cfg.max_iters = 2
+    for source in (str(path), f'unsafe:{path}'):
+        config.load_from, config.resume = source, True
+        runner = Runner.from_cfg(config)
+        runner.train()
+        assert runner.iter == 2
+        assert not trace.exists()
+
+
+def test_read_keeps_what_resuming_needs(config, tmp_path):
+    path = tmp_path / 'segmentor.pth'
+    torch.save(dict(segmentor_file(config, config='raise SystemExit'), **mm_extras()), path)
+    content = weights.read(path)
+    assert set(content) == {'meta', 'state_dict', 'message_hub', 'optimizer', 'param_schedulers', 'args'}
+    assert content['meta'] == dict(epoch=0, iter=160000)
+    assert content['message_hub']['log_scalars']['train/loss'].mean() == 1.
+    assert content['message_hub']['runtime_info']['loss'] == np.float32(.5)
+    assert list(content['args'].sizes) == [0, 1, 2]
+
+
+def test_a_classifier_takes_all_of_an_imagenet_file(tmp_path):
+    path = tmp_path / 'weights.pt'
+    torch.save(CONTAINERS['state_dict'](), path)
+    network = PolyNeXtClassifier(ARCH)
+    report = weights.load(network, path)
+    total = len(network.state_dict())
+    assert report == f'PolyNeXt: loaded {total} of {total} tensors from {path}'
+    theirs = imagenet_weights()
+    for ours, key in (('head.norm.weight', 'norm.weight'), ('head.fc.bias', 'head.3.bias'),
+                      ('head.fc.weight', 'head.3.weight')):
+        assert torch.equal(network.state_dict()[ours], theirs[key])
+    assert torch.equal(network.head.proj.weight, theirs['proj.weight'].flatten(1))
+
+
+def test_a_backbone_of_another_arch_takes_its_own_file(tmp_path):
+    path = tmp_path / 'weights.pt'
+    torch.save(prefixed('module.', imagenet_weights('apolynext_s')), path)
+    report = weights.load(build(arch='apolynext_s'), path)
+    assert 'left as initialized: out_norms.0.weight' in report

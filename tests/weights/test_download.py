@@ -1,0 +1,198 @@
+"""Urls: fetched once, whole or not at all, and a failure that says what to do, on every rank."""
+import http.client
+import http.server
+import io
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+import urllib.error
+
+import pytest
+import torch
+from helpers import ARCH, build, free_port, imagenet_weights, is_golden
+from mmengine.runner import CheckpointLoader, load_checkpoint
+
+from polynext_mm import weights
+from polynext_mm.weights import PUBLISHED, CheckpointError
+
+URL = PUBLISHED[ARCH].url
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """torch.hub's directory for this test."""
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    return tmp_path / 'hub' / 'checkpoints'
+
+
+@pytest.fixture
+def server():
+    """A server on this machine: ``server.files`` by path, ``server.asked`` in order."""
+    class Handler(http.server.BaseHTTPRequestHandler):
+
+        def do_GET(self):
+            self.server.asked.append(self.path)
+            body = self.server.files.get(self.path)
+            if body is None:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            if self.server.tells_length:
+                self.send_header('Content-Length', str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[:self.server.cut])
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
+        server.files, server.asked, server.cut, server.tells_length = {}, [], None, True
+        server.url = f'http://127.0.0.1:{server.server_port}'
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def file_bytes(content, **options) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def failure(url, cache) -> str:
+    backbone = build(arch=ARCH, init_cfg=dict(type='Pretrained', checkpoint=url))
+    with pytest.raises(CheckpointError) as caught:
+        backbone.init_weights()
+    message = str(caught.value)
+    assert url in message
+    assert str(cache / url.rpartition('/')[2]) in message
+    assert 'to start from scratch instead, set the init_cfg of the backbone to None' in message
+    assert not cache.exists() or not list(cache.iterdir())
+    return message
+
+
+def test_a_url_is_fetched_once(cache, server):
+    server.files['/weights.pt'] = file_bytes(dict(state_dict_ema=imagenet_weights()))
+    for _ in range(2):
+        backbone = build(arch=ARCH, out_norm=False,
+                         init_cfg=dict(type='Pretrained', checkpoint=f'{server.url}/weights.pt'))
+        backbone.init_weights()
+        assert is_golden(backbone)
+    assert server.asked == ['/weights.pt']
+    assert [file.name for file in cache.iterdir()] == ['weights.pt']
+
+
+def test_load_checkpoint_takes_a_url(cache, server):
+    server.files['/a/weights.pth'] = file_bytes(imagenet_weights())
+    backbone = build(arch=ARCH, out_norm=False)
+    load_checkpoint(backbone, f'{server.url}/a/weights.pth')
+    assert is_golden(backbone)
+    assert server.asked == ['/a/weights.pth']
+
+
+def test_a_file_put_in_place_by_hand_needs_no_network(cache, monkeypatch):
+    def no_network(*_, **__):
+        raise AssertionError('asked for')
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', no_network)
+    cache.mkdir(parents=True)
+    torch.save(imagenet_weights(), cache / f'{ARCH}.pt')
+    backbone = build(arch=ARCH, out_norm=False)
+    load_checkpoint(backbone, URL)
+    assert is_golden(backbone)
+
+
+def test_no_network(cache, monkeypatch):
+    def no_network(url, destination, **_):
+        open(destination, 'w').write('the first half')
+        raise urllib.error.URLError('Name or service not known')
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', no_network)
+    assert 'Name or service not known' in failure(URL, cache)
+    with pytest.raises(CheckpointError, match=re.escape(URL)):
+        load_checkpoint(build(arch=ARCH), URL)
+
+
+def test_a_server_that_breaks_off_in_its_own_way(cache, monkeypatch):
+    def breaks(*_, **__):
+        raise http.client.IncompleteRead(b'')
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', breaks)
+    assert 'IncompleteRead' in failure(URL, cache)
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, cache):
+    (tmp_path / 'hub').write_text('a file where the folder should be')
+    with pytest.raises(CheckpointError, match='NotADirectoryError|FileExistsError'):
+        weights.read(URL)
+
+
+def test_not_found(cache, server):
+    assert '404' in failure(f'{server.url}/weights.pt', cache)
+
+
+@pytest.mark.parametrize('tells_length', [True, False])
+def test_a_body_cut_short(cache, server, tells_length):
+    server.files['/weights.pt'] = file_bytes(imagenet_weights())
+    server.cut, server.tells_length = 100_000, tells_length
+    failure(f'{server.url}/weights.pt', cache)
+
+
+def test_a_page_in_place_of_the_file(cache, server):
+    server.files['/weights.pt'] = b'<html>sign in first</html>'
+    assert 'not a whole checkpoint' in failure(f'{server.url}/weights.pt', cache)
+
+
+@pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
+def test_other_peoples_urls_load_as_mmengine_loads_them(cache, server, zipped):
+    content = dict(meta=dict(config='a = 1'), state_dict={'module.x': torch.ones(2)}, epoch=3)
+    server.files['/others.pth'] = file_bytes(content, _use_new_zipfile_serialization=zipped)
+    loaded = CheckpointLoader.load_checkpoint(f'{server.url}/others.pth', map_location='cpu')
+    assert set(loaded) == set(content) and loaded['meta'] == content['meta']
+    assert list(loaded['state_dict']) == ['module.x']
+    assert server.asked == ['/others.pth']
+
+
+def test_other_peoples_missing_urls_fail_as_mmengine_fails(cache, server):
+    with pytest.raises(urllib.error.HTTPError, match='404'):
+        CheckpointLoader.load_checkpoint(f'{server.url}/others.pth')
+
+
+RANK = textwrap.dedent('''
+    import os
+    import sys
+    import torch
+    import polynext_mm
+    from polynext_mm.weights import CheckpointError, read
+    torch.hub.set_dir(sys.argv[1])
+    torch.distributed.init_process_group('gloo')
+    try:
+        print('RANK', os.environ['RANK'], len(read(sys.argv[2])['state_dict']))
+    except CheckpointError as error:
+        sys.exit(f'RANK {os.environ["RANK"]} {error}')
+''')
+
+
+@pytest.mark.parametrize('found', [True, False])
+def test_two_ranks_fetch_once_or_both_end(tmp_path, server, found):
+    if found:
+        server.files['/weights.pt'] = file_bytes(imagenet_weights())
+    script = tmp_path / 'rank.py'
+    script.write_text(RANK)
+    environment = dict(WORLD_SIZE='2', OMP_NUM_THREADS='1', MASTER_ADDR='127.0.0.1',
+                       MASTER_PORT=str(free_port()))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, '-W', 'ignore', script, tmp_path / 'hub', f'{server.url}/weights.pt'],
+            env=dict(os.environ, RANK=str(rank), LOCAL_RANK=str(rank), **environment),
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for rank in range(2)]
+    printed = [process.communicate(timeout=120)[0] for process in ranks]
+    for rank, (process, text) in enumerate(zip(ranks, printed)):
+        assert (process.returncode == 0) == found, text
+        expected = str(len(imagenet_weights())) if found else f'could not download {server.url}'
+        assert f'RANK {rank} {expected}' in text
+    assert server.asked == ['/weights.pt']
