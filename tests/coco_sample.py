@@ -1,4 +1,4 @@
-"""A small generated data set in COCO's layout: shapes of one colour a class on noise, with exact masks."""
+"""A small generated data set in COCO's layout: shapes of a colour a class on noise, with exact masks."""
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -43,8 +43,11 @@ def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for param in model.parameters():
-            fan_in = param[0].numel() if param.ndim > 1 else 16
-            param.add_(torch.randn(param.shape, generator=generator) / fan_in ** .5)
+            noise = torch.randn(param.shape, generator=generator)
+            if param.ndim > 1:
+                param.copy_(noise / param[0].numel() ** .5)
+            else:  # around its start
+                param.add_(noise / 4)
     return model
 
 

@@ -79,7 +79,7 @@ def parse_args() -> argparse.Namespace:
                      help='most tokens at which attention with the whole matrix is measured, too')
     how.add_argument('--baseline', metavar='MODEL', help='of the ratios (default: the first model)')
     how.add_argument('--out', type=Path, metavar='DIR',
-                     help='write results.md, and a CSV and a plot of every comparison')
+                     help='write results.md, and a CSV file and a plot of every comparison')
     args = parser.parse_args()
     try:
         check(args)
@@ -172,6 +172,8 @@ def measure(subjects: list[Subject], setting: Setting, rounds: int, warmup: int,
     times = measure_times([variant for subject in subjects for variant in subject.variants()],
                           setting, rounds, warmup)
     results = [fastest(subject, setting, times) for subject in subjects]
+    if setting.device == 'cuda':
+        torch.cuda.empty_cache()  # for the processes that measure memory
     for result in results:
         if memory and result.times:
             say(f'memory of {result.subject.label}, {setting.mode}, {setting.shown_size}')
@@ -182,7 +184,7 @@ def measure(subjects: list[Subject], setting: Setting, rounds: int, warmup: int,
 def measure_times(subjects: list[Subject], setting: Setting, rounds: int,
                   warmup: int) -> dict[Subject, list[float]]:
     """Seconds of every subject that fits into memory, one a round."""
-    torch.compiler.reset()  # or a second size would be compiled for sizes in general
+    torch.compiler.reset()  # what was compiled for other settings serves nobody any more
     works = {}
     for subject in subjects:
         say(f'{subject.label} ({subject.memory_format}), {setting.mode}, {setting.shown_size}')
@@ -422,19 +424,21 @@ def main() -> None:
         print(text, end='\n\n', flush=True)
         sections.append(text)
 
-    def report_table(title, name, plot, records, results):
+    def report_table(title, table, picture, plot, records, results):
         report(f'## {title}\n\n{markdown(records)}\n\n{notes(results)}')
         if args.out is not None:
-            write_csv(records, args.out / f'{name}.csv')
-            plot(records, args.out / f'{name}.png')
+            write_csv(records, args.out / table)
+            plot(records, args.out / picture)
 
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
     report(environment(args))
     if args.models:
-        report_table(f'Against {args.baseline}', 'results', plot_comparison, *compare(args))
+        report_table(f'Against {args.baseline}', 'results.csv', 'results.png', plot_comparison,
+                     *compare(args))
     if args.attention:
-        report_table('Attention', 'attention', plot_attention, *attention(args))
+        report_table(f'Attention alone, whole matrix up to {args.matrix_up_to} tokens',
+                     'attention.csv', 'curve.png', plot_attention, *attention(args))
     if args.profile is not None:
         setting = all_settings(args)[0]
         report(f'## Where the time goes: {args.profile.label}, {setting.mode}, '

@@ -32,17 +32,20 @@ def run_tool(name: str, *args) -> None:
 
 
 def train(config: Path, iterations: int, work_dir: Path) -> float:
-    """Train for a number of iterations and return the seconds of them all."""
+    """Train for a number of iterations and return the seconds that they take, at the median pace."""
+    warm_up = min(Config.fromfile(config).param_scheduler[0].end, iterations // 2)
     run_tool('train.py', config, '--work-dir', work_dir, '--cfg-options',
-             f'train_cfg.max_iters={iterations}', f'train_cfg.val_interval={iterations + 1}',
+             f'train_cfg.max_iters={iterations}', f'train_cfg.val_interval={iterations}',
+             f'param_scheduler.0.end={warm_up}', f'param_scheduler.1.begin={warm_up}',
              f'param_scheduler.1.end={iterations}', f'default_hooks.checkpoint.interval={iterations}')
     records = map(json.loads, newest(work_dir, '*/vis_data/scalars.json').read_text().splitlines())
     # the median: the first iterations, and whatever else the machine did meanwhile, are no pace
-    return statistics.median(record['time'] for record in records) * iterations
+    pace = statistics.median(record['time'] for record in records if 'loss' in record)
+    return pace * iterations
 
 
 def evaluate(config: Path, iterations: int, work_dir: Path) -> dict[str, float]:
-    """COCO's metrics on the validation tiles, and pictures: truth on the left, detections on the right."""
+    """COCO's metrics on the validation tiles, and their pictures: truth left, detections right."""
     run_tool('test.py', config, work_dir / f'iter_{iterations}.pth', '--work-dir', work_dir,
              '--show-dir', work_dir / 'pictures')
     return json.loads(newest(work_dir, '*/*.json').read_text())

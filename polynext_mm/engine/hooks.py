@@ -1,8 +1,7 @@
 """Hooks of every config of ours: strict checkpoints, and what differs from machine to machine."""
-import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import BaseTTAModel, is_model_wrapper, revert_sync_batchnorm
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
@@ -52,20 +51,8 @@ class CheckpointGuardHook(Hook):
 
 @HOOKS.register_module()
 class MachineHook(Hook):
-    """Let a recipe for GPUs run on what is there, and say so when it cannot.
-
-    On the CPU, SyncBN becomes BN in several processes too (mmengine does that in one). What cannot work
-    is refused before the first step: a batch of one where BN needs more, and a per-cell clip whose loss
-    is scaled by somebody who does not tell.
-    """
-
-    def before_run(self, runner: Runner) -> None:
-        if runner.distributed and not torch.cuda.is_available():
-            model = _unwrapped(runner.model)
-            if any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
-                print_log('SyncBN works on GPUs alone: on the CPU it is BN, each process for itself',
-                          logger='current')
-                revert_sync_batchnorm(model)
+    """Refuse before the first step what cannot work: a batch of one where BN needs more, and a per-cell
+    clip whose loss is scaled by somebody who does not tell."""
 
     def before_train(self, runner: Runner) -> None:
         self._refuse_batch_of_one(runner)

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import RUNNERS
+from mmengine.logging import print_log
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 
 # data sets by a part of their root, and where they come from
 _SOURCES = {
@@ -18,6 +21,18 @@ _SOURCES = {
         'train2017/*.jpg  val2017/*.jpg\nannotations/instances_train2017.json  '
         'annotations/instances_val2017.json'),
 }
+
+
+@MODEL_WRAPPERS.register_module()
+class CPUDistributedDataParallel(MMDistributedDataParallel):
+    """DDP on the CPU, where there is no SyncBN: it is BN there, each process for itself."""
+
+    def __init__(self, module: nn.Module, **options):
+        if any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
+            print_log('SyncBN works on GPUs alone: on the CPU it is BN, each process for itself',
+                      logger='current')
+            module = revert_sync_batchnorm(module)
+        super().__init__(module, **options)
 
 
 class DatasetNotFoundError(FileNotFoundError):
@@ -55,7 +70,7 @@ def init_distributed(launcher: str, cfg: Config) -> None:
     """Join the processes of a launcher.
 
     With GPUs mmengine does it. Without, mmengine would call CUDA all the same, so gloo is set up here,
-    and DDP gets no device.
+    and the model gets a wrapper that needs none.
 
     Raises:
         ValueError: For a launcher that is not known on the CPU.
@@ -72,10 +87,10 @@ def init_distributed(launcher: str, cfg: Config) -> None:
     elif launcher != 'pytorch':
         raise ValueError(f'launcher {launcher!r} needs GPUs: without any, use pytorch or slurm')
     torch.distributed.init_process_group('gloo')
-    cfg.setdefault('model_wrapper_cfg', dict(
-        type='MMDistributedDataParallel', broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False)))
-    cfg.model_wrapper_cfg.device_ids = None
+    cfg.model_wrapper_cfg = {
+        'type': 'CPUDistributedDataParallel', 'broadcast_buffers': False,
+        'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
 
 
 def build_runner(cfg: Config) -> Runner:

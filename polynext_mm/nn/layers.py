@@ -43,16 +43,14 @@ class DepthwiseConv(nn.Module):
     Args:
         channels (int): C.
         kernel_size (int): Odd.
-        dilation (int): Defaults to 1.
     """
 
-    def __init__(self, channels: int, kernel_size: int, dilation: int = 1):
+    def __init__(self, channels: int, kernel_size: int):
         super().__init__()
-        self.dilation = dilation
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size, kernel_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.depthwise(x, self.weight, self.dilation)
+        return ops.depthwise(x, self.weight)
 
 
 class PolyMLP(nn.Module):
@@ -93,7 +91,7 @@ class PolyConv(nn.Module):
         super().__init__()
         width = int(channels * ratio)
         self.proj_in = nn.Linear(channels, width, bias=False)
-        self.coarse = DepthwiseConv(width, coarse_size, dilation=2)
+        self.coarse = DepthwiseConv(width, coarse_size)
         self.fine = DepthwiseConv(width, 3)
         self.smooth = DepthwiseConv(width, 3)
         self.proj_out = nn.Linear(width, channels, bias=False)

@@ -52,12 +52,9 @@ def poly_conv(x: Tensor, w_in: Tensor, w_coarse: Tensor, w_fine: Tensor, w_smoot
     return _call(_PolyConv, x, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm)
 
 
-def depthwise(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
+def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """Depthwise convolution, stride 1, same padding, of (B, H, W, C) with (C, 1, S, S), S odd."""
-    dtype = matmul_dtype(x)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return _Depthwise.apply(dtype, x, weight, dilation)
-    return _depthwise(dtype, x, weight, dilation)
+    return _call(_Depthwise, x, weight)
 
 
 def layer_norm(x: Tensor, weight: Tensor | None) -> Tensor:
@@ -109,10 +106,14 @@ def _call(function, x: Tensor, *weights: Tensor | None) -> Tensor:
     return (function.apply if needs_grad else function.infer)(dtype, x, *weights)
 
 
-def _depthwise(dtype: torch.dtype, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    y = F.conv2d(x.to(dtype).permute(0, 3, 1, 2), weight.to(dtype), None, 1,
-                 dilation * (weight.shape[-1] // 2), dilation, weight.shape[0])
-    return y.permute(0, 2, 3, 1)
+def _channels_first(x: Tensor) -> Tensor:
+    """(B, H, W, C) as (B, C, H, W), the same memory."""
+    return x.permute(0, 3, 1, 2)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """(B, C, H, W) as (B, H, W, C), the same memory."""
+    return x.permute(0, 2, 3, 1)
 
 
 def _norm_forward(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,14 +136,23 @@ def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, T
     return grad @ weight.to(grad.dtype), grad_weight.to(weight.dtype)
 
 
-def _depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor,
-                        dilation: int = 1) -> tuple[Tensor, Tensor]:
-    """Gradients of :func:`depthwise`. The input's is the same convolution with the kernel turned round."""
-    grad_x = _depthwise(grad.dtype, grad, weight.flip(2, 3), dilation)
-    return grad_x, _depthwise_weight_grad(grad, x, weight, dilation)
+# Chains of depthwise convolutions are (B, C, H, W) in channels-last memory.
 
 
-def _depthwise_weight_grad(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+def _conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
+    """Depthwise, stride 1, same padding, in the type of ``x``."""
+    return F.conv2d(x, weight.to(x.dtype), None, 1, dilation * (weight.shape[-1] // 2), dilation,
+                    weight.shape[0])
+
+
+def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor,
+                   dilation: int = 1) -> tuple[Tensor, Tensor]:
+    """Gradients of :func:`_conv`. The input's is the same convolution with the kernel turned round."""
+    grad_x = _conv(grad, weight.flip(2, 3), dilation)
+    return grad_x, _conv_weight_grad(grad, x, weight, dilation).to(weight.dtype)
+
+
+def _conv_weight_grad(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
     """Of the weight alone, by 3x3 convolutions without dilation, the only ones that libraries are quick
     at: a dilated convolution is dilation^2 of them on interleaved grids, a 5x5 kernel four of them side by
     side (in oneDNN that is up to 12 times faster).
@@ -151,51 +161,56 @@ def _depthwise_weight_grad(grad: Tensor, x: Tensor, weight: Tensor, dilation: in
         grad, x = _interleaved_grids(grad, dilation), _interleaved_grids(x, dilation)
     size = weight.shape[-1]
     if size == 3:
-        return _weight_grad_3x3(grad, x, 1).to(weight.dtype)
-    height, width = x.shape[1:3]
-    x = F.pad(x, (0, 0, *[size // 2] * 4))
+        return _weight_grad_3x3(grad, x, 1)
+    height, width = x.shape[2:]
+    x = F.pad(x, [size // 2] * 4)
     grad_weight = grad.new_empty(weight.shape)
     # windows of 3 taps that cover the kernel; the last may overlap the one before it
     starts = [min(start, size - 3) for start in range(0, size, 3)]
     for i in starts:
         for j in starts:
-            window = x[:, i:i + height + 2, j:j + width + 2]
-            grad_weight[:, :, i:i + 3, j:j + 3] = _weight_grad_3x3(grad, window, 0)
-    return grad_weight.to(weight.dtype)
+            window = x[..., i:i + height + 2, j:j + width + 2]
+            grad_weight[..., i:i + 3, j:j + 3] = _weight_grad_3x3(grad, window, 0)
+    return grad_weight
 
 
 def _weight_grad_3x3(grad: Tensor, x: Tensor, padding: int) -> Tensor:
-    channels = x.shape[-1]
+    channels = x.shape[1]
     _, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2), x.new_empty(channels, 1, 3, 3), None, [1, 1],
-        [padding] * 2, [1, 1], False, [0, 0], channels, [False, True, False])
+        grad, x, x.new_empty(channels, 1, 3, 3), None, [1, 1], [padding] * 2, [1, 1], False, [0, 0],
+        channels, [False, True, False])
     return grad_weight
 
 
 def _interleaved_grids(x: Tensor, step: int) -> Tensor:
-    """(B, H, W, C) to (step^2 B, H / step, W / step, C), sizes rounded up with zeros."""
-    batch, height, width, channels = x.shape
+    """(B, C, H, W) to (step^2 B, C, H / step, W / step), sizes rounded up with zeros."""
+    batch, channels, height, width = x.shape
     if height % step or width % step:
-        x = F.pad(x, (0, 0, 0, -width % step, 0, -height % step))
-        height, width = x.shape[1:3]
-    x = x.view(batch, height // step, step, width // step, step, channels)
-    return x.permute(2, 4, 0, 1, 3, 5).reshape(-1, height // step, width // step, channels)
+        x = F.pad(x, (0, -width % step, 0, -height % step))
+        height, width = x.shape[2:]
+    x = _channels_last(x).reshape(batch, height // step, step, width // step, step, channels)
+    x = x.permute(2, 4, 0, 1, 3, 5).reshape(-1, height // step, width // step, channels)
+    return _channels_first(x)
 
 
 class _Depthwise(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, dtype, x, weight, dilation):
-        ctx.dilation = dilation
+    def infer(dtype, x, weight):
+        return _channels_last(_conv(_channels_first(x.to(dtype)), weight))
+
+    @staticmethod
+    def forward(ctx, dtype, x, weight):
         ctx.save_for_backward(x, weight)
-        return _depthwise(dtype, x, weight, dilation)
+        return _Depthwise.infer(dtype, x, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        grad_x, grad_weight = _depthwise_backward(grad, x.to(grad.dtype), weight, ctx.dilation)
-        return None, grad_x.to(x.dtype), grad_weight, None
+        grad_x, grad_weight = _conv_backward(_channels_first(grad),
+                                             _channels_first(x.to(grad.dtype)), weight)
+        return None, _channels_last(grad_x).to(x.dtype), grad_weight
 
 
 class _PolyMLP(torch.autograd.Function):
@@ -235,19 +250,19 @@ class _PolyConv(torch.autograd.Function):
 
     @staticmethod
     def infer(dtype, x, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
-        base = F.linear(x.to(dtype), w_in.to(dtype))
-        product = depthwise(base, w_fine).flip(-1).mul_(depthwise(base, w_coarse, dilation=2))
-        smooth = depthwise(product, w_smooth)
+        base = _channels_first(F.linear(x.to(dtype), w_in.to(dtype)))
+        product = _conv(base, w_fine).flip(1).mul_(_conv(base, w_coarse, dilation=2))
+        smooth = _channels_last(_conv(product, w_smooth))
         blocks = [layer_norm(F.linear(block, w_out.to(dtype)), w_norm)
                   for block in _position_blocks(smooth, max(w_out.shape))]
         return _from_blocks(blocks, x.shape)
 
     @staticmethod
     def forward(ctx, dtype, x, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
-        base = F.linear(x.to(dtype), w_in.to(dtype))
-        coarse = _depthwise(dtype, base, w_coarse, 2)
-        fine = _depthwise(dtype, base, w_fine, 1).flip(-1)
-        z = F.linear(_depthwise(dtype, coarse * fine, w_smooth, 1), w_out.to(dtype))
+        base = _channels_first(F.linear(x.to(dtype), w_in.to(dtype)))
+        coarse = _conv(base, w_coarse, dilation=2)
+        fine = _conv(base, w_fine).flip(1)
+        z = F.linear(_channels_last(_conv(coarse * fine, w_smooth)), w_out.to(dtype))
         y, mean, rstd = _norm_forward(z, w_norm)
         ctx.save_for_backward(x, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm,
                               base, coarse, fine, z, mean, rstd)
@@ -260,12 +275,12 @@ class _PolyConv(torch.autograd.Function):
          base, coarse, fine, z, mean, rstd) = ctx.saved_tensors
         grad, grad_w_norm = _norm_backward(grad, z, mean, rstd, w_norm)
         product = coarse * fine
-        smooth = _depthwise(product.dtype, product, w_smooth, 1)
+        smooth = _channels_last(_conv(product, w_smooth))
         grad, grad_w_out = _linear_backward(grad.to(z.dtype), smooth, w_out)
-        grad, grad_w_smooth = _depthwise_backward(grad, product, w_smooth)
-        from_fine, grad_w_fine = _depthwise_backward((grad * coarse).flip(-1), base, w_fine)
-        grad_base, grad_w_coarse = _depthwise_backward(grad.mul_(fine), base, w_coarse, dilation=2)
-        grad, grad_w_in = _linear_backward(grad_base.add_(from_fine), x, w_in)
+        grad, grad_w_smooth = _conv_backward(_channels_first(grad), product, w_smooth)
+        from_fine, grad_w_fine = _conv_backward((grad * coarse).flip(1), base, w_fine)
+        grad, grad_w_coarse = _conv_backward(grad.mul_(fine), base, w_coarse, dilation=2)
+        grad, grad_w_in = _linear_backward(_channels_last(grad.add_(from_fine)), x, w_in)
         return (None, grad.to(x.dtype), grad_w_in, grad_w_coarse, grad_w_fine, grad_w_smooth,
                 grad_w_out, grad_w_norm)
 

@@ -348,8 +348,9 @@ class PolyNeXt(nn.Module):
         """All cells, in order."""
         return [cell for stage in self.stages for cell in stage.cells]
 
-    def compile_cells(self, **options) -> 'PolyNeXt':
-        """Compile every cell by itself: equal cells share their code, and names do not change.
+    def compile_cells(self) -> 'PolyNeXt':
+        """Compile every cell by itself, for each size that comes: equal cells share their code, and names
+        do not change.
 
         Raises:
             RuntimeError: Without a C++ compiler, which torch.compile needs.
@@ -358,8 +359,14 @@ class PolyNeXt(nn.Module):
         if not any(shutil.which(name) for name in (compiler, 'clang++')):
             raise RuntimeError(f'torch.compile needs a C++ compiler and there is no {compiler}: '
                                'install one (Debian: apt install g++) or turn compilation off')
+        # All cells are one function to Dynamo: its default of 8 versions would not do for four stages
+        # in training and evaluation, and what exceeds it runs uncompiled.
+        dynamo = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 128)
         for cell in self.cells():
-            cell.compile(**options)
+            # static: Inductor (torch 2.14) fails in training where sizes are dynamic, and would make
+            # them so for the second stage already
+            cell.compile(dynamic=False)
         return self
 
     def fuse(self) -> 'PolyNeXt':

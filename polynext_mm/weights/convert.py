@@ -63,7 +63,7 @@ def _inferred(backbone: Mapping[str, Tensor], source) -> str:
     try:
         return names.infer_arch(backbone)
     except ValueError as error:
-        raise CheckpointError(f'{source}: {error}') from error
+        raise CheckpointError(f'{source}: {error}; give the arch to learn what does not fit') from error
 
 
 def _renamed(backbone: dict[str, Tensor], to: str, arch: str, source) -> dict[str, Tensor]:

@@ -43,8 +43,8 @@ def build(cfg: Config):
 def batch(size: int = 96, images: int = 1) -> dict:
     """What a data loader of mmdet gives: images with two objects each, with boxes and masks.
 
-    Not below 96 pixels: torch 2.14 leaves parts of a bfloat16 convolution's weight gradient unwritten on the
-    CPU where a 3x3 of stride 2 meets a 1x1 map, which is what RetinaNet's last level does with 64 pixels.
+    Not below 96 pixels: on the CPU torch 2.14 leaves parts of the weight gradient of a bfloat16
+    convolution unwritten where a 3x3 of stride 2 meets a 1x1 map, as RetinaNet's last level does at 64.
     """
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks

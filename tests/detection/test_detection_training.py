@@ -154,19 +154,19 @@ def test_mask_rcnn_learns_masks(tmp_path):
             backbone=dict(drop_path_rate=0., init_cfg=None),
             roi_head=dict(bbox_head=dict(num_classes=3), mask_head=dict(num_classes=3)),
             train_cfg=dict(rcnn=dict(sampler=dict(num=64))))
-        epochs = 50
+        epochs = 32
         optim_wrapper = dict(
             dtype='float32', optimizer=dict(lr=5e-4), clip_grad=dict(max_norm=5.))
         param_scheduler = [
             dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
-            dict(type='MultiStepLR', by_epoch=True, begin=0, end=epochs, milestones=[40], gamma=0.1)]
+            dict(type='MultiStepLR', by_epoch=True, begin=0, end=epochs, milestones=[26], gamma=0.1)]
         train_cfg = dict(max_epochs=epochs, val_interval=epochs)
         default_hooks = dict(checkpoint=dict(interval=epochs))
         randomness = dict(seed=0)
         '''))
     work_dir = tmp_path / 'work'
     run('tools/train.py', config, '--work-dir', work_dir)
-    log = run('tools/test.py', config, work_dir / 'epoch_50.pth', '--work-dir', work_dir,
+    log = run('tools/test.py', config, work_dir / 'epoch_32.pth', '--work-dir', work_dir,
               '--out', tmp_path / 'found.pkl', '--show-dir', tmp_path / 'drawn',
               '--cfg-options', 'test_evaluator.classwise=True')
     found = average_precisions(log)

@@ -17,6 +17,7 @@ from _measure import (
     MODIFIERS,
     Setting,
     Subject,
+    Workload,
     build_model,
     make_workload,
     parse_subject,
@@ -35,12 +36,12 @@ def run(*arguments):
                           capture_output=True, text=True)
 
 
-def read_results(folder, name):
-    """The records of a CSV, whose table and plot must be there as well."""
-    with (folder / f'{name}.csv').open() as file:
+def read_results(folder, table='results.csv', plot='results.png'):
+    """The records of a CSV file, whose plot and Markdown table must be there as well."""
+    with (folder / table).open() as file:
         records = list(csv.DictReader(file))
-    with Image.open(folder / f'{name}.png') as plot:
-        plot.verify()
+    with Image.open(folder / plot) as picture:
+        picture.verify()
     report = (folder / 'results.md').read_text()
     assert f'| {" | ".join(records[0])} |' in report
     return records
@@ -59,7 +60,7 @@ def test_models_are_compared(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == (tmp_path / 'results.md').read_text().strip()
     assert 'load average before' in done.stdout and 'Largest spread' in done.stdout
-    records = read_results(tmp_path, 'results')
+    records = read_results(tmp_path)
     assert [(r['mode'], r['model']) for r in records] == [
         (mode, model) for mode in ('inference', 'train') for model in MODELS]
     assert_positive(records, 'median ms', 'time ratio')
@@ -76,7 +77,7 @@ def test_peak_memory_of_training(tmp_path):
 
     assert done.returncode == 0, done.stderr
     assert 'process of its own' in done.stdout
-    records = read_results(tmp_path, 'results')
+    records = read_results(tmp_path)
     assert_positive(records, 'time ratio', 'peak MiB', 'memory ratio')
     assert float(records[0]['time ratio']) == float(records[0]['memory ratio']) == 1
     for record in records:
@@ -90,7 +91,7 @@ def test_attention_alone_profile_and_floor(tmp_path):
                '--floor', 'cpolynext_t+fuse', '--sizes', '32x32', '--out', tmp_path, *QUICK)
 
     assert done.returncode == 0, done.stderr
-    records = read_results(tmp_path, 'attention')
+    records = read_results(tmp_path, 'attention.csv', 'curve.png')
     assert [(r['tokens'], r['form']) for r in records] == [
         ('512', 'blocks'), ('512', 'matrix'), ('1024', 'blocks')]
     assert_positive(records, 'ns per pair', 'peak MiB', 'bytes per token')
@@ -114,6 +115,21 @@ def test_floor_counts_every_operation(model, mode):
     with FlopCounterMode(display=False) as counter:
         work.step()
     assert roofline.flops == roofline.seconds == counter.get_total_flops()
+
+
+def test_peak_of_a_known_step():
+    held, scratch = 3 * MIB, 64 * MIB
+    peak, method = _measure._cpu_peak(Workload(lambda: torch.ones(scratch // 4), held))
+    if method != 'VmHWM':
+        pytest.skip('this system cannot set the high-water mark back')
+    assert abs(peak - held - scratch) < MIB
+
+
+def test_peak_where_the_mark_cannot_be_set_back(monkeypatch):
+    monkeypatch.setattr(_measure, '_reset_high_water', lambda: False)
+    peak, method = _measure._cpu_peak(Workload(lambda: None, 3 * MIB))
+    assert method == 'ru_maxrss'
+    assert 3 * MIB <= peak < 4 * MIB
 
 
 def test_more_than_there_is_does_not_fit():

@@ -190,6 +190,29 @@ def test_resuming_executes_no_config_of_the_file(config, tmp_path):
         assert not trace.exists()
 
 
+def test_an_average_of_mms_hook_is_saved_and_resumed(config, tmp_path):
+    config.custom_hooks.append(dict(type='EMAHook', momentum=.5))
+    config.default_hooks.checkpoint.interval = 1
+    config.param_scheduler = []
+    config.train_cfg.max_iters = 2  # the first only starts the average
+    Runner.from_cfg(config).train()
+    path = tmp_path / 'work' / 'iter_2.pth'
+    saved = torch.load(path, weights_only=False)
+    averaged, last = saved['state_dict'], saved['ema_state_dict']
+    key = 'backbone.stem.weight'
+    assert not torch.equal(averaged[key], last[f'module.{key}'])
+
+    model = build_segmentor(config)
+    weights.load(model, path)
+    assert torch.equal(model.backbone.stem.weight, averaged[key])
+
+    config.load_from, config.resume, config.train_cfg.max_iters = str(path), True, 3
+    Runner.from_cfg(config).train()
+    resumed = torch.load(tmp_path / 'work' / 'iter_3.pth', weights_only=False)
+    half_way = (averaged[key] + resumed['ema_state_dict'][f'module.{key}']) / 2
+    torch.testing.assert_close(resumed['state_dict'][key], half_way)
+
+
 def test_read_keeps_what_resuming_needs(config, tmp_path):
     path = tmp_path / 'segmentor.pth'
     torch.save(dict(segmentor_file(config, config='raise SystemExit'), **mm_extras()), path)

@@ -1,5 +1,6 @@
-# COCO 2017 with masks for the 3x schedules: the multi-scale training with crops of DETR and Sparse R-CNN,
-# which the Swin, ConvNeXt and HorNet recipes share (the shorter side 480 to 800, the longer up to 1333).
+# COCO 2017 with masks for the 3x schedules: the multi-scale training with crops of DETR and Sparse
+# R-CNN, which the recipes of Swin, ConvNeXt and HorNet share: shorter side 480 to 800, longer at most
+# 1333.
 _base_ = 'coco_instance.py'
 scales = [(480, 1333), (512, 1333), (544, 1333), (576, 1333), (608, 1333), (640, 1333), (672, 1333),
           (704, 1333), (736, 1333), (768, 1333), (800, 1333)]

@@ -1,0 +1,146 @@
+"""AutocastOptimWrapper, and the learning rate over a training."""
+import pytest
+import torch
+from helpers import CONFIG, Config, build, randomized
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS, PARAM_SCHEDULERS
+from torch import nn
+
+from polynext_mm.engine import AutocastOptimWrapper
+
+
+def wrapper_of(model, **settings):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    return OPTIM_WRAPPERS.build(dict(type='AutocastOptimWrapper', **settings),
+                                default_args=dict(optimizer=optimizer))
+
+
+def step(model, wrapper, x):
+    with wrapper.optim_context(model):
+        outs = model(x)
+        loss = sum(out.square().mean() for out in outs)
+    wrapper.update_params(loss)
+    return outs
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize('dtype', ['fp16', 'half', torch.bfloat16, None])
+def test_other_types_are_refused(dtype):
+    with pytest.raises(ValueError, match="'bfloat16', 'float16', 'float32'"):
+        wrapper_of(build(), dtype=dtype)
+
+
+@pytest.mark.parametrize(('dtype', 'expected'), [
+    ('bfloat16', torch.bfloat16), ('float16', torch.float16), ('float32', torch.float32)])
+def test_products_run_in_the_type(x, dtype, expected):
+    model, dtypes = build(), []
+    model.stem.register_forward_hook(lambda module, inputs, out: dtypes.append(out.dtype))
+    step(model, wrapper_of(model, dtype=dtype), x)
+    assert dtypes == [expected]
+    model(x)  # evaluation, outside of the context
+    assert dtypes[1] is torch.float32
+
+
+def test_bfloat16_is_the_default_and_is_not_scaled(x):
+    model = build()
+    wrapper = wrapper_of(model)
+    assert wrapper.cast_dtype is torch.bfloat16
+    wrapper.initialize_count_status(model, 0, 2)
+    wrapper.backward(torch.ones((), requires_grad=True) * model.stem.weight.sum())
+    assert (model.stem.weight.grad == 1).all()
+    assert 'loss_scaler' not in wrapper.state_dict()
+
+
+def test_float32_steps_as_mms_own_wrapper_does(x):
+    runs = []
+    for kind in (AutocastOptimWrapper, OptimWrapper):
+        model = randomized(build())
+        options = dict(dtype='float32') if kind is AutocastOptimWrapper else {}
+        wrapper = kind(torch.optim.AdamW(model.parameters(), lr=1e-2), accumulative_counts=2,
+                       clip_grad=dict(max_norm=.1), **options)
+        wrapper.initialize_count_status(model, 0, 4)
+        for _ in range(4):
+            step(model, wrapper, x)
+        runs.append(model.state_dict())
+    for key, value in runs[0].items():
+        assert torch.equal(value, runs[1][key]), key
+
+
+def test_float16_scales_unscales_and_clips(x):
+    model = randomized(build())
+    wrapper = wrapper_of(model, dtype='float16', clip_grad=dict(max_norm=1e-3), loss_scale=1024.)
+    grads = []
+    model.stem.weight.register_hook(lambda grad: grads.append(grad.norm()))
+    applied = []
+    wrapper.optimizer.register_step_pre_hook(lambda optimizer, *_: applied.append(torch.stack(
+        [p.grad.norm() for group in optimizer.param_groups for p in group['params']]).norm()))
+    step(model, wrapper, x)
+    assert applied[0] == pytest.approx(1e-3, rel=1e-2)
+    assert grads[0] > 1  # scaled on its way
+
+
+def test_float16_skips_what_overflows_and_lowers_the_scale(x):
+    model = randomized(build())
+    wrapper = wrapper_of(model, dtype='float16', loss_scale=2.)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    step(model, wrapper, x * float('inf'))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert wrapper.loss_scaler.get_scale() == 1.
+
+
+def test_the_state_goes_round_with_the_scale(x, tmp_path):
+    model = randomized(build())
+    wrapper = wrapper_of(model, dtype='float16', loss_scale=512.)
+    step(model, wrapper, x)
+    torch.save(wrapper.state_dict(), tmp_path / 'state.pth')
+    state = torch.load(tmp_path / 'state.pth', weights_only=True)
+    resumed = wrapper_of(model, dtype='float16', loss_scale=2.)
+    resumed.load_state_dict(state)
+    assert 'loss_scaler' in state
+    assert resumed.loss_scaler.get_scale() == 512.
+    steps = {int(s['step']) for s in resumed.optimizer.state.values()}
+    assert steps == {1}
+    for other in ('bfloat16', 'float32'):  # another precision may go on from it
+        wrapper_of(model, dtype=other).load_state_dict(state)
+
+
+def test_a_resumed_scale_reaches_the_per_cell_clip(x):
+    model = randomized(build(grad_clip_norm=5.))
+    wrapper = wrapper_of(model, dtype='float16', loss_scale=512., accumulative_counts=2)
+    wrapper.initialize_count_status(model, 0, 4)
+    with wrapper.optim_context(model):
+        assert model.loss_scale == 256.
+    saved = wrapper_of(model, dtype='float16', loss_scale=64.)
+    wrapper.load_state_dict(saved.state_dict())
+    with wrapper.optim_context(model):
+        assert model.loss_scale == 32.
+
+
+# The learning rate
+
+
+def published_lr(i: int) -> float:
+    lr = 1e-4 * (1 - i / 160000)
+    return lr * (1 - (1 - i / 1500) * (1 - 1e-6)) if i < 1500 else lr
+
+
+def test_the_learning_rate_is_the_published_formula():
+    cfg = Config.fromfile(CONFIG)
+    param = nn.Parameter(torch.zeros(1))
+    heads = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([dict(params=[param]), dict(params=[heads], lr=1e-3)],
+                                lr=cfg.optim_wrapper.optimizer.lr)
+    schedulers = [PARAM_SCHEDULERS.build(dict(scheduler), default_args=dict(optimizer=optimizer))
+                  for scheduler in cfg.param_scheduler]
+    at = {0, 1, 2, 749, 1498, 1499, 1500, 1501, 1502, 2000, 40000, 80000, 159998, 159999}
+    for i in range(160000):
+        if i in at:
+            lr, head_lr = (group['lr'] for group in optimizer.param_groups)
+            assert lr == pytest.approx(published_lr(i), rel=1e-6), i
+            assert head_lr == pytest.approx(10 * lr, rel=1e-6)
+        for scheduler in schedulers:
+            scheduler.step()

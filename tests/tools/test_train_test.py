@@ -1,0 +1,306 @@
+"""tools/train.py and tools/test.py, alone and in several processes, as a user runs them."""
+import importlib.util
+import os
+import re
+import shutil
+import stat
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    CONFIG,
+    ROOT,
+    as_arguments,
+    free_port,
+    imagenet_weights,
+    python,
+    run,
+    sample_as_ade20k,
+    segmentor_file,
+    tiny_config,
+    tiny_options,
+)
+from mmengine.runner import Runner
+from PIL import Image
+
+TOOLS = ROOT / 'tools'
+IMAGES = 4
+
+
+@pytest.fixture(scope='module')
+def sample(tmp_path_factory):
+    return sample_as_ade20k(tmp_path_factory.mktemp('data'), IMAGES)
+
+
+@pytest.fixture(scope='module')
+def trained(sample, tmp_path_factory):
+    """The work dir of a training of two iterations, and what it printed."""
+    work_dir = tmp_path_factory.mktemp('work')
+    printed = python(TOOLS / 'train.py', CONFIG, '--work-dir', work_dir,
+                     *as_arguments(tiny_options(sample, iters=2)), cwd=work_dir)
+    return work_dir, printed
+
+
+def load(tool: str):
+    """A tool as a module."""
+    spec = importlib.util.spec_from_file_location(f'{tool}_tool', TOOLS / f'{tool}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def main(tool, monkeypatch, *arguments) -> str:
+    """Run a tool in this process to the message that it ends with."""
+    monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        load(tool).main()
+    return str(end.value)
+
+
+def metrics(printed) -> dict[str, str]:
+    return dict(re.findall(r'(aAcc|mIoU|mAcc): ([\d.]+)', printed.split('Iter(')[-1]))
+
+
+def test_training_steps_evaluates_and_saves(trained):
+    work_dir, printed = trained
+    assert 'Parameter groups:' in printed
+    assert metrics(printed).keys() == {'aAcc', 'mIoU', 'mAcc'}
+    content = torch.load(work_dir / 'iter_2.pth', weights_only=False)
+    assert content['meta']['iter'] == 2
+    assert {int(state['step']) for state in content['optimizer']['state'].values()} == {2}
+    weights = content['state_dict']
+    assert all(value.isfinite().all() for value in weights.values())
+    assert weights['decode_head.psp_modules.0.1.bn.num_batches_tracked'] == 2
+
+
+def test_resuming_goes_on_from_the_latest(trained, sample, tmp_path):
+    work_dir = tmp_path / 'work'
+    shutil.copytree(trained[0], work_dir)
+    options = dict(tiny_options(sample, iters=3), **{
+        'val_cfg': None, 'val_dataloader': None, 'val_evaluator': None})
+    printed = python(TOOLS / 'train.py', CONFIG, '--work-dir', work_dir, '--resume',
+                     *as_arguments(options))
+    assert 'resumed epoch: 0, iter: 2' in printed
+    before, after = (torch.load(work_dir / f'iter_{i}.pth', weights_only=False) for i in (2, 3))
+    assert after['meta']['iter'] == 3
+    assert {int(state['step']) for state in after['optimizer']['state'].values()} == {3}
+    assert after['param_schedulers'][1]['last_step'] == before['param_schedulers'][1]['last_step'] + 1
+    # a step at the rates of the first iterations is tiny: these are the weights of before
+    key = 'decode_head.conv_seg.weight'
+    torch.testing.assert_close(after['state_dict'][key], before['state_dict'][key], atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope='module')
+def evaluated(trained, sample, tmp_path_factory):
+    """The folder of an evaluation, and what it printed."""
+    folder = tmp_path_factory.mktemp('evaluation')
+    printed = python(
+        TOOLS / 'test.py', CONFIG, trained[0] / 'iter_2.pth', '--work-dir', folder / 'work',
+        '--out', folder / 'out', '--show-dir', folder / 'pictures',
+        *as_arguments(tiny_options(sample)), cwd=folder)
+    return folder, printed
+
+
+def test_evaluation_repeats_that_of_training(trained, evaluated):
+    assert metrics(evaluated[1]) == metrics(trained[1])
+    assert next((evaluated[0] / 'work').glob('*/*.json')).is_file()
+    assert set(path.name for path in evaluated[0].iterdir()) == {'work', 'out', 'pictures'}
+
+
+def test_predictions_are_kept_as_label_images(evaluated, sample):
+    names = {path.stem for path in (sample / 'images' / 'validation').iterdir()}
+    kept = sorted((evaluated[0] / 'out').iterdir())
+    assert {path.stem for path in kept} == names
+    for path in kept:
+        labels = np.asarray(Image.open(path))
+        assert labels.shape == (64, 64)
+        assert 1 <= labels.min() <= labels.max() <= 150
+
+
+def test_pictures_of_the_predictions_are_drawn(evaluated):
+    pictures = list((evaluated[0] / 'pictures').rglob('*.png'))
+    assert len(pictures) == IMAGES
+    assert np.asarray(Image.open(pictures[0])).std() > 0
+
+
+def test_tta_with_the_authors_file(sample, tmp_path):
+    config = tiny_config(sample, tmp_path)
+    torch.save(segmentor_file(config, 'backbone._orig_mod.'), tmp_path / 'authors.pth')
+    printed = python(TOOLS / 'test.py', CONFIG, 'authors.pth', '--tta',
+                     *as_arguments(tiny_options(sample)), cwd=tmp_path)
+    assert re.search(r'PolyNeXt: loaded 393 of 393 tensors from authors.pth\n', printed)
+    assert re.search(r'EncoderDecoder heads: loaded (\d+) of \1 tensors', printed)
+    assert metrics(printed).keys() == {'aAcc', 'mIoU', 'mAcc'}
+    assert (tmp_path / 'work_dirs' / CONFIG.stem).is_dir()
+
+
+def load_config(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, 'argv', ['train.py', *map(str, arguments)])
+    train = load('train')
+    return train.load_config(train.parse_args())
+
+
+def test_flags_of_training(monkeypatch):
+    cfg = load_config(monkeypatch, CONFIG)
+    assert cfg.work_dir == f'work_dirs/{CONFIG.stem}'
+    assert not cfg.resume and cfg.load_from is None and not cfg.auto_scale_lr.enable
+    cfg = load_config(monkeypatch, CONFIG, '--resume', 'some.pth', '--work-dir', 'there')
+    assert cfg.resume and cfg.load_from == 'some.pth' and cfg.work_dir == 'there'
+    cfg = load_config(monkeypatch, CONFIG, '--resume', '--auto-scale-lr', '--cfg-options',
+                      'load_from=other.pth')
+    assert cfg.resume and cfg.load_from is None and cfg.auto_scale_lr.enable
+
+
+def test_amp_is_bfloat16_autocast_for_configs_in_float32(monkeypatch):
+    options = ['--cfg-options', 'optim_wrapper.type=OptimWrapper', 'optim_wrapper.dtype=float32']
+    assert load_config(monkeypatch, CONFIG, *options).optim_wrapper.type == 'OptimWrapper'
+    wrapper = load_config(monkeypatch, CONFIG, '--amp', *options).optim_wrapper
+    assert (wrapper.type, wrapper.dtype) == ('AutocastOptimWrapper', 'bfloat16')
+
+
+# Errors that explain themselves
+
+
+def test_an_absent_ade20k_is_one_screen(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for arguments in (('train', CONFIG), ('test', CONFIG, 'some.pth')):
+        message = main(arguments[0], monkeypatch, *arguments[1:])
+        assert len(message.splitlines()) < 15
+        assert f'{tmp_path}/data/ade/ADEChallengeData2016/images/' in message
+        assert 'images/training/*.jpg' in message and 'annotations/validation/*.png' in message
+        assert 'ADEChallengeData2016.zip' in message
+        assert '`make demo`' in message
+
+
+def test_an_absent_data_set_of_ones_own_names_its_folders(tmp_path, monkeypatch):
+    elsewhere = tmp_path / 'elsewhere'
+    message = main('train', monkeypatch, CONFIG, *as_arguments({
+        'train_dataloader.dataset.data_root': tmp_path / 'mine',
+        'train_dataloader.dataset.data_prefix.img_path': elsewhere}))
+    assert message.startswith(f'DatasetNotFoundError: there is no {elsewhere}')
+    assert f'{tmp_path}/mine/annotations/training' in message
+
+
+@pytest.mark.usefixtures('quick_configs')
+def test_an_imagenet_file_cannot_be_evaluated(sample, tmp_path, monkeypatch):
+    file = tmp_path / 'imagenet.pt'
+    torch.save(imagenet_weights(), file)
+    message = main('test', monkeypatch, CONFIG, file, '--work-dir', tmp_path,
+                   *as_arguments(dict(tiny_options(sample), **{'model.backbone.out_norm': False})))
+    assert str(file) in message and 'cannot be evaluated' in message
+
+
+@pytest.mark.usefixtures('quick_configs')
+@pytest.mark.parametrize(('tool', 'arguments'), [
+    ('test', ['absent.pth']), ('train', ['--resume', 'absent.pth'])])
+def test_an_absent_checkpoint(sample, tmp_path, monkeypatch, tool, arguments):
+    monkeypatch.chdir(tmp_path)
+    message = main(tool, monkeypatch, CONFIG, *arguments, *as_arguments(tiny_options(sample)))
+    assert 'there is no checkpoint absent.pth' in message and str(tmp_path) in message
+
+
+@pytest.mark.usefixtures('quick_configs')
+def test_a_batch_of_one_is_explained(sample, tmp_path):
+    config = tiny_config(sample, tmp_path, val_cfg=None, val_dataloader=None, val_evaluator=None,
+                         **{'train_dataloader.batch_size': 1})
+    runner = Runner.from_cfg(config)
+    with pytest.raises(ValueError, match='decode_head.psp_modules pools each image to 1x1') as caught:
+        runner.train()
+    assert 'train_dataloader.batch_size=2' in str(caught.value)
+    assert runner.iter == 0
+
+
+# Several processes
+
+
+def test_two_processes_train_and_evaluate(sample, tmp_path):
+    printed = run(TOOLS / 'dist_train.sh', CONFIG, 2, '--work-dir', tmp_path / 'work',
+                  *as_arguments(tiny_options(sample)), PYTHON=sys.executable, PORT=str(free_port()),
+                  cwd=tmp_path)
+    assert 'SyncBN works on GPUs alone' in printed
+    assert metrics(printed).keys() == {'aAcc', 'mIoU', 'mAcc'}
+    content = torch.load(tmp_path / 'work' / 'iter_1.pth', weights_only=False)
+    assert not any(key.startswith('module.') for key in content['state_dict'])
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    assert 'Distributed training: True' in log and 'GPU number: 2' in log
+
+
+def test_two_processes_evaluate_as_one_does(trained, evaluated, sample, tmp_path):
+    printed = run(TOOLS / 'dist_test.sh', CONFIG, trained[0] / 'iter_2.pth', 2, '--work-dir', tmp_path,
+                  *as_arguments(tiny_options(sample)), PYTHON=sys.executable, PORT=str(free_port()))
+    assert metrics(printed) == metrics(evaluated[1])
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """The environment of a machine whose srun prints how it was called, one argument a line."""
+    srun = tmp_path / 'bin' / 'srun'
+    srun.parent.mkdir()
+    srun.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    srun.chmod(srun.stat().st_mode | stat.S_IEXEC)
+    return dict(PATH=f'{srun.parent}:{os.environ["PATH"]}', PYTHON='python')
+
+
+def test_slurm_train(slurm):
+    lines = run(TOOLS / 'slurm_train.sh', 'part', 'job', 'my config.py', 'work dir', '--amp',
+                GPUS='16', GPUS_PER_NODE='8', SRUN_ARGS='--qos high', **slurm).splitlines()
+    assert lines[:2] == ['-p', 'part'] and '--job-name=job' in lines
+    assert {'--ntasks=16', '--gres=gpu:8', '--ntasks-per-node=8', '--cpus-per-task=5', '--qos',
+            'high', '--kill-on-bad-exit=1'} <= set(lines)
+    assert lines[lines.index('python'):] == [
+        'python', '-u', str(TOOLS / 'train.py'), 'my config.py', '--work-dir', 'work dir', '--launcher',
+        'slurm', '--amp']
+
+
+def test_slurm_train_without_a_work_dir(slurm):
+    lines = run(TOOLS / 'slurm_train.sh', 'part', 'job', 'config.py', '--resume', **slurm).splitlines()
+    assert lines[-4:] == ['config.py', '--launcher', 'slurm', '--resume']
+
+
+def test_slurm_test_on_cpus(slurm):
+    lines = run(TOOLS / 'slurm_test.sh', 'part', 'job', 'config.py', 'file.pth', '--tta', GPUS='2',
+                GPUS_PER_NODE='0', CPUS_PER_TASK='3', **slurm).splitlines()
+    assert not any('gres' in line for line in lines)
+    assert {'--ntasks=2', '--cpus-per-task=3'} <= set(lines)
+    assert lines[-6:] == [
+        str(TOOLS / 'test.py'), 'config.py', 'file.pth', '--launcher', 'slurm', '--tta']
+
+
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh'])
+def test_scripts_tell_their_usage(script):
+    assert f'{script} ' in run(TOOLS / script, 'one', succeeds=False)
+
+
+@pytest.mark.slow
+def test_one_slurm_task_on_the_cpu_trains(slurm, sample, tmp_path):
+    srun = tmp_path / 'bin' / 'srun'
+    srun.write_text('#!/usr/bin/env bash\nwhile [ "$1" != "$PYTHON" ]; do shift; done\n'
+                    'SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1 '
+                    'SLURM_LAUNCH_NODE_IPADDR=127.0.0.1 exec "$@"\n')
+    settings = dict(slurm, PYTHON=sys.executable, MASTER_PORT=str(free_port()))
+    printed = run(TOOLS / 'slurm_train.sh', 'part', 'job', CONFIG, tmp_path / 'work',
+                  *as_arguments(tiny_options(sample)), **settings)
+    assert metrics(printed).keys() == {'aAcc', 'mIoU', 'mAcc'}
+
+
+# The real thing
+
+
+@pytest.mark.slow
+def test_the_published_config_takes_a_step_as_it_is(tmp_path):
+    """Model, heads, crop and optimizer of the recipe; the weights cannot be had here."""
+    sample = sample_as_ade20k(tmp_path, 2)
+    printed = python(
+        TOOLS / 'train.py', ROOT / 'configs' / 'upernet_cpolynext_s_ade20k.py', '--work-dir',
+        tmp_path / 'work', *as_arguments({
+            'train_dataloader.dataset.data_root': sample, 'train_dataloader.batch_size': 2,
+            'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False,
+            'model.backbone.init_cfg': None, 'train_cfg.max_iters': 1, 'val_cfg': None,
+            'val_dataloader': None, 'val_evaluator': None}))
+    assert 'Parameter groups:' in printed
+    content = torch.load(tmp_path / 'work' / 'iter_1.pth', weights_only=False)
+    assert {int(state['step']) for state in content['optimizer']['state'].values()} == {1}
+    assert content['state_dict']['decode_head.fpn_bottleneck.conv.weight'].shape == (512, 2048, 3, 3)
+    assert all(value.isfinite().all() for value in content['state_dict'].values())
