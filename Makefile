@@ -33,7 +33,7 @@ test: lint
 	$(RUN) -m pytest -n $(JOBS) -m 'not slow'
 
 test-slow: $(INSTALLED)
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -n $(JOBS) -m slow
 
 # the same tests on upstream OpenMMLab, whose packages are put in front of the default ones
 test-openmmlab: $(UPSTREAM)/.installed

@@ -81,7 +81,7 @@ model = dict(
         debug=False),
     test_cfg=dict(score_thr=0.01))  # a short training leaves scores low
 
-max_iters = 450
+max_iters = 600
 optim_wrapper = dict(
     dtype='float32',  # bfloat16 is faster on CPUs that have units for it, and slower on the others
     optimizer=dict(lr=2e-3),

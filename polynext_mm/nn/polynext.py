@@ -66,7 +66,7 @@ class Arch:
                 raise ValueError(f'arch: {name} must be positive integers, '
                                  f'got {getattr(self, name)!r}')
         for name in ('conv_ratios', 'mlp_ratios', 'gate_init'):
-            if not all(isinstance(r, (int, float)) for r in getattr(self, name)):
+            if not all(map(_is_number, getattr(self, name))):
                 raise ValueError(f'arch: {name} must be numbers, got {getattr(self, name)!r}')
         if not set(self.mixers) <= set(MIXERS):
             raise ValueError(f'arch: mixers must be of {MIXERS}, got {self.mixers!r}')
@@ -97,6 +97,10 @@ class Arch:
         return tuple(STEM_STRIDE * 2 ** i for i in range(len(self.widths)))
 
 
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _archs() -> dict[str, Arch]:
     tiny_gates = tuple(math.log(g / (1 - g)) for g in (.5, .5, .25, .125, .0625, .03125))
     halves = tuple(-.5 * i for i in range(9))
@@ -125,8 +129,7 @@ def get_arch(arch: str | Mapping | Arch) -> Arch:
     """The arch of a name of :data:`ARCHS`, of a dict with the fields of :class:`Arch`, or itself.
 
     Raises:
-        ValueError: For an unknown name or field, with the valid ones.
-        TypeError: For anything else.
+        ValueError: For an unknown name or field, with the valid ones, and for anything else.
     """
     if isinstance(arch, Arch):
         return arch
@@ -143,7 +146,8 @@ def get_arch(arch: str | Mapping | Arch) -> Arch:
             raise ValueError(f'arch: unknown fields {unknown}, missing fields {missing}; '
                              f'the fields are {", ".join(fields)}')
         return Arch(**arch)
-    raise TypeError(f'arch must be a name, a dict or an Arch, got {type(arch).__name__}')
+    raise ValueError(f'arch must be one of {", ".join(ARCHS)}, or a dict of the fields of Arch, '
+                     f'got {arch!r}')
 
 
 class DropPath(nn.Module):
@@ -300,11 +304,11 @@ class PolyNeXt(nn.Module):
                  drop_path_rate: float = 0., with_cp: bool = False,
                  grad_clip_norm: float | None = None):
         super().__init__()
-        if not 0 <= drop_path_rate <= 1:
-            raise ValueError(f'drop_path_rate must be within [0, 1], got {drop_path_rate}')
+        if not _is_number(drop_path_rate) or not 0 <= drop_path_rate <= 1:
+            raise ValueError(f'drop_path_rate must be within [0, 1], got {drop_path_rate!r}')
         if type(in_channels) is not int or in_channels < 1:
             raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
-        if grad_clip_norm is not None and not grad_clip_norm > 0:
+        if grad_clip_norm is not None and not (_is_number(grad_clip_norm) and grad_clip_norm > 0):
             raise ValueError(f'grad_clip_norm must be positive or None, got {grad_clip_norm!r}')
         self.arch = get_arch(arch)
         self.loss_scale: float | None = None
