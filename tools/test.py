@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 
 import polynext_mm  # noqa: F401 - registers, and gives mmcv its operators, before mm is imported
-from polynext_mm.engine.launch import build_runner, init_distributed, require_dataset
+from polynext_mm.engine.launch import build_runner, init_distributed, leave_distributed, require_dataset
 from polynext_mm.weights import CheckpointError, safe_reading
 
 
@@ -55,7 +55,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
 def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
     hook = cfg.default_hooks.visualization
-    hook.update(draw=True, show=args.show, wait_time=args.wait_time)
+    hook.update(draw=True, interval=1, show=args.show, wait_time=args.wait_time)
     if args.show_dir:
         if cfg.default_scope == 'mmdet':
             hook.test_out_dir = str(Path(args.show_dir).absolute())
@@ -82,6 +82,7 @@ def main() -> None:
         init_distributed(args.launcher, cfg)
         with safe_reading():
             build_runner(cfg).test()
+        leave_distributed()
     except (FileNotFoundError, CheckpointError) as error:
         sys.exit(f'{type(error).__name__}: {error}')
 

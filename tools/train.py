@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 
 import polynext_mm  # noqa: F401 - registers, and gives mmcv its operators, before mm is imported
-from polynext_mm.engine.launch import build_runner, init_distributed, require_dataset
+from polynext_mm.engine.launch import build_runner, init_distributed, leave_distributed, require_dataset
 from polynext_mm.weights import CheckpointError, safe_reading
 
 
@@ -61,6 +61,7 @@ def main() -> None:
         init_distributed(args.launcher, cfg)
         with safe_reading():
             build_runner(cfg).train()
+        leave_distributed()
     except (FileNotFoundError, CheckpointError) as error:
         sys.exit(f'{type(error).__name__}: {error}')
 

@@ -96,3 +96,9 @@ def init_distributed(launcher: str, cfg: Config) -> None:
 def build_runner(cfg: Config) -> Runner:
     """The Runner of a config, of the type that it names."""
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def leave_distributed() -> None:
+    """Part from the other processes: gloo's threads abort a process that ends without."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -275,8 +275,8 @@ def install_loader() -> None:
     """Let mmengine's CheckpointLoader read PolyNeXt's files, and only those, as :func:`read` does.
 
     Other people's files, told by their keys, are read as before. An archive that was cut short does not
-    tell: it gets the error of :func:`read`. ``unsafe:PATH`` is mmengine's own way for any file,
-    executing what mmengine would.
+    tell: it gets the error of :func:`read`. ``unsafe:PATH`` reads any file with
+    pickle's full power: it executes what the file says.
     """
     from mmengine.runner.checkpoint import CheckpointLoader
 
@@ -307,8 +307,8 @@ def install_loader() -> None:
 
     def load_from_unsafe(filename, map_location=None):
         source = filename.removeprefix(UNSAFE)
-        checkpoint = (load_http if is_url(source) else load_local)(source, map_location)
-        return normalize(checkpoint, source)
+        path = fetch(source) if is_url(source) else Path(source).expanduser()
+        return normalize(torch.load(path, map_location, weights_only=False), source)
 
     for prefixes, loader in (('', load_from_local), (('http://', 'https://'), load_from_http),
                              (UNSAFE, load_from_unsafe)):

