@@ -37,7 +37,8 @@ def train(config: Path, iterations: int, work_dir: Path) -> float:
     run_tool('train.py', config, '--work-dir', work_dir, '--cfg-options',
              f'train_cfg.max_iters={iterations}', f'train_cfg.val_interval={iterations}',
              f'param_scheduler.0.end={warm_up}', f'param_scheduler.1.begin={warm_up}',
-             f'param_scheduler.1.end={iterations}', f'default_hooks.checkpoint.interval={iterations}')
+             f'param_scheduler.1.end={iterations}', f'default_hooks.checkpoint.interval={iterations}',
+             f'default_hooks.logger.interval={min(10, iterations)}')
     records = map(json.loads, newest(work_dir, '*/vis_data/scalars.json').read_text().splitlines())
     # the median: the first iterations, and whatever else the machine did meanwhile, are no pace
     pace = statistics.median(record['time'] for record in records if 'loss' in record)
