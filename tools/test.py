@@ -1,44 +1,29 @@
 """Evaluate a segmentor (mIoU) or a detector (COCO AP): ``tools/test.py CONFIG CHECKPOINT``."""
 import argparse
-import os
-import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
-import polynext_mm  # noqa: F401 - registers, and gives mmcv its operators, before mm is imported
-from polynext_mm.engine.launch import build_runner, init_distributed, leave_distributed, require_dataset
-from polynext_mm.weights import CheckpointError, safe_reading
+# importing the package registers all, and gives mmcv its operators before mm is imported
+from polynext_mm.engine import launch
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Evaluate a segmentor or a detector')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help="checkpoint: ours, or one of the authors' segmentors")
-    parser.add_argument('--work-dir', help='for logs and figures (default: work_dirs/CONFIG)')
+    launch.add_arguments(parser)
     parser.add_argument('--out', help='keep the predictions: a folder of label images (segmentation) '
                                       'or a .pkl file (detection)')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='write pictures of the predictions there')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds a shown picture stays')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        help='settings of the config to override, as key=value')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    return parser.parse_args()
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
-    if args.work_dir is not None:
-        cfg.work_dir = args.work_dir
-    elif cfg.get('work_dir') is None:
-        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    cfg = launch.read_config(args)
     cfg.load_from = args.checkpoint
     cfg.resume = False
     if args.show or args.show_dir:
@@ -76,15 +61,7 @@ def keep_predictions(cfg: Config, out: str) -> None:
 
 def main() -> None:
     args = parse_args()
-    cfg = load_config(args)
-    try:
-        require_dataset(cfg.test_dataloader.dataset)
-        init_distributed(args.launcher, cfg)
-        with safe_reading():
-            build_runner(cfg).test()
-        leave_distributed()
-    except (FileNotFoundError, CheckpointError) as error:
-        sys.exit(f'{type(error).__name__}: {error}')
+    launch.run(load_config(args), args, 'test', ('test_dataloader',))
 
 
 if __name__ == '__main__':

@@ -1,14 +1,19 @@
 """From a config to a Runner, on whatever machine: what tools/train.py and tools/test.py share."""
+import argparse
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
 from torch import nn
+
+from ..weights import CheckpointError, safe_reading
 
 # data sets by a part of their root, and where they come from
 _SOURCES = {
@@ -93,12 +98,52 @@ def init_distributed(launcher: str, cfg: Config) -> None:
         **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
 
 
-def build_runner(cfg: Config) -> Runner:
-    """The Runner of a config, of the type that it names."""
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that training and evaluation share."""
+    parser.add_argument('--work-dir', help='for logs and results (default: work_dirs/CONFIG)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+                        help='settings of the config to override, as key=value')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
-def leave_distributed() -> None:
+def read_config(args: argparse.Namespace) -> Config:
+    """The config that the arguments name, with the settings that they override."""
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    return cfg
+
+
+def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str]) -> None:
+    """Let the Runner of a config do its task, with every checkpoint read safely; end the program with
+    one message where a file is missing or a checkpoint does not fit.
+
+    Args:
+        cfg (Config): Names the Runner's type, if it is not mmengine's own.
+        args (argparse.Namespace): Of :func:`add_arguments`.
+        task (str): The Runner's method, 'train' or 'test'.
+        datasets (Sequence[str]): Dataloaders whose data must be there.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    try:
+        for name in datasets:
+            if cfg.get(name):
+                require_dataset(cfg[name].dataset)
+        init_distributed(args.launcher, cfg)
+        with safe_reading():
+            runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+            getattr(runner, task)()
+        _leave_distributed()
+    except (FileNotFoundError, CheckpointError) as error:
+        sys.exit(f'{type(error).__name__}: {error}')
+
+
+def _leave_distributed() -> None:
     """Part from the other processes: gloo's threads abort a process that ends without."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
