@@ -66,10 +66,11 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(_wide_dtype(x))
 
 
-def _blocks(q: Tensor, keys: int):
-    """Slices of queries whose (batch, queries, keys) block of scores stays within the budget."""
+def _blocks(q: Tensor, keys: int, held: int = 1):
+    """Slices of queries whose (batch, queries, keys) block of scores, ``held`` times, stays within the
+    budget."""
     batch, tokens, _ = q.shape
-    budget = CPU_BLOCK if q.device.type == 'cpu' else DEVICE_BLOCK
+    budget = (CPU_BLOCK if q.device.type == 'cpu' else DEVICE_BLOCK) // held
     count = math.ceil(tokens * batch * keys / budget)
     size = max(16, math.ceil(tokens / max(1, count)))
     return [slice(i, i + size) for i in range(0, tokens, size)]
@@ -121,7 +122,7 @@ def _backward_op(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor,
     grad_k = torch.zeros_like(k, dtype=_wide_dtype(k), memory_format=torch.contiguous_format)
     grad_v = torch.zeros_like(v, dtype=_wide_dtype(v), memory_format=torch.contiguous_format)
     k_t, v_t = k.transpose(1, 2), v.transpose(1, 2)
-    for block in _blocks(q, k.shape[1]):
+    for block in _blocks(q, k.shape[1], held=2):
         q_b = q[:, block]
         r, top = _scores(q_b, k_t)
         # d out_i / d r_ij = 4 r_ij^3 (v_j - out_i) / sum_i: the factors of a row go to what is small

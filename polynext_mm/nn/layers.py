@@ -1,8 +1,10 @@
 """The three branches of a PolyNeXt cell. Tensors are (B, H, W, C) in memory and in shape.
 
-A branch is called with its gate, the scalar sigmoid(lam) of the cell, which it folds into its last
-weight: the product is the same and no map is scaled. After ``fuse()`` the gate is part of the weights
-for good and is passed as None.
+A branch is called with the residual stream x, its gate and ``keep``, and returns x with itself added,
+in the place of x where no gradient is needed. The gate, the scalar sigmoid(lam) of the cell, is folded
+into the branch's last weight: the product is the same and no map is scaled. After ``fuse()`` it is part
+of the weights for good and is passed as None. ``keep`` (B, 1, 1, 1) or None is what drop path multiplies
+the branch by.
 """
 import math
 
@@ -68,9 +70,9 @@ class PolyMLP(nn.Module):
         self.norm = LayerNorm(width // 2)
         self.proj_out = nn.Linear(width // 2, channels, bias=False)
 
-    def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        return ops.poly_mlp(x, self.proj_in.weight, self.norm.weight,
-                            _gated(self.proj_out.weight, gate))
+    def forward(self, x: Tensor, gate: Tensor | None, keep: Tensor | None) -> Tensor:
+        return ops.add_poly_mlp(x, keep, self.proj_in.weight, self.norm.weight,
+                                _gated(self.proj_out.weight, gate))
 
     @torch.no_grad()
     def fuse(self, gate: Tensor) -> None:
@@ -80,6 +82,8 @@ class PolyMLP(nn.Module):
 
 class PolyConv(nn.Module):
     """Product of a coarse and a fine depthwise convolution (paper: PolyConv).
+
+    The inner channels are in the order of :func:`ops.partner_order`, not in the paper's.
 
     Args:
         channels (int): C.
@@ -97,10 +101,10 @@ class PolyConv(nn.Module):
         self.proj_out = nn.Linear(width, channels, bias=False)
         self.norm = LayerNorm(channels)
 
-    def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        return ops.poly_conv(x, self.proj_in.weight, self.coarse.weight, self.fine.weight,
-                             self.smooth.weight, self.proj_out.weight,
-                             _gated(self.norm.weight, gate))
+    def forward(self, x: Tensor, gate: Tensor | None, keep: Tensor | None) -> Tensor:
+        return ops.add_poly_conv(x, keep, self.proj_in.weight, self.coarse.weight, self.fine.weight,
+                                 self.smooth.weight, self.proj_out.weight,
+                                 _gated(self.norm.weight, gate))
 
     @torch.no_grad()
     def fuse(self, gate: Tensor) -> None:
@@ -127,14 +131,14 @@ class PolyAttn(nn.Module):
         self.smooth = DepthwiseConv(width, 3)
         self.proj_out = nn.Linear(width, channels, bias=False)
 
-    def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, gate: Tensor | None, keep: Tensor | None) -> Tensor:
         qk, v = self.proj_in(self.norm(x)).chunk(2, -1)
         q = ops.depthwise(qk, self._scaled_q_weight())
         q, k, v = (self._split_heads(t) for t in (q, self.k_conv(qk), self.v_conv(v)))
         y = polynomial_attention(q, k, v)
         y = y.transpose(1, 2).reshape(*x.shape[:3], -1)
         y = self.smooth(y)
-        return nn.functional.linear(y, _gated(self.proj_out.weight, gate))
+        return ops.add_linear(x, keep, y, _gated(self.proj_out.weight, gate))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(B, H, W, heads * 32) to (B, heads, H * W, 32)."""

@@ -1,12 +1,18 @@
-"""The branches of a cell as functions that store little for backward.
+"""The branches of a cell as functions that store little for backward and stay in a CPU's cache.
 
 Each computes what its docstring says and nothing else. Written with ordinary layers, autograd would
-keep every intermediate of these chains; here the products, the flips and the smoothed maps are formed
-again in backward, which costs less than moving them through memory. Tensors are (B, H, W, C).
+keep every intermediate of these chains; here most are formed again in backward, which costs less than
+moving them through memory. Tensors are (B, H, W, C).
 
-Under autocast, convolutions and matrix products run in its type; norms, the residual stream and all
-that is returned from a norm are float32.
+A branch is added to the residual stream x where it is made, times ``keep``, the (B, 1, 1, 1) factors of
+drop path, or as it is where that is None. Where nothing needs a gradient, x itself becomes the sum.
+
+Under autocast, convolutions and matrix products run in its type; norms and the residual stream are
+float32.
 """
+import math
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,37 +25,9 @@ LN_EPS = 1e-5
 CPU_BLOCK = 1 << 19
 
 
-def poly_mlp(x: Tensor, w_in: Tensor, w_norm: Tensor | None, w_out: Tensor) -> Tensor:
-    """``LN(u * v) w_out^T`` with u, v the two halves of ``x w_in^T`` (paper: PolyMLP).
-
-    Args:
-        x (Tensor): (B, H, W, C).
-        w_in (Tensor): (2E, C). w_norm (Tensor | None): (E,). w_out (Tensor): (C, E).
-
-    Returns:
-        Tensor: (B, H, W, C), in the type of matrix products.
-    """
-    blocks = [_call(_PolyMLP, block, w_in, w_norm, w_out)
-              for block in _position_blocks(x, w_in.shape[0])]
-    return _from_blocks(blocks, x.shape)
-
-
-def poly_conv(x: Tensor, w_in: Tensor, w_coarse: Tensor, w_fine: Tensor, w_smooth: Tensor,
-              w_out: Tensor, w_norm: Tensor) -> Tensor:
-    """``LN(smooth(coarse(b) * flip(fine(b))) w_out^T)`` with ``b = x w_in^T`` (paper: PolyConv).
-
-    ``coarse``, ``fine`` and ``smooth`` are depthwise convolutions, the first with dilation 2; ``flip``
-    reverses the channels.
-
-    Args:
-        x (Tensor): (B, H, W, C).
-        w_in (Tensor): (K, C). w_coarse, w_fine, w_smooth (Tensor): (K, 1, S, S) with S odd.
-        w_out (Tensor): (C, K). w_norm (Tensor): (C,).
-
-    Returns:
-        Tensor: (B, H, W, C), float32 (float64 for float64 inputs).
-    """
-    return _call(_PolyConv, x, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm)
+def layer_norm(x: Tensor, weight: Tensor | None) -> Tensor:
+    """LN over the last dimension, without bias, in float32 or wider."""
+    return F.layer_norm(_wide(x), x.shape[-1:], None if weight is None else _wide(weight), None, LN_EPS)
 
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
@@ -57,10 +35,73 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     return _call(_Depthwise, x, weight)
 
 
-def layer_norm(x: Tensor, weight: Tensor | None) -> Tensor:
-    """LN over the last dimension, without bias, in float32 or wider."""
-    x, weight = _wide(x), None if weight is None else _wide(weight)
-    return F.layer_norm(x, x.shape[-1:], weight, None, LN_EPS)
+def norm_of_pair(s0: Tensor, s1: Tensor, scale0: Tensor, scale1: Tensor, w_norm: Tensor) -> Tensor:
+    """``LN(scale0 * s0 + scale1 * s1)``, with which a cell begins.
+
+    Args:
+        s0, s1 (Tensor): (B, H, W, C).
+        scale0, scale1, w_norm (Tensor): (C,).
+
+    Returns:
+        Tensor: (B, H, W, C), float32 (float64 for float64 inputs).
+    """
+    return _call(_NormOfPair, s0, s1, scale0, scale1, w_norm)
+
+
+def add_poly_mlp(x: Tensor, keep: Tensor | None, w_in: Tensor, w_norm: Tensor | None,
+                 w_out: Tensor) -> Tensor:
+    """``x + keep * LN(u * v) w_out^T`` with u, v the two halves of ``x w_in^T`` (paper: PolyMLP).
+
+    Args:
+        x (Tensor): (B, H, W, C). keep (Tensor | None): (B, 1, 1, 1).
+        w_in (Tensor): (2E, C). w_norm (Tensor | None): (E,). w_out (Tensor): (C, E).
+
+    Returns:
+        Tensor: (B, H, W, C), of the type of ``x``.
+    """
+    return _call(_PolyMLP, x, keep, w_in, w_norm, w_out)
+
+
+def add_poly_conv(x: Tensor, keep: Tensor | None, w_in: Tensor, w_coarse: Tensor, w_fine: Tensor,
+                  w_smooth: Tensor, w_out: Tensor, w_norm: Tensor) -> Tensor:
+    """``x + keep * LN(smooth(coarse(b) * swap(fine(b))) w_out^T)`` with ``b = x w_in^T`` (paper:
+    PolyConv).
+
+    ``coarse``, ``fine`` and ``smooth`` are depthwise convolutions, the first with dilation 2; ``swap``
+    exchanges partners, see :func:`partner_order`.
+
+    Args:
+        x (Tensor): (B, H, W, C). keep (Tensor | None): (B, 1, 1, 1).
+        w_in (Tensor): (K, C). w_coarse, w_fine, w_smooth (Tensor): (K, 1, S, S) with S odd.
+        w_out (Tensor): (C, K). w_norm (Tensor): (C,).
+
+    Returns:
+        Tensor: (B, H, W, C), of the type of ``x``.
+    """
+    return _call(_PolyConv, x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm)
+
+
+def partner_order(channels: int) -> Tensor:
+    """The paper's inner channels of a PolyConv in the order that they have here.
+
+    The paper multiplies channel i of one map by channel K - 1 - i of the other. Here the second half of
+    the channels is held in reverse: partners are K/2 apart, and two halves are multiplied crosswise
+    where a map would have to be reversed. If K is odd, the middle one comes last, its own partner.
+    """
+    half = channels // 2
+    order = torch.arange(channels)
+    return torch.cat((order[:half], order.flip(0)[:half], order[half:channels - half]))
+
+
+def add_linear(x: Tensor, keep: Tensor | None, y: Tensor, weight: Tensor) -> Tensor:
+    """``x + keep * y weight^T``, of (B, H, W, C), (B, 1, 1, 1) or None, (B, H, W, K) and (C, K)."""
+    if keep is not None:
+        return torch.addcmul(x, F.linear(y, weight).to(x.dtype), keep)
+    if _need_grad(x, y, weight):
+        return x + F.linear(y, weight)
+    dtype = matmul_dtype(y)
+    _add_product(_rows(x), _rows(y).to(dtype), weight.to(dtype), None, out=_rows(x))
+    return x
 
 
 def clip_gradient(x: Tensor, max_norm: float, scale: Tensor | float = 1.) -> Tensor:
@@ -81,29 +122,99 @@ def matmul_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def _position_blocks(x: Tensor, width: int) -> tuple[Tensor, ...]:
-    """(..., C) as blocks of (positions, C) whose maps of ``width`` channels stay in a CPU's cache."""
-    positions = x.reshape(-1, x.shape[-1])
+def _need_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _call(function, *tensors: Tensor | None) -> Tensor:
+    return (function.apply if _need_grad(*tensors) else function.infer)(*tensors)
+
+
+def _blocks(width: int, *maps: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
+    """Maps (positions, C) in blocks of positions, for chains of operations on single positions: on a CPU
+    a map of ``width`` channels of a block stays in cache."""
+    positions = maps[0].shape[0]
+    size = max(1, CPU_BLOCK // width)
     # a compiled graph makes its own loops, and one over blocks would be compiled for every size
-    if x.device.type != 'cpu' or torch.compiler.is_compiling():
-        return (positions,)
-    return positions.split(max(1, CPU_BLOCK // width))
+    if maps[0].device.type != 'cpu' or positions <= size or torch.compiler.is_compiling():
+        yield maps
+        return
+    for start in range(0, positions, size):
+        yield tuple(None if m is None else m[start:start + size] for m in maps)
 
 
-def _from_blocks(blocks: list[Tensor], shape: torch.Size) -> Tensor:
-    positions = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-    return positions.view(*shape[:-1], -1)
+def _bands(width: int, x: Tensor,
+           keep: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None, range]]:
+    """Samples of a batch, with the rows at which bands of them start, for chains of operations on
+    neighbourhoods: on a CPU a map of ``width`` channels of a band stays in cache. A map that is not much
+    larger is left whole, since bands overlap."""
+    batch, height, columns, _ = x.shape
+    if x.device.type != 'cpu' or batch * height * columns * width <= 2 * CPU_BLOCK \
+            or torch.compiler.is_compiling():
+        yield x, keep, range(1)
+        return
+    count = math.ceil(height * columns * width / CPU_BLOCK)
+    rows = max(16, math.ceil(height / count))
+    for i in range(batch):
+        yield x[i:i + 1], None if keep is None else keep[i:i + 1], range(0, height, rows)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, H, W, C) as (positions, C), the same memory."""
+    return x.view(-1, x.shape[-1])
+
+
+def _keep_rows(keep: Tensor | None, x: Tensor) -> Tensor | None:
+    """(B, 1, 1, 1) as (positions, 1)."""
+    return None if keep is None else keep.expand(*x.shape[:3], 1).reshape(-1, 1)
+
+
+def _scaled(x: Tensor, keep: Tensor | None) -> Tensor:
+    return x if keep is None else x * keep
 
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype is torch.float64 else x.float()
 
 
-def _call(function, x: Tensor, *weights: Tensor | None) -> Tensor:
-    needs_grad = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, *weights))
-    dtype = matmul_dtype(x)
-    return (function.apply if needs_grad else function.infer)(dtype, x, *weights)
+# Of matrix products in place, counters of operations know those with ``out``.
+
+
+def _add_product(x: Tensor, y: Tensor, weight: Tensor, keep: Tensor | None, out: Tensor) -> None:
+    """out = x + keep * y weight^T, where x and out may be wider than y, and may be the same."""
+    if keep is None and x.dtype == y.dtype:
+        torch.addmm(x, y, weight.t(), out=out)
+    else:
+        torch.add(x, _scaled(F.linear(y, weight), keep), out=out)
+
+
+def _add_outer_(total: Tensor, grad: Tensor, x: Tensor) -> None:
+    """total += grad^T x, where total may be wider."""
+    if total.dtype == grad.dtype:
+        torch.addmm(total, grad.t(), x, out=total)
+    else:
+        total.add_(grad.t() @ x)
+
+
+def _norm_forward(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    weight = None if weight is None else _wide(weight)
+    return torch.native_layer_norm(_wide(x), x.shape[-1:], weight, None, LN_EPS)
+
+
+def _norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None,
+                   grad_weight: Tensor | None) -> Tensor:
+    """The gradient of x; that of the weight is added to ``grad_weight``."""
+    wide = None if weight is None else _wide(weight)
+    grad_x, of_weight, _ = torch.ops.aten.native_layer_norm_backward(
+        _wide(grad), _wide(x), x.shape[-1:], mean, rstd, wide, None,
+        [True, weight is not None, False])
+    if weight is not None:
+        grad_weight += of_weight
+    return grad_x
+
+
+def _zeros_like(*weights: Tensor | None) -> list[Tensor | None]:
+    return [None if w is None else torch.zeros_like(w) for w in weights]
 
 
 def _channels_first(x: Tensor) -> Tensor:
@@ -114,26 +225,6 @@ def _channels_first(x: Tensor) -> Tensor:
 def _channels_last(x: Tensor) -> Tensor:
     """(B, C, H, W) as (B, H, W, C), the same memory."""
     return x.permute(0, 2, 3, 1)
-
-
-def _norm_forward(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    weight = None if weight is None else _wide(weight)
-    return torch.native_layer_norm(_wide(x), x.shape[-1:], weight, None, LN_EPS)
-
-
-def _norm_backward(grad, x, mean, rstd, weight) -> tuple[Tensor, Tensor | None]:
-    wide = None if weight is None else _wide(weight)
-    grad_x, grad_weight, _ = torch.ops.aten.native_layer_norm_backward(
-        _wide(grad), _wide(x), x.shape[-1:], mean, rstd, wide, None,
-        [True, weight is not None, False])
-    return grad_x, None if weight is None else grad_weight.to(weight.dtype)
-
-
-def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of ``x weight^T``: that of x in the type of ``grad``, the other in the weight's."""
-    rows = grad.reshape(-1, grad.shape[-1])
-    grad_weight = rows.t() @ x.to(grad.dtype).reshape(-1, x.shape[-1])
-    return grad @ weight.to(grad.dtype), grad_weight.to(weight.dtype)
 
 
 # Chains of depthwise convolutions are (B, C, H, W) in channels-last memory.
@@ -193,16 +284,47 @@ def _interleaved_grids(x: Tensor, step: int) -> Tensor:
     return _channels_first(x)
 
 
+def _partners(channels: int) -> list[tuple[slice, slice]]:
+    """Slices of channels, each with that of its partners."""
+    half = channels // 2
+    first, second, middle = slice(half), slice(half, 2 * half), slice(2 * half, channels)
+    pairs = [(first, second), (second, first)]
+    return pairs if channels % 2 == 0 else pairs + [(middle, middle)]
+
+
+def _crosswise(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
+    """x * swap(y), of (B, C, H, W); ``out`` may be x."""
+    out = torch.empty_like(x) if out is None else out
+    for own, partner in _partners(x.shape[1]):
+        _multiply(x[:, own], y[:, partner], out=out[:, own])
+    return out
+
+
+def _swapped_product(x: Tensor, y: Tensor) -> Tensor:
+    """swap(x * y), of (B, C, H, W)."""
+    out = torch.empty_like(x)
+    for own, partner in _partners(x.shape[1]):
+        _multiply(x[:, partner], y[:, partner], out=out[:, own])
+    return out
+
+
+def _multiply(x: Tensor, y: Tensor, out: Tensor) -> None:
+    if torch.compiler.is_compiling():  # Dynamo takes no part of a tensor as ``out``
+        out.copy_(x * y)
+    else:
+        torch.mul(x, y, out=out)
+
+
 class _Depthwise(torch.autograd.Function):
 
     @staticmethod
-    def infer(dtype, x, weight):
-        return _channels_last(_conv(_channels_first(x.to(dtype)), weight))
+    def infer(x, weight):
+        return _channels_last(_conv(_channels_first(x.to(matmul_dtype(x))), weight))
 
     @staticmethod
-    def forward(ctx, dtype, x, weight):
+    def forward(ctx, x, weight):
         ctx.save_for_backward(x, weight)
-        return _Depthwise.infer(dtype, x, weight)
+        return _Depthwise.infer(x, weight)
 
     @staticmethod
     @once_differentiable
@@ -210,79 +332,162 @@ class _Depthwise(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad_x, grad_weight = _conv_backward(_channels_first(grad),
                                              _channels_first(x.to(grad.dtype)), weight)
-        return None, _channels_last(grad_x).to(x.dtype), grad_weight
+        return _channels_last(grad_x).to(x.dtype), grad_weight
+
+
+class _NormOfPair(torch.autograd.Function):
+
+    @staticmethod
+    def _sum(s0, s1, scale0, scale1):
+        return torch.addcmul(scale0 * s0, scale1, s1)
+
+    @staticmethod
+    def infer(s0, s1, scale0, scale1, w_norm):
+        y = torch.empty_like(s0, dtype=_wide(s0).dtype)
+        for y_b, s0_b, s1_b in _blocks(y.shape[-1], *map(_rows, (y, s0, s1))):
+            y_b.copy_(layer_norm(_NormOfPair._sum(s0_b, s1_b, scale0, scale1), w_norm))
+        return y
+
+    @staticmethod
+    def forward(ctx, s0, s1, scale0, scale1, w_norm):
+        ctx.save_for_backward(s0, s1, scale0, scale1, w_norm)
+        return _NormOfPair.infer(s0, s1, scale0, scale1, w_norm)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        s0, s1, *weights = ctx.saved_tensors
+        scale0, scale1, w_norm = weights
+        grad_s0, grad_s1 = torch.empty_like(s0), torch.empty_like(s1)
+        grad_scale0, grad_scale1, grad_w_norm = grad_weights = _zeros_like(*weights)
+        for g, s0_b, s1_b, grad_s0_b, grad_s1_b in _blocks(
+                s0.shape[-1], *map(_rows, (grad.contiguous(), s0, s1, grad_s0, grad_s1))):
+            x = _NormOfPair._sum(s0_b, s1_b, scale0, scale1)
+            _, mean, rstd = _norm_forward(x, w_norm)
+            g = _norm_backward(g, x, mean, rstd, w_norm, grad_w_norm)
+            grad_s0_b.copy_(g * scale0)
+            grad_s1_b.copy_(g * scale1)
+            grad_scale0 += (g * s0_b).sum(0)
+            grad_scale1 += (g * s1_b).sum(0)
+        return grad_s0, grad_s1, *grad_weights
 
 
 class _PolyMLP(torch.autograd.Function):
 
     @staticmethod
-    def infer(dtype, x, w_in, w_norm, w_out):
-        return _PolyMLP._compute(dtype, x, w_in, w_norm, w_out)[0]
+    def infer(x, keep, w_in, w_norm, w_out):
+        dtype = matmul_dtype(x)
+        w_in, w_out = w_in.to(dtype), w_out.to(dtype)
+        for x_b, keep_b in _blocks(w_in.shape[0], _rows(x), _keep_rows(keep, x)):
+            u, v = F.linear(x_b.to(dtype), w_in).chunk(2, -1)
+            _add_product(x_b, layer_norm(u * v, w_norm).to(dtype), w_out, keep_b, out=x_b)
+        return x
 
     @staticmethod
-    def _compute(dtype, x, w_in, w_norm, w_out):
-        halves = F.linear(x.to(dtype), w_in.to(dtype))
-        u, v = halves.chunk(2, -1)
-        normed = layer_norm(u * v, w_norm).to(dtype)
-        return F.linear(normed, w_out.to(dtype)), halves
-
-    @staticmethod
-    def forward(ctx, dtype, x, w_in, w_norm, w_out):
-        y, halves = _PolyMLP._compute(dtype, x, w_in, w_norm, w_out)
-        ctx.save_for_backward(x, w_in, w_norm, w_out, halves)
+    def forward(ctx, x, keep, w_in, w_norm, w_out):
+        dtype = matmul_dtype(x)
+        y = torch.empty_like(x)
+        halves = x.new_empty(*x.shape[:3], w_in.shape[0], dtype=dtype)
+        ctx.save_for_backward(x, keep, w_in, w_norm, w_out, halves)
+        w_in, w_out = w_in.to(dtype), w_out.to(dtype)
+        for y_b, x_b, keep_b, halves_b in _blocks(
+                w_in.shape[0], _rows(y), _rows(x), _keep_rows(keep, x), _rows(halves)):
+            u, v = torch.mm(x_b.to(dtype), w_in.t(), out=halves_b).chunk(2, -1)
+            _add_product(x_b, layer_norm(u * v, w_norm).to(dtype), w_out, keep_b, out=y_b)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, w_in, w_norm, w_out, halves = ctx.saved_tensors
-        u, v = halves.chunk(2, -1)
-        product = u * v
-        normed, mean, rstd = _norm_forward(product, w_norm)
-        grad, grad_w_out = _linear_backward(grad, normed.to(halves.dtype), w_out)
-        grad, grad_w_norm = _norm_backward(grad, product, mean, rstd, w_norm)
-        grad = grad.to(halves.dtype)
-        grad, grad_w_in = _linear_backward(torch.cat((grad * v, grad * u), -1), x, w_in)
-        return None, grad.to(x.dtype), grad_w_in, grad_w_norm, grad_w_out
+        x, keep, w_in, w_norm, w_out, halves = ctx.saved_tensors
+        dtype = halves.dtype
+        grad_w_in, grad_w_norm, grad_w_out = grad_weights = _zeros_like(w_in, w_norm, w_out)
+        grad = grad.contiguous()
+        grad_x = torch.empty_like(grad)
+        w_in_t, w_out_t = w_in.to(dtype).t(), w_out.to(dtype).t()
+        for g, grad_x_b, x_b, keep_b, halves_b in _blocks(
+                w_in.shape[0], _rows(grad), _rows(grad_x), _rows(x), _keep_rows(keep, x), _rows(halves)):
+            u, v = halves_b.chunk(2, -1)
+            product = u * v
+            normed, mean, rstd = _norm_forward(product, w_norm)
+            g_out = _scaled(g, keep_b).to(dtype)
+            _add_outer_(grad_w_out, g_out, normed.to(dtype))
+            g_product = _norm_backward(F.linear(g_out, w_out_t), product, mean, rstd, w_norm,
+                                       grad_w_norm).to(dtype)
+            g_halves = torch.cat((g_product * v, g_product * u), -1)
+            _add_outer_(grad_w_in, g_halves, x_b.to(dtype))
+            _add_product(g, g_halves, w_in_t, None, out=grad_x_b)
+        return grad_x, None, *grad_weights
 
 
 class _PolyConv(torch.autograd.Function):
 
     @staticmethod
-    def infer(dtype, x, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
-        base = _channels_first(F.linear(x.to(dtype), w_in.to(dtype)))
-        product = _conv(base, w_fine).flip(1).mul_(_conv(base, w_coarse, dilation=2))
-        smooth = _channels_last(_conv(product, w_smooth))
-        blocks = [layer_norm(F.linear(block, w_out.to(dtype)), w_norm)
-                  for block in _position_blocks(smooth, max(w_out.shape))]
-        return _from_blocks(blocks, x.shape)
+    def infer(x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
+        dtype = matmul_dtype(x)
+        w_in, w_out = w_in.to(dtype), w_out.to(dtype)
+        reach = max(w_coarse.shape[-1] - 1, w_fine.shape[-1] // 2) + w_smooth.shape[-1] // 2
+        for x_s, keep_s, starts in _bands(w_in.shape[0], x, keep):
+            stops = [*starts[1:], x.shape[1]]
+            base, known = None, 0
+            for start, stop in zip(starts, stops):
+                # rows first..known of the map that the convolutions of this band look at: some are left
+                # from the band before, the others are still unchanged in x
+                first, new = max(start - reach, 0), x_s[:, known:stop + reach]
+                new, kept = F.linear(new.to(dtype), w_in), known - first
+                base = torch.cat((base[:, -kept:], new), 1) if kept else new
+                known = min(stop + reach, x.shape[1])
+
+                maps = _channels_first(base)
+                coarse = _conv(maps, w_coarse, dilation=2)
+                product = _crosswise(coarse, _conv(maps, w_fine), out=coarse)
+                smooth = _channels_last(_conv(product, w_smooth))[:, start - first:stop - first]
+                branch = layer_norm(F.linear(smooth, w_out), w_norm)
+                x_s[:, start:stop].add_(_scaled(branch, keep_s))
+        return x
 
     @staticmethod
-    def forward(ctx, dtype, x, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
+    def forward(ctx, x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
+        dtype = matmul_dtype(x)
         base = _channels_first(F.linear(x.to(dtype), w_in.to(dtype)))
-        coarse = _conv(base, w_coarse, dilation=2)
-        fine = _conv(base, w_fine).flip(1)
-        z = F.linear(_channels_last(_conv(coarse * fine, w_smooth)), w_out.to(dtype))
-        y, mean, rstd = _norm_forward(z, w_norm)
-        ctx.save_for_backward(x, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm,
-                              base, coarse, fine, z, mean, rstd)
+        coarse, fine = _conv(base, w_coarse, dilation=2), _conv(base, w_fine)
+        smooth = _channels_last(_conv(_crosswise(coarse, fine), w_smooth))
+        y, z = torch.empty_like(x), torch.empty_like(x, dtype=dtype)
+        ctx.save_for_backward(x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm,
+                              base, coarse, fine, smooth, z)
+        w_out = w_out.to(dtype)
+        for y_b, x_b, keep_b, smooth_b, z_b in _blocks(
+                max(w_out.shape), _rows(y), _rows(x), _keep_rows(keep, x), _rows(smooth), _rows(z)):
+            torch.mm(smooth_b, w_out.t(), out=z_b)
+            torch.add(x_b, _scaled(layer_norm(z_b, w_norm), keep_b), out=y_b)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        (x, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm,
-         base, coarse, fine, z, mean, rstd) = ctx.saved_tensors
-        grad, grad_w_norm = _norm_backward(grad, z, mean, rstd, w_norm)
-        product = coarse * fine
-        smooth = _channels_last(_conv(product, w_smooth))
-        grad, grad_w_out = _linear_backward(grad.to(z.dtype), smooth, w_out)
-        grad, grad_w_smooth = _conv_backward(_channels_first(grad), product, w_smooth)
-        from_fine, grad_w_fine = _conv_backward((grad * coarse).flip(1), base, w_fine)
-        grad, grad_w_coarse = _conv_backward(grad.mul_(fine), base, w_coarse, dilation=2)
-        grad, grad_w_in = _linear_backward(_channels_last(grad.add_(from_fine)), x, w_in)
-        return (None, grad.to(x.dtype), grad_w_in, grad_w_coarse, grad_w_fine, grad_w_smooth,
-                grad_w_out, grad_w_norm)
+        (x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm,
+         base, coarse, fine, smooth, z) = ctx.saved_tensors
+        dtype = z.dtype
+        grad_w_in, grad_w_out, grad_w_norm = _zeros_like(w_in, w_out, w_norm)
+        grad = grad.contiguous()
+        g_smooth = torch.empty_like(smooth)
+        w_out_t = w_out.to(dtype).t()
+        for g, keep_b, z_b, smooth_b, g_smooth_b in _blocks(
+                max(w_out.shape), _rows(grad), _keep_rows(keep, x), _rows(z), _rows(smooth),
+                _rows(g_smooth)):
+            _, mean, rstd = _norm_forward(z_b, w_norm)
+            g = _norm_backward(_scaled(g, keep_b), z_b, mean, rstd, w_norm, grad_w_norm).to(dtype)
+            _add_outer_(grad_w_out, g, smooth_b)
+            torch.mm(g, w_out_t.t(), out=g_smooth_b)
+        g, grad_w_smooth = _conv_backward(_channels_first(g_smooth), _crosswise(coarse, fine), w_smooth)
+        from_fine, grad_w_fine = _conv_backward(_swapped_product(g, coarse), base, w_fine)
+        g, grad_w_coarse = _conv_backward(_crosswise(g, fine, out=g), base, w_coarse, dilation=2)
+        g = _rows(_channels_last(g.add_(from_fine)))
+        _add_outer_(grad_w_in, g, _rows(x).to(dtype))
+        grad_x = torch.empty_like(grad)
+        _add_product(_rows(grad), g, w_in.to(dtype).t(), None, out=_rows(grad_x))
+        return (grad_x, None, grad_w_in, grad_w_coarse, grad_w_fine, grad_w_smooth, grad_w_out,
+                grad_w_norm)
 
 
 class _ClipGradient(torch.autograd.Function):

@@ -157,16 +157,13 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
-        """``x`` plus what remains of ``branch``."""
+    def forward(self, x: Tensor) -> Tensor | None:
+        """What to multiply a branch on ``x`` by, (B, 1, 1, 1), or None for 1."""
         if not self.training or self.rate == 0:
-            # a branch is a fresh tensor that nothing keeps: the sum can take its place
-            return branch.add_(x) if branch.dtype == x.dtype else x + branch
+            return None
         keep = 1 - self.rate
         mask = x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep)
-        if keep > 0:
-            mask = mask / keep
-        return torch.addcmul(x, branch.to(x.dtype), mask)
+        return mask / keep if keep > 0 else mask
 
 
 class Stack(nn.Module):
@@ -185,8 +182,8 @@ class Stack(nn.Module):
 
     def forward(self, x: Tensor, gates: Tensor | None) -> Tensor:
         mixer_gate, mlp_gate = (None if gates is None else gates[i] for i in self.gates)
-        x = self.drop_path(x, self.mixer(x, mixer_gate))
-        return self.drop_path(x, self.mlp(x, mlp_gate))
+        x = self.mixer(x, mixer_gate, self.drop_path(x))
+        return self.mlp(x, mlp_gate, self.drop_path(x))
 
     def fuse(self, gates: Tensor) -> None:
         self.mixer.fuse(gates[self.gates[0]])
@@ -213,7 +210,7 @@ class Cell(nn.Module):
             Stack(arch, stage, arch.gates(i), drop_path) for i in range(arch.stacks[stage]))
 
     def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
-        x = self.norm(torch.addcmul(self.scale0 * s0, self.scale1, s1))
+        x = ops.norm_of_pair(s0, s1, self.scale0, self.scale1, self.norm.weight)
         gates = None if self.gate_logits is None else self.gate_logits.sigmoid()
         for stack in self.stacks:
             x = stack(x, gates)
@@ -340,7 +337,8 @@ class PolyNeXt(nn.Module):
         """Yield every stage's feature of an image (B, in_channels, H, W), from stride 4 to 32, as
         (B, C, ceil(H / stride), ceil(W / stride)) in channels-last memory."""
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        s0 = s1 = x.permute(0, 2, 3, 1).contiguous()
+        s0 = x.permute(0, 2, 3, 1).contiguous()
+        s1 = s0.view_as(s0)  # the same, as a second tensor: Dynamo allows a Function none twice
         for stage in self.stages:
             s0, s1 = stage(s0, s1, self.loss_scale or 1.)
             yield s1.permute(0, 3, 1, 2)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..nn import ARCHS, Arch
+from ..nn.ops import partner_order
 
 # inside a stack: (ours, authors'), the authors' as (op, rest) with the op counted from the stack's first
 _CONV_STACK = (
@@ -31,6 +32,14 @@ _ATTN_STACK = (
     ('mlp.proj_out.weight', (2, '1.weight')),
 )
 _STACKS = {'conv': (6, _CONV_STACK), 'attn': (3, _ATTN_STACK)}
+# the dimension of the inner channels in the weights of a PolyConv, which are in another order here
+_INNER_CHANNELS = {
+    'mixer.proj_in.weight': 0,
+    'mixer.coarse.weight': 0,
+    'mixer.fine.weight': 0,
+    'mixer.smooth.weight': 0,
+    'mixer.proj_out.weight': 1,
+}
 _CELL = (
     ('gate_logits', 'skip_weight'),
     ('scale0', 'preprocess0.scale'),
@@ -88,15 +97,19 @@ def is_authors(keys) -> bool:
 
 
 def translate(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
-    """The authors' names and shapes to ours. Names that the arch does not have stay as they are, for
-    the strict check to find."""
+    """The authors' names, shapes and order of channels to ours. Names that the arch does not have stay
+    as they are, for the strict check to find."""
     names = authors_to_ours(arch)
-    return {names.get(key, key): _our_shape(value, key) for key, value in state_dict.items()
-            if key != DROPOUT_RATE}
+    ours = {}
+    for key, value in state_dict.items():
+        if key != DROPOUT_RATE:
+            name = names.get(key, key)
+            ours[name] = _reordered(_our_shape(value, key), name, arch, back=False)
+    return ours
 
 
 def translate_back(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
-    """Our names and shapes to the authors'.
+    """Our names, shapes and order of channels to the authors'.
 
     Raises:
         ValueError: For a name that is not of this arch.
@@ -105,7 +118,8 @@ def translate_back(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Te
     unknown = [key for key in state_dict if key not in names]
     if unknown:
         raise ValueError(f'not weights of this arch: {", ".join(unknown[:5])}')
-    return {names[key]: _authors_shape(value, names[key]) for key, value in state_dict.items()}
+    return {names[key]: _authors_shape(_reordered(value, key, arch, back=True), names[key])
+            for key, value in state_dict.items()}
 
 
 def infer_arch(state_dict: Mapping[str, Tensor]) -> str:
@@ -135,6 +149,16 @@ def unsupported(state_dict: Mapping[str, Tensor]) -> str | None:
     if is_authors(state_dict) and stem is not None and tuple(stem.shape[2:]) == (3, 3):
         return 'these are the weights of a low-resolution network (LR), which this version does not have'
     return None
+
+
+def _reordered(value: Tensor, name: str, arch: Arch, back: bool) -> Tensor:
+    """A weight with our name and shape, its inner channels in our order, or ``back`` in the authors'."""
+    stage, _, member = name.removeprefix('stages.').partition('.cells.')
+    dim = _INNER_CHANNELS.get(member.partition('.stacks.')[2].partition('.')[2])
+    if dim is None or value.ndim <= dim or arch.mixers[int(stage)] != 'conv':
+        return value
+    order = partner_order(value.shape[dim])
+    return value.index_select(dim, (order.argsort() if back else order).to(value.device))
 
 
 def _is_pointwise(key: str, value: Tensor) -> bool:
