@@ -293,26 +293,30 @@ def _partners(channels: int) -> list[tuple[slice, slice]]:
 
 
 def _crosswise(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
-    """x * swap(y), of (B, C, H, W); ``out`` may be x."""
+    """x * swap(y), of (B, C, H, W); ``out`` may be x, and may be left alone."""
+    if torch.compiler.is_compiling():
+        return x * _swap(y)
     out = torch.empty_like(x) if out is None else out
     for own, partner in _partners(x.shape[1]):
-        _multiply(x[:, own], y[:, partner], out=out[:, own])
+        torch.mul(x[:, own], y[:, partner], out=out[:, own])
     return out
 
 
 def _swapped_product(x: Tensor, y: Tensor) -> Tensor:
     """swap(x * y), of (B, C, H, W)."""
+    if torch.compiler.is_compiling():
+        return _swap(x * y)
     out = torch.empty_like(x)
     for own, partner in _partners(x.shape[1]):
-        _multiply(x[:, partner], y[:, partner], out=out[:, own])
+        torch.mul(x[:, partner], y[:, partner], out=out[:, own])
     return out
 
 
-def _multiply(x: Tensor, y: Tensor, out: Tensor) -> None:
-    if torch.compiler.is_compiling():  # Dynamo takes no part of a tensor as ``out``
-        out.copy_(x * y)
-    else:
-        torch.mul(x, y, out=out)
+def _swap(x: Tensor) -> Tensor:
+    """What Inductor fuses into the loops of a product; by itself it would be one more pass."""
+    half = x.shape[1] // 2
+    swapped = x[:, :2 * half].unflatten(1, (2, half)).flip(1).flatten(1, 2)
+    return swapped if x.shape[1] == 2 * half else torch.cat((swapped, x[:, 2 * half:]), 1)
 
 
 class _Depthwise(torch.autograd.Function):
@@ -343,10 +347,9 @@ class _NormOfPair(torch.autograd.Function):
 
     @staticmethod
     def infer(s0, s1, scale0, scale1, w_norm):
-        y = torch.empty_like(s0, dtype=_wide(s0).dtype)
-        for y_b, s0_b, s1_b in _blocks(y.shape[-1], *map(_rows, (y, s0, s1))):
-            y_b.copy_(layer_norm(_NormOfPair._sum(s0_b, s1_b, scale0, scale1), w_norm))
-        return y
+        blocks = [layer_norm(_NormOfPair._sum(s0_b, s1_b, scale0, scale1), w_norm)
+                  for s0_b, s1_b in _blocks(s0.shape[-1], _rows(s0), _rows(s1))]
+        return (blocks[0] if len(blocks) == 1 else torch.cat(blocks)).view(s0.shape)
 
     @staticmethod
     def forward(ctx, s0, s1, scale0, scale1, w_norm):
@@ -442,8 +445,9 @@ class _PolyConv(torch.autograd.Function):
                 coarse = _conv(maps, w_coarse, dilation=2)
                 product = _crosswise(coarse, _conv(maps, w_fine), out=coarse)
                 smooth = _channels_last(_conv(product, w_smooth))[:, start - first:stop - first]
-                branch = layer_norm(F.linear(smooth, w_out), w_norm)
-                x_s[:, start:stop].add_(_scaled(branch, keep_s))
+                branch = layer_norm(F.linear(_rows(smooth), w_out), w_norm)
+                band = x_s[:, start:stop]
+                _rows(band).add_(_scaled(branch, _keep_rows(keep_s, band)))
         return x
 
     @staticmethod

@@ -368,7 +368,7 @@ class PolyNeXt(nn.Module):
         for cell in self.cells():
             # static: Inductor (torch 2.14) fails in training where sizes are dynamic, and would make
             # them so for the second stage already
-            cell.compile(dynamic=False)
+            cell.compile(dynamic=False, options={'layout_optimization': False})
         return self
 
     def fuse(self) -> 'PolyNeXt':
