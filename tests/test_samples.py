@@ -18,7 +18,7 @@ from _fetch import find_file, package_files
 ROOT = Path(__file__).resolve().parents[1]
 LANDCOVER = ROOT / 'demo' / 'landcover'
 TREECROWNS = ROOT / 'demo' / 'treecrowns'
-LANDCOVER_TILES = {'training': 929, 'validation': 256}
+LANDCOVER_TILES = {'training': 916, 'validation': 277}
 TREECROWN_TILES = {'train': 36, 'val': 11}
 TREECROWN_BOXES = {'train': 605, 'val': 393}
 
@@ -82,12 +82,12 @@ def test_landcover_tiles_show_labelled_land(annotations):
 
 
 def test_landcover_is_split_by_longitude():
-    """Seven columns a block of 30 degrees; the second block of every four validates."""
+    """By the block of 450 pixels that a tile's left edge lies in: one in four validates."""
     for split in LANDCOVER_TILES:
         for name in stems(LANDCOVER / 'images' / split, '.jpg'):
             row, col = map(int, re.fullmatch(r'r(\d\d)_c(\d\d)', name).groups())
             assert row < 42 and col < 84, name
-            assert (col // 7 % 4 == 1) == (split == 'validation'), name
+            assert (64 * col // 450 % 4 == 1) == (split == 'validation'), name
 
 
 def test_mmseg_reads_landcover():
@@ -137,12 +137,11 @@ def test_labels_are_resampled_at_pixel_centres():
                                   for row in (0, 2, 3)]
 
 
-def test_no_tile_reaches_across_a_block():
+def test_no_pixel_is_in_two_tiles():
     tiles = make_landcover.tile_grid(2700, 5400)
     assert len(tiles) == 42 * 84
     covered = np.zeros((2700, 5400), dtype=np.uint8)
     for tile in tiles:
-        assert tile.left // 450 == (tile.left + 63) // 450
         assert (tile.left // 450 % 4 == 1) == (tile.split == 'validation')
         covered[tile.top:tile.top + 64, tile.left:tile.left + 64] += 1
     assert covered.max() == 1 and covered.sum() == 42 * 84 * 64 * 64
@@ -159,14 +158,14 @@ def test_tiles_without_much_land_are_dropped(value, limit):
 
 def test_tiles_are_cut_where_their_names_say(globe):
     picture, ids = globe
-    ids[64:128, 150:214] = 1  # all water: row 1, first column of the second block
+    ids[64:128, 192:256] = 1  # all water: row 1, first column of the second block
     cut = {tile.name: (pixels, labels, tile.split)
            for tile, pixels, labels in make_landcover.cut_tiles(picture, ids)}
-    assert len(cut) == 14 * 24 - 1 and 'r01_c02' not in cut
+    assert len(cut) == 14 * 28 - 1 and 'r01_c03' not in cut
     pixels, labels, split = cut['r02_c03']
     assert split == 'validation'
-    np.testing.assert_array_equal(pixels, picture[128:192, 214:278])
-    np.testing.assert_array_equal(labels, ids[128:192, 214:278])
+    np.testing.assert_array_equal(pixels, picture[128:192, 192:256])
+    np.testing.assert_array_equal(labels, ids[128:192, 192:256])
 
 
 def test_landcover_files_are_reproducible(globe, tmp_path):
@@ -178,8 +177,8 @@ def test_landcover_files_are_reproducible(globe, tmp_path):
         counts = make_landcover.write_tiles(make_landcover.cut_tiles(*globe), tmp_path / name)
     made = contents(tmp_path / 'a')
     assert made == contents(tmp_path / 'b')
-    assert len(made) == 2 * 14 * 24
-    assert sum(pixels.sum() for pixels in counts.values()) == 14 * 24 * 64 * 64
+    assert len(made) == 2 * 14 * 28
+    assert sum(pixels.sum() for pixels in counts.values()) == 14 * 28 * 64 * 64
 
 
 def test_maps_that_are_no_globe_are_refused(tmp_path):

@@ -73,18 +73,16 @@ def resample_nearest(array, height, width):
 def tile_grid(height, width):
     """List the tiles of a globe of (height, width) pixels, row by row.
 
-    The columns start afresh in every block of longitude, so that no tile reaches from a training
-    block into a validation block. The few pixels left over at the end of each block go unused.
+    A tile is in the split of the block of longitude that its left edge lies in. Tiles do not overlap,
+    so no pixel is in both splits.
     """
     block = width * BLOCK_DEGREES // 360
-    per_block = block // TILE
     tiles = []
     for row in range(height // TILE):
-        for col in range(per_block * (width // block)):
-            index, place = divmod(col, per_block)
-            validates = index % BLOCKS_PER_VALIDATION == FIRST_VALIDATION_BLOCK
-            tiles.append(Tile(row, col, row * TILE, index * block + place * TILE,
-                              'validation' if validates else 'training'))
+        for col in range(width // TILE):
+            left = col * TILE
+            validates = left // block % BLOCKS_PER_VALIDATION == FIRST_VALIDATION_BLOCK
+            tiles.append(Tile(row, col, row * TILE, left, 'validation' if validates else 'training'))
     return tiles
 
 

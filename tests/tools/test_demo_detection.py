@@ -12,12 +12,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_a_quick_look(tmp_path):
     result = subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / 'demo_detection.py'), '--max-iters', '2',
+        [sys.executable, str(ROOT / 'tools' / 'demo_detection.py'), '--seconds', '2',
          '--work-dir', str(tmp_path)], capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr[-4000:]
     rows = re.findall(r'^(CPolyNeXt-T|ResNet-18) +(\d+) +\d+ +([\d.]+) +([\d.]+)$', result.stdout,
                       flags=re.MULTILINE)
     assert [row[0] for row in rows] == ['CPolyNeXt-T', 'ResNet-18']
-    assert rows[0][1] == '2' and int(rows[1][1]) >= 1
+    assert all(int(iterations) >= 1 for _, iterations, *_ in rows)
     for config in ('atss_cpolynext_t_treecrowns', 'atss_resnet18_treecrowns'):
         assert len(list((tmp_path / config / 'pictures').glob('*.jpg'))) == 11
