@@ -62,7 +62,7 @@ model = dict(
     auxiliary_head=dict(in_channels=192, channels=64, num_classes=num_classes, norm_cfg=norm_cfg),
     test_cfg=dict(_delete_=True, mode='whole'))
 
-max_iters = 1000
+max_iters = 700
 optim_wrapper = dict(
     dtype='float32',  # bfloat16 is faster on CPUs that have units for it, and slower on the others
     optimizer=dict(lr=2e-3),
@@ -72,7 +72,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='PolyLR', power=1.0, eta_min=0., by_epoch=False, begin=50, end=max_iters),
 ]
-train_cfg = dict(max_iters=max_iters, val_interval=200)
+train_cfg = dict(max_iters=max_iters, val_interval=350)
 default_hooks = dict(
     logger=dict(interval=20),
     checkpoint=dict(interval=max_iters, save_best=None))
