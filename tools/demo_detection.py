@@ -67,7 +67,7 @@ def main() -> None:
     args = parse_args()
     start = time.monotonic()
     folders = {config: args.work_dir / config.stem for config in NAMES}
-    iterations = {config: max(1, round(args.seconds / pace(config, folder / 'pace')))
+    iterations = {config: max(2, round(args.seconds / pace(config, folder / 'pace')))
                   for config, folder in folders.items()}
     rows = []
     for config, folder in folders.items():

@@ -95,15 +95,15 @@ class PolyConv(nn.Module):
         super().__init__()
         width = int(channels * ratio)
         self.proj_in = nn.Linear(channels, width, bias=False)
-        self.coarse = DepthwiseConv(width, coarse_size)
-        self.fine = DepthwiseConv(width, 3)
+        self.coarse_conv = DepthwiseConv(width, coarse_size)
+        self.fine_conv = DepthwiseConv(width, 3)
         self.smooth = DepthwiseConv(width, 3)
         self.proj_out = nn.Linear(width, channels, bias=False)
         self.norm = LayerNorm(channels)
 
     def forward(self, x: Tensor, gate: Tensor | None, keep: Tensor | None) -> Tensor:
-        return ops.add_poly_conv(x, keep, self.proj_in.weight, self.coarse.weight, self.fine.weight,
-                                 self.smooth.weight, self.proj_out.weight,
+        return ops.add_poly_conv(x, keep, self.proj_in.weight, self.coarse_conv.weight,
+                                 self.fine_conv.weight, self.smooth.weight, self.proj_out.weight,
                                  _gated(self.norm.weight, gate))
 
     @torch.no_grad()

@@ -9,8 +9,8 @@ from ..nn.ops import partner_order
 # inside a stack: (ours, authors'), the authors' as (op, rest) with the op counted from the stack's first
 _CONV_STACK = (
     ('mixer.proj_in.weight', (0, 'weight')),
-    ('mixer.coarse.weight', (1, 'weight')),
-    ('mixer.fine.weight', (2, 'weight')),
+    ('mixer.coarse_conv.weight', (1, 'weight')),
+    ('mixer.fine_conv.weight', (2, 'weight')),
     ('mixer.smooth.weight', (3, '0.weight')),
     ('mixer.proj_out.weight', (3, '1.weight')),
     ('mixer.norm.weight', (3, '2.weight')),
@@ -35,8 +35,8 @@ _STACKS = {'conv': (6, _CONV_STACK), 'attn': (3, _ATTN_STACK)}
 # the dimension of the inner channels in the weights of a PolyConv, which are in another order here
 _INNER_CHANNELS = {
     'mixer.proj_in.weight': 0,
-    'mixer.coarse.weight': 0,
-    'mixer.fine.weight': 0,
+    'mixer.coarse_conv.weight': 0,
+    'mixer.fine_conv.weight': 0,
     'mixer.smooth.weight': 0,
     'mixer.proj_out.weight': 1,
 }
