@@ -102,9 +102,10 @@ def translate(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]
     names = authors_to_ours(arch)
     ours = {}
     for key, value in state_dict.items():
-        if key != DROPOUT_RATE:
-            name = names.get(key, key)
-            ours[name] = _reordered(_our_shape(value, key), name, arch, back=False)
+        if key in names:
+            ours[names[key]] = _reordered(_our_shape(value, key), names[key], arch, back=False)
+        elif key != DROPOUT_RATE:
+            ours[key] = value
     return ours
 
 

@@ -132,7 +132,8 @@ def test_a_missing_weight_is_named(path, key):
     assert f'1 missing: {ours}' in refusal(path)
 
 
-@pytest.mark.parametrize('key', ['cells.0.ops.99.weight', 'adapter.weight', 'extra_norm.0.weight'])
+@pytest.mark.parametrize('key', ['cells.0.ops.99.weight', 'adapter.weight', 'extra_norm.0.weight',
+                                 'stages.9.cells.0.stacks.0.mixer.proj_in.weight'])
 def test_an_unknown_weight_is_named(path, key):
     torch.save(dict(imagenet_weights(), **{key: torch.ones(2)}), path)
     assert f'1 unexpected: {key}' in refusal(path)
