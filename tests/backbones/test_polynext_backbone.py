@@ -8,6 +8,7 @@ from golden import image
 from helpers import TINY_ARCH, build, imagenet_weights, randomized
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from polynext_mm.backbones.polynext import OutNorm
 from polynext_mm.nn import ARCHS, get_arch
@@ -157,19 +158,32 @@ def test_more_channels():
 # Half precision
 
 
+class ProductTypes(TorchDispatchMode):
+    """The types in which matrix products and convolutions are computed, by operator."""
+    NAMES = ('mm', 'convolution')
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {name: set() for name in self.NAMES}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in self.seen:
+            self.seen[name].update(arg.dtype for arg in args if isinstance(arg, torch.Tensor))
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('scale', [1, 300])
 def test_autocast_is_finite_and_keeps_the_stream_wide(dtype, scale):
     model = backbone()
-    stream, products = [], []
+    stream = []
     for cell in model.cells():
         cell.register_forward_hook(lambda cell, inputs, out: stream.append(out.dtype))
-    for shrink in model.stages[1].downsample:
-        shrink.register_forward_hook(lambda shrink, inputs, out: products.append(out.dtype))
-    with torch.autocast('cpu', dtype):
+    with torch.autocast('cpu', dtype), ProductTypes() as products:
         outs = model(scale * torch.randn(2, 3, 64, 96))
     assert {out.dtype for out in outs} == set(stream) == {torch.float32}
-    assert set(products) == {dtype}
+    assert products.seen == {name: {dtype} for name in ProductTypes.NAMES}
     sum(out.square().mean() for out in outs).backward()
     assert all(out.isfinite().all() for out in outs)
     for name, param in model.named_parameters():

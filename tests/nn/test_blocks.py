@@ -6,7 +6,7 @@ import torch
 
 from polynext_mm.nn import PolyNeXt, get_arch, ops
 
-# odd inner widths in two stages, one of each mixer
+# odd inner widths in the two stages of PolyConv
 ARCH = dataclasses.replace(get_arch('apolynext_t'), widths=(20, 30, 64, 64), depths=(1, 1, 1, 1),
                            conv_ratios=(1.05, .9, 1, 1), mlp_ratios=(2, 2, 2, 2))
 BLOCKS = (1 << 9, 1 << 12, 1 << 14)

@@ -51,6 +51,7 @@ def test_plain_and_fast_agree(network):
     for fast_feature, feature in zip(fast_features, features, strict=True):
         assert_same(fast_feature, feature)
     gradients = translate({name: p.grad for name, p in plain.named_parameters()}, fast.arch)
+    assert gradients.keys() == dict(fast.named_parameters()).keys()
     for name, parameter in fast.named_parameters():
         assert_same(parameter.grad, gradients[name])
 

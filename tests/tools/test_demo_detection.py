@@ -18,6 +18,6 @@ def test_a_quick_look(tmp_path):
     rows = re.findall(r'^(CPolyNeXt-T|ResNet-18) +(\d+) +\d+ +([\d.]+) +([\d.]+)$', result.stdout,
                       flags=re.MULTILINE)
     assert [row[0] for row in rows] == ['CPolyNeXt-T', 'ResNet-18']
-    assert all(int(iterations) >= 1 for _, iterations, *_ in rows)
+    assert all(int(iterations) >= 2 for _, iterations, *_ in rows)
     for config in ('atss_cpolynext_t_treecrowns', 'atss_resnet18_treecrowns'):
         assert len(list((tmp_path / config / 'pictures').glob('*.jpg'))) == 11
