@@ -15,9 +15,10 @@ from pathlib import Path
 from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ROOT / 'configs' / 'atss_cpolynext_t_treecrowns.py'
-OTHER = ROOT / 'configs' / 'atss_resnet18_treecrowns.py'
-NAMES = {OURS: 'CPolyNeXt-T', OTHER: 'ResNet-18'}
+NAMES = {
+    ROOT / 'configs' / 'atss_cpolynext_t_treecrowns.py': 'CPolyNeXt-T',
+    ROOT / 'configs' / 'atss_resnet18_treecrowns.py': 'ResNet-18',
+}
 SECONDS = 200  # of training, for each
 PACE_ITERS = 24
 
@@ -67,6 +68,7 @@ def main() -> None:
     args = parse_args()
     start = time.monotonic()
     folders = {config: args.work_dir / config.stem for config in NAMES}
+    # two at least: one to warm up
     iterations = {config: max(2, round(args.seconds / pace(config, folder / 'pace')))
                   for config, folder in folders.items()}
     rows = []

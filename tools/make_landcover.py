@@ -42,12 +42,18 @@ JPEG_QUALITY = 95
 
 
 class Tile(NamedTuple):
-    """A place in the grid, and the pixel its top left corner falls on."""
+    """A place in the grid; its top left corner is the pixel (top, left)."""
     row: int
     col: int
-    top: int
-    left: int
     split: str
+
+    @property
+    def top(self):
+        return self.row * TILE
+
+    @property
+    def left(self):
+        return self.col * TILE
 
     @property
     def name(self):
@@ -80,9 +86,8 @@ def tile_grid(height, width):
     tiles = []
     for row in range(height // TILE):
         for col in range(width // TILE):
-            left = col * TILE
-            validates = left // block % BLOCKS_PER_VALIDATION == FIRST_VALIDATION_BLOCK
-            tiles.append(Tile(row, col, row * TILE, left, 'validation' if validates else 'training'))
+            validates = col * TILE // block % BLOCKS_PER_VALIDATION == FIRST_VALIDATION_BLOCK
+            tiles.append(Tile(row, col, 'validation' if validates else 'training'))
     return tiles
 
 

@@ -95,12 +95,10 @@ def partner_order(channels: int) -> Tensor:
 
 def add_linear(x: Tensor, keep: Tensor | None, y: Tensor, weight: Tensor) -> Tensor:
     """``x + keep * y weight^T``, of (B, H, W, C), (B, 1, 1, 1) or None, (B, H, W, K) and (C, K)."""
-    if keep is not None:
-        return torch.addcmul(x, F.linear(y, weight).to(x.dtype), keep)
     if _need_grad(x, y, weight):
-        return x + F.linear(y, weight)
+        return x + _scaled(F.linear(y, weight), keep)
     dtype = matmul_dtype(y)
-    _add_product(_rows(x), _rows(y).to(dtype), weight.to(dtype), None, out=_rows(x))
+    _add_product(_rows(x), _rows(y).to(dtype), weight.to(dtype).t(), _keep_rows(keep, x), out=_rows(x))
     return x
 
 
@@ -130,13 +128,18 @@ def _call(function, *tensors: Tensor | None) -> Tensor:
     return (function.apply if _need_grad(*tensors) else function.infer)(*tensors)
 
 
+def _takes_parts(x: Tensor) -> bool:
+    """Whether maps are taken in parts that stay in cache: on a CPU, but not in a compiled graph, which
+    makes its own loops, and would be compiled anew for every number of parts."""
+    return x.device.type == 'cpu' and not torch.compiler.is_compiling()
+
+
 def _blocks(width: int, *maps: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
     """Maps (positions, C) in blocks of positions, for chains of operations on single positions: on a CPU
     a map of ``width`` channels of a block stays in cache."""
     positions = maps[0].shape[0]
     size = max(1, CPU_BLOCK // width)
-    # a compiled graph makes its own loops, and one over blocks would be compiled for every size
-    if maps[0].device.type != 'cpu' or positions <= size or torch.compiler.is_compiling():
+    if positions <= size or not _takes_parts(maps[0]):
         yield maps
         return
     for start in range(0, positions, size):
@@ -149,8 +152,7 @@ def _bands(width: int, x: Tensor,
     neighbourhoods: on a CPU a map of ``width`` channels of a band stays in cache. A map that is not much
     larger is left whole, since bands overlap."""
     batch, height, columns, _ = x.shape
-    if x.device.type != 'cpu' or batch * height * columns * width <= 2 * CPU_BLOCK \
-            or torch.compiler.is_compiling():
+    if batch * height * columns * width <= 2 * CPU_BLOCK or not _takes_parts(x):
         yield x, keep, range(1)
         return
     count = math.ceil(height * columns * width / CPU_BLOCK)
@@ -180,12 +182,12 @@ def _wide(x: Tensor) -> Tensor:
 # Of matrix products in place, counters of operations know those with ``out``.
 
 
-def _add_product(x: Tensor, y: Tensor, weight: Tensor, keep: Tensor | None, out: Tensor) -> None:
-    """out = x + keep * y weight^T, where x and out may be wider than y, and may be the same."""
+def _add_product(x: Tensor, y: Tensor, matrix: Tensor, keep: Tensor | None, out: Tensor) -> None:
+    """out = x + keep * y matrix, where x and out may be wider than y, and may be the same."""
     if keep is None and x.dtype == y.dtype:
-        torch.addmm(x, y, weight.t(), out=out)
+        torch.addmm(x, y, matrix, out=out)
     else:
-        torch.add(x, _scaled(F.linear(y, weight), keep), out=out)
+        torch.add(x, _scaled(y @ matrix, keep), out=out)
 
 
 def _add_outer_(total: Tensor, grad: Tensor, x: Tensor) -> None:
@@ -383,7 +385,7 @@ class _PolyMLP(torch.autograd.Function):
         w_in, w_out = w_in.to(dtype), w_out.to(dtype)
         for x_b, keep_b in _blocks(w_in.shape[0], _rows(x), _keep_rows(keep, x)):
             u, v = F.linear(x_b.to(dtype), w_in).chunk(2, -1)
-            _add_product(x_b, layer_norm(u * v, w_norm).to(dtype), w_out, keep_b, out=x_b)
+            _add_product(x_b, layer_norm(u * v, w_norm).to(dtype), w_out.t(), keep_b, out=x_b)
         return x
 
     @staticmethod
@@ -396,7 +398,7 @@ class _PolyMLP(torch.autograd.Function):
         for y_b, x_b, keep_b, halves_b in _blocks(
                 w_in.shape[0], _rows(y), _rows(x), _keep_rows(keep, x), _rows(halves)):
             u, v = torch.mm(x_b.to(dtype), w_in.t(), out=halves_b).chunk(2, -1)
-            _add_product(x_b, layer_norm(u * v, w_norm).to(dtype), w_out, keep_b, out=y_b)
+            _add_product(x_b, layer_norm(u * v, w_norm).to(dtype), w_out.t(), keep_b, out=y_b)
         return y
 
     @staticmethod
@@ -407,7 +409,7 @@ class _PolyMLP(torch.autograd.Function):
         grad_w_in, grad_w_norm, grad_w_out = grad_weights = _zeros_like(w_in, w_norm, w_out)
         grad = grad.contiguous()
         grad_x = torch.empty_like(grad)
-        w_in_t, w_out_t = w_in.to(dtype).t(), w_out.to(dtype).t()
+        w_in, w_out = w_in.to(dtype), w_out.to(dtype)
         for g, grad_x_b, x_b, keep_b, halves_b in _blocks(
                 w_in.shape[0], _rows(grad), _rows(grad_x), _rows(x), _keep_rows(keep, x), _rows(halves)):
             u, v = halves_b.chunk(2, -1)
@@ -415,11 +417,11 @@ class _PolyMLP(torch.autograd.Function):
             normed, mean, rstd = _norm_forward(product, w_norm)
             g_out = _scaled(g, keep_b).to(dtype)
             _add_outer_(grad_w_out, g_out, normed.to(dtype))
-            g_product = _norm_backward(F.linear(g_out, w_out_t), product, mean, rstd, w_norm,
+            g_product = _norm_backward(g_out @ w_out, product, mean, rstd, w_norm,
                                        grad_w_norm).to(dtype)
             g_halves = torch.cat((g_product * v, g_product * u), -1)
             _add_outer_(grad_w_in, g_halves, x_b.to(dtype))
-            _add_product(g, g_halves, w_in_t, None, out=grad_x_b)
+            _add_product(g, g_halves, w_in, None, out=grad_x_b)
         return grad_x, None, *grad_weights
 
 
@@ -475,21 +477,21 @@ class _PolyConv(torch.autograd.Function):
         grad_w_in, grad_w_out, grad_w_norm = _zeros_like(w_in, w_out, w_norm)
         grad = grad.contiguous()
         g_smooth = torch.empty_like(smooth)
-        w_out_t = w_out.to(dtype).t()
+        w_in, w_out = w_in.to(dtype), w_out.to(dtype)
         for g, keep_b, z_b, smooth_b, g_smooth_b in _blocks(
                 max(w_out.shape), _rows(grad), _keep_rows(keep, x), _rows(z), _rows(smooth),
                 _rows(g_smooth)):
             _, mean, rstd = _norm_forward(z_b, w_norm)
             g = _norm_backward(_scaled(g, keep_b), z_b, mean, rstd, w_norm, grad_w_norm).to(dtype)
             _add_outer_(grad_w_out, g, smooth_b)
-            torch.mm(g, w_out_t.t(), out=g_smooth_b)
+            torch.mm(g, w_out, out=g_smooth_b)
         g, grad_w_smooth = _conv_backward(_channels_first(g_smooth), _crosswise(coarse, fine), w_smooth)
         from_fine, grad_w_fine = _conv_backward(_swapped_product(g, coarse), base, w_fine)
         g, grad_w_coarse = _conv_backward(_crosswise(g, fine, out=g), base, w_coarse, dilation=2)
         g = _rows(_channels_last(g.add_(from_fine)))
         _add_outer_(grad_w_in, g, _rows(x).to(dtype))
         grad_x = torch.empty_like(grad)
-        _add_product(_rows(grad), g, w_in.to(dtype).t(), None, out=_rows(grad_x))
+        _add_product(_rows(grad), g, w_in, None, out=_rows(grad_x))
         return (grad_x, None, grad_w_in, grad_w_coarse, grad_w_fine, grad_w_smooth, grad_w_out,
                 grad_w_norm)
 
