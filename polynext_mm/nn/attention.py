@@ -10,17 +10,19 @@ keeps q, k, v, the output and one row sum a query; backward forms the blocks aga
 operators of ``torch.library``: a Python loop over blocks inside a compiled graph would recompile for
 every size, and an operator without formulas would count as no operations.
 """
-import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from .depthwise import exporting
+
 EPS = 1e-12  # the smallest divisor, as in the authors' release
 
-# Elements of the block of scores held at a time. On a CPU the block should stay in the last private
-# cache; on a GPU it should be large enough to fill the device.
-CPU_BLOCK = 1 << 20
+# Elements of the block of scores held at a time: on a CPU for every thread, so that its share stays in
+# its private cache; on a GPU in all, enough to fill the device.
+THREAD_BLOCK = 1 << 18
 DEVICE_BLOCK = 1 << 26
 
 
@@ -36,7 +38,7 @@ def polynomial_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         Tensor: (..., tokens, value width) in the type of ``v``. float16 and bfloat16 inputs are
         multiplied in their own type; the power, the sums and the division are float32.
     """
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+    if exporting():
         return polynomial_attention_plain(q, k, v)
     lead = q.shape[:-2]
     flat = [t.reshape(-1, *t.shape[-2:]) for t in (q, k, v)]
@@ -66,14 +68,39 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(_wide_dtype(x))
 
 
-def _blocks(q: Tensor, keys: int, held: int = 1):
-    """Slices of queries whose (batch, queries, keys) block of scores, ``held`` times, stays within the
-    budget."""
-    batch, tokens, _ = q.shape
-    budget = (CPU_BLOCK if q.device.type == 'cpu' else DEVICE_BLOCK) // held
-    count = math.ceil(tokens * batch * keys / budget)
-    size = max(16, math.ceil(tokens / max(1, count)))
-    return [slice(i, i + size) for i in range(0, tokens, size)]
+def _blocks(q: Tensor, keys: int) -> Iterator[tuple[slice, slice, int]]:
+    """Heads and queries of the blocks of scores, each within the budget: several whole heads, or some
+    queries of one. The third value is the number of parts that a block of one head is cut into, one for
+    every thread of a CPU: then a thread finds in its cache what it wrote there."""
+    heads, tokens, _ = q.shape
+    parts = torch.get_num_threads() if q.device.type == 'cpu' else 1
+    budget = parts * THREAD_BLOCK if q.device.type == 'cpu' else DEVICE_BLOCK
+    whole = budget // (tokens * keys)
+    if whole:
+        for head in range(0, heads, whole):
+            yield slice(head, head + whole), slice(tokens), 1
+        return
+    size = max(1, budget // (keys * parts)) * parts
+    starts = [*range(0, tokens - tokens % parts, size), tokens - tokens % parts]
+    for head in range(heads):
+        for start, stop in zip(starts, starts[1:]):
+            yield slice(head, head + 1), slice(start, stop), parts
+        if starts[-1] < tokens:
+            yield slice(head, head + 1), slice(starts[-1], tokens), 1
+
+
+def _cut(x: Tensor, parts: int) -> Tensor:
+    """(heads, queries, C) as (heads * parts, queries / parts, C)."""
+    return x if parts == 1 else x.unflatten(1, (parts, -1)).flatten(0, 1)
+
+
+def _uncut(x: Tensor, parts: int) -> Tensor:
+    return x if parts == 1 else x.view(-1, parts * x.shape[1], x.shape[2])
+
+
+def _shared(x: Tensor, parts: int) -> Tensor:
+    """Of one head, the same for every part."""
+    return x if parts == 1 else x.expand(parts, -1, -1)
 
 
 def _scores(q: Tensor, k_t: Tensor) -> tuple[Tensor, Tensor | float]:
@@ -88,23 +115,24 @@ def _scores(q: Tensor, k_t: Tensor) -> tuple[Tensor, Tensor | float]:
 
 
 def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b, where total may be wider than a and b."""
-    if total.dtype == a.dtype:
+    """total += a b, where total may be wider, and of one head whose parts a and b have."""
+    if total.dtype == a.dtype and len(total) == len(a):
         total.baddbmm_(a, b)
     else:
-        total += torch.bmm(a, b)
+        total += torch.bmm(a, b).unflatten(0, (len(total), -1)).sum(1, dtype=total.dtype)
 
 
 @torch.library.custom_op('polynext_mm::poly_attention', mutates_args=())
 def _forward_op(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
     row_sum = q.new_empty(q.shape[0], q.shape[1], 1, dtype=_wide_dtype(q))
-    k_t = k.transpose(1, 2)
-    for block in _blocks(q, k.shape[1]):
-        a = _scores(q[:, block], k_t)[0].square_().square_()
+    for heads, queries, parts in _blocks(q, k.shape[1]):
+        k_t = _shared(k[heads].transpose(1, 2), parts)
+        a = _scores(_cut(q[heads, queries], parts), k_t)[0].square_().square_()
         total = torch.sum(a, -1, keepdim=True).clamp_min_(EPS)
-        row_sum[:, block] = total
-        torch.div(torch.bmm(a.to(v.dtype), v), total, out=out[:, block])
+        row_sum[heads, queries] = _uncut(total, parts)
+        product = torch.bmm(a.to(v.dtype), _shared(v[heads], parts))
+        out[heads, queries] = _uncut(product / total, parts)
     return out, row_sum
 
 
@@ -121,20 +149,20 @@ def _backward_op(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor,
     # keys and values gather from every block: their sums are kept wide
     grad_k = torch.zeros_like(k, dtype=_wide_dtype(k), memory_format=torch.contiguous_format)
     grad_v = torch.zeros_like(v, dtype=_wide_dtype(v), memory_format=torch.contiguous_format)
-    k_t, v_t = k.transpose(1, 2), v.transpose(1, 2)
-    for block in _blocks(q, k.shape[1], held=2):
-        q_b = q[:, block]
-        r, top = _scores(q_b, k_t)
+    for heads, queries, parts in _blocks(q, k.shape[1]):
+        q_b, grad_b, out_b, sum_b = (_cut(t[heads, queries], parts) for t in (q, grad, out, row_sum))
+        k_b, v_b = (_shared(t[heads], parts) for t in (k, v))
+        r, top = _scores(q_b, k_b.transpose(1, 2))
         # d out_i / d r_ij = 4 r_ij^3 (v_j - out_i) / sum_i: the factors of a row go to what is small
-        share = grad[:, block] / row_sum[:, block]
+        share = grad_b / sum_b
         steep = share * (4 / top)
-        slope = _wide(torch.bmm(steep.to(v.dtype), v_t))
-        slope.sub_((steep * out[:, block]).sum(-1, keepdim=True))
+        slope = _wide(torch.bmm(steep.to(v.dtype), v_b.transpose(1, 2)))
+        slope.sub_((steep * out_b).sum(-1, keepdim=True))
         square = r.square()
         slope = slope.mul_(r.mul_(square)).to(q.dtype)
-        grad_q[:, block] = torch.bmm(slope, k)
-        _accumulate(grad_k, slope.transpose(1, 2), q_b)
-        _accumulate(grad_v, square.square_().to(v.dtype).transpose(1, 2), share.to(v.dtype))
+        grad_q[heads, queries] = _uncut(torch.bmm(slope, k_b), parts)
+        _accumulate(grad_k[heads], slope.transpose(1, 2), q_b)
+        _accumulate(grad_v[heads], square.square_().to(v.dtype).transpose(1, 2), share.to(v.dtype))
     return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
 
 

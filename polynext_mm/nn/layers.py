@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .attention import polynomial_attention
+from .depthwise import depthwise
 
 HEAD_WIDTH = 32
 
@@ -52,7 +53,7 @@ class DepthwiseConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size, kernel_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.depthwise(x, self.weight)
+        return depthwise(x.to(ops.matmul_dtype(x)), self.weight)
 
 
 class PolyMLP(nn.Module):
@@ -133,7 +134,7 @@ class PolyAttn(nn.Module):
 
     def forward(self, x: Tensor, gate: Tensor | None, keep: Tensor | None) -> Tensor:
         qk, v = self.proj_in(self.norm(x)).chunk(2, -1)
-        q = ops.depthwise(qk, self._scaled_q_weight())
+        q = depthwise(qk, self._scaled_q_weight())
         q, k, v = (self._split_heads(t) for t in (q, self.k_conv(qk), self.v_conv(v)))
         y = polynomial_attention(q, k, v)
         y = y.transpose(1, 2).reshape(*x.shape[:3], -1)

@@ -2,7 +2,8 @@
 
 Each computes what its docstring says and nothing else. Written with ordinary layers, autograd would
 keep every intermediate of these chains; here most are formed again in backward, which costs less than
-moving them through memory. Tensors are (B, H, W, C).
+moving them through memory. A compiler decides that better for its own loops: in its graphs a branch is
+the ordinary operations of its docstring. Tensors are (B, H, W, C).
 
 A branch is added to the residual stream x where it is made, times ``keep``, the (B, 1, 1, 1) factors of
 drop path, or as it is where that is None. Where nothing needs a gradient, x itself becomes the sum.
@@ -18,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .depthwise import channels_first, channels_last, conv, conv_backward, depthwise, exporting
+
 LN_EPS = 1e-5
 
 # On a CPU, chains of operations on single positions take blocks of positions that stay in cache:
@@ -30,11 +33,6 @@ def layer_norm(x: Tensor, weight: Tensor | None) -> Tensor:
     return F.layer_norm(_wide(x), x.shape[-1:], None if weight is None else _wide(weight), None, LN_EPS)
 
 
-def depthwise(x: Tensor, weight: Tensor) -> Tensor:
-    """Depthwise convolution, stride 1, same padding, of (B, H, W, C) with (C, 1, S, S), S odd."""
-    return _call(_Depthwise, x, weight)
-
-
 def norm_of_pair(s0: Tensor, s1: Tensor, scale0: Tensor, scale1: Tensor, w_norm: Tensor) -> Tensor:
     """``LN(scale0 * s0 + scale1 * s1)``, with which a cell begins.
 
@@ -45,6 +43,8 @@ def norm_of_pair(s0: Tensor, s1: Tensor, scale0: Tensor, scale1: Tensor, w_norm:
     Returns:
         Tensor: (B, H, W, C), float32 (float64 for float64 inputs).
     """
+    if _composed():
+        return layer_norm(scale0 * s0 + scale1 * s1, w_norm)
     return _call(_NormOfPair, s0, s1, scale0, scale1, w_norm)
 
 
@@ -59,6 +59,9 @@ def add_poly_mlp(x: Tensor, keep: Tensor | None, w_in: Tensor, w_norm: Tensor | 
     Returns:
         Tensor: (B, H, W, C), of the type of ``x``.
     """
+    if _composed():
+        u, v = _linear(x, w_in).chunk(2, -1)
+        return x + _scaled(_linear(layer_norm(u * v, w_norm), w_out), keep)
     return _call(_PolyMLP, x, keep, w_in, w_norm, w_out)
 
 
@@ -78,6 +81,10 @@ def add_poly_conv(x: Tensor, keep: Tensor | None, w_in: Tensor, w_coarse: Tensor
     Returns:
         Tensor: (B, H, W, C), of the type of ``x``.
     """
+    if _composed():
+        base = _linear(x, w_in)
+        product = depthwise(base, w_coarse, dilation=2) * _swap(depthwise(base, w_fine))
+        return x + _scaled(layer_norm(_linear(depthwise(product, w_smooth), w_out), w_norm), keep)
     return _call(_PolyConv, x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm)
 
 
@@ -95,8 +102,8 @@ def partner_order(channels: int) -> Tensor:
 
 def add_linear(x: Tensor, keep: Tensor | None, y: Tensor, weight: Tensor) -> Tensor:
     """``x + keep * y weight^T``, of (B, H, W, C), (B, 1, 1, 1) or None, (B, H, W, K) and (C, K)."""
-    if _need_grad(x, y, weight):
-        return x + _scaled(F.linear(y, weight), keep)
+    if _composed() or _need_grad(x, y, weight):
+        return x + _scaled(_linear(y, weight), keep)
     dtype = matmul_dtype(y)
     _add_product(_rows(x), _rows(y).to(dtype), weight.to(dtype).t(), _keep_rows(keep, x), out=_rows(x))
     return x
@@ -120,6 +127,10 @@ def matmul_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
+def _composed() -> bool:
+    return torch.compiler.is_compiling() or exporting()
+
+
 def _need_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
@@ -128,18 +139,12 @@ def _call(function, *tensors: Tensor | None) -> Tensor:
     return (function.apply if _need_grad(*tensors) else function.infer)(*tensors)
 
 
-def _takes_parts(x: Tensor) -> bool:
-    """Whether maps are taken in parts that stay in cache: on a CPU, but not in a compiled graph, which
-    makes its own loops, and would be compiled anew for every number of parts."""
-    return x.device.type == 'cpu' and not torch.compiler.is_compiling()
-
-
 def _blocks(width: int, *maps: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
     """Maps (positions, C) in blocks of positions, for chains of operations on single positions: on a CPU
     a map of ``width`` channels of a block stays in cache."""
     positions = maps[0].shape[0]
     size = max(1, CPU_BLOCK // width)
-    if positions <= size or not _takes_parts(maps[0]):
+    if positions <= size or maps[0].device.type != 'cpu':
         yield maps
         return
     for start in range(0, positions, size):
@@ -152,7 +157,7 @@ def _bands(width: int, x: Tensor,
     neighbourhoods: on a CPU a map of ``width`` channels of a band stays in cache. A map that is not much
     larger is left whole, since bands overlap."""
     batch, height, columns, _ = x.shape
-    if batch * height * columns * width <= 2 * CPU_BLOCK or not _takes_parts(x):
+    if batch * height * columns * width <= 2 * CPU_BLOCK or x.device.type != 'cpu':
         yield x, keep, range(1)
         return
     count = math.ceil(height * columns * width / CPU_BLOCK)
@@ -169,6 +174,11 @@ def _rows(x: Tensor) -> Tensor:
 def _keep_rows(keep: Tensor | None, x: Tensor) -> Tensor | None:
     """(B, 1, 1, 1) as (positions, 1)."""
     return None if keep is None else keep.expand(*x.shape[:3], 1).reshape(-1, 1)
+
+
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    dtype = matmul_dtype(x)
+    return F.linear(x.to(dtype), weight.to(dtype))
 
 
 def _scaled(x: Tensor, keep: Tensor | None) -> Tensor:
@@ -219,73 +229,6 @@ def _zeros_like(*weights: Tensor | None) -> list[Tensor | None]:
     return [None if w is None else torch.zeros_like(w) for w in weights]
 
 
-def _channels_first(x: Tensor) -> Tensor:
-    """(B, H, W, C) as (B, C, H, W), the same memory."""
-    return x.permute(0, 3, 1, 2)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """(B, C, H, W) as (B, H, W, C), the same memory."""
-    return x.permute(0, 2, 3, 1)
-
-
-# Chains of depthwise convolutions are (B, C, H, W) in channels-last memory.
-
-
-def _conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
-    """Depthwise, stride 1, same padding, in the type of ``x``."""
-    return F.conv2d(x, weight.to(x.dtype), None, 1, dilation * (weight.shape[-1] // 2), dilation,
-                    weight.shape[0])
-
-
-def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor,
-                   dilation: int = 1) -> tuple[Tensor, Tensor]:
-    """Gradients of :func:`_conv`. The input's is the same convolution with the kernel turned round."""
-    grad_x = _conv(grad, weight.flip(2, 3), dilation)
-    return grad_x, _conv_weight_grad(grad, x, weight, dilation).to(weight.dtype)
-
-
-def _conv_weight_grad(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """Of the weight alone, by 3x3 convolutions without dilation, the only ones that oneDNN is quick at:
-    a dilated convolution is dilation^2 of them on interleaved grids, a 5x5 kernel four of them side by
-    side. For 72 channels of 128x128, 5x5 with dilation 2, it takes 12 ms by itself.
-    """
-    if dilation > 1:
-        grad, x = _interleaved_grids(grad, dilation), _interleaved_grids(x, dilation)
-    size = weight.shape[-1]
-    if size == 3:
-        return _weight_grad_3x3(grad, x, 1)
-    height, width = x.shape[2:]
-    x = F.pad(x, [size // 2] * 4)
-    grad_weight = grad.new_empty(weight.shape)
-    # windows of 3 taps that cover the kernel; the last may overlap the one before it
-    starts = [min(start, size - 3) for start in range(0, size, 3)]
-    for i in starts:
-        for j in starts:
-            window = x[..., i:i + height + 2, j:j + width + 2]
-            grad_weight[..., i:i + 3, j:j + 3] = _weight_grad_3x3(grad, window, 0)
-    return grad_weight
-
-
-def _weight_grad_3x3(grad: Tensor, x: Tensor, padding: int) -> Tensor:
-    channels = x.shape[1]
-    _, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x, x.new_empty(channels, 1, 3, 3), None, [1, 1], [padding] * 2, [1, 1], False, [0, 0],
-        channels, [False, True, False])
-    return grad_weight
-
-
-def _interleaved_grids(x: Tensor, step: int) -> Tensor:
-    """(B, C, H, W) to (step^2 B, C, H / step, W / step), sizes rounded up with zeros."""
-    batch, channels, height, width = x.shape
-    if height % step or width % step:
-        x = F.pad(x, (0, -width % step, 0, -height % step))
-        height, width = x.shape[2:]
-    x = _channels_last(x).reshape(batch, height // step, step, width // step, step, channels)
-    x = x.permute(2, 4, 0, 1, 3, 5).reshape(-1, height // step, width // step, channels)
-    return _channels_first(x)
-
-
 def _partners(channels: int) -> list[tuple[slice, slice]]:
     """Slices of channels, each with that of its partners."""
     half = channels // 2
@@ -296,8 +239,6 @@ def _partners(channels: int) -> list[tuple[slice, slice]]:
 
 def _crosswise(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
     """x * swap(y), of (B, C, H, W); ``out`` may be x, and may be left alone."""
-    if torch.compiler.is_compiling():
-        return x * _swap(y)
     out = torch.empty_like(x) if out is None else out
     for own, partner in _partners(x.shape[1]):
         torch.mul(x[:, own], y[:, partner], out=out[:, own])
@@ -306,8 +247,6 @@ def _crosswise(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
 
 def _swapped_product(x: Tensor, y: Tensor) -> Tensor:
     """swap(x * y), of (B, C, H, W)."""
-    if torch.compiler.is_compiling():
-        return _swap(x * y)
     out = torch.empty_like(x)
     for own, partner in _partners(x.shape[1]):
         torch.mul(x[:, partner], y[:, partner], out=out[:, own])
@@ -315,30 +254,10 @@ def _swapped_product(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _swap(x: Tensor) -> Tensor:
-    """What Inductor fuses into the loops of a product; by itself it would be one more pass."""
-    half = x.shape[1] // 2
-    swapped = x[:, :2 * half].unflatten(1, (2, half)).flip(1).flatten(1, 2)
-    return swapped if x.shape[1] == 2 * half else torch.cat((swapped, x[:, 2 * half:]), 1)
-
-
-class _Depthwise(torch.autograd.Function):
-
-    @staticmethod
-    def infer(x, weight):
-        return _channels_last(_conv(_channels_first(x.to(matmul_dtype(x))), weight))
-
-    @staticmethod
-    def forward(ctx, x, weight):
-        ctx.save_for_backward(x, weight)
-        return _Depthwise.infer(x, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        grad_x, grad_weight = _conv_backward(_channels_first(grad),
-                                             _channels_first(x.to(grad.dtype)), weight)
-        return _channels_last(grad_x).to(x.dtype), grad_weight
+    """Partners exchanged, of (B, H, W, C)."""
+    half = x.shape[-1] // 2
+    swapped = x[..., :2 * half].unflatten(-1, (2, half)).flip(-2).flatten(-2)
+    return swapped if x.shape[-1] == 2 * half else torch.cat((swapped, x[..., 2 * half:]), -1)
 
 
 class _NormOfPair(torch.autograd.Function):
@@ -351,7 +270,8 @@ class _NormOfPair(torch.autograd.Function):
     def infer(s0, s1, scale0, scale1, w_norm):
         blocks = [layer_norm(_NormOfPair._sum(s0_b, s1_b, scale0, scale1), w_norm)
                   for s0_b, s1_b in _blocks(s0.shape[-1], _rows(s0), _rows(s1))]
-        return (blocks[0] if len(blocks) == 1 else torch.cat(blocks)).view(s0.shape)
+        # not a view: a compiler would tell the first stack of a cell from the others by it
+        return torch.ops.aten._unsafe_view(blocks[0] if len(blocks) == 1 else torch.cat(blocks), s0.shape)
 
     @staticmethod
     def forward(ctx, s0, s1, scale0, scale1, w_norm):
@@ -370,8 +290,8 @@ class _NormOfPair(torch.autograd.Function):
             x = _NormOfPair._sum(s0_b, s1_b, scale0, scale1)
             _, mean, rstd = _norm_forward(x, w_norm)
             g = _norm_backward(g, x, mean, rstd, w_norm, grad_w_norm)
-            grad_s0_b.copy_(g * scale0)
-            grad_s1_b.copy_(g * scale1)
+            torch.mul(g, scale0, out=grad_s0_b)
+            torch.mul(g, scale1, out=grad_s1_b)
             grad_scale0 += (g * s0_b).sum(0)
             grad_scale1 += (g * s1_b).sum(0)
         return grad_s0, grad_s1, *grad_weights
@@ -419,7 +339,10 @@ class _PolyMLP(torch.autograd.Function):
             _add_outer_(grad_w_out, g_out, normed.to(dtype))
             g_product = _norm_backward(g_out @ w_out, product, mean, rstd, w_norm,
                                        grad_w_norm).to(dtype)
-            g_halves = torch.cat((g_product * v, g_product * u), -1)
+            g_halves = torch.empty_like(halves_b)
+            g_u, g_v = g_halves.chunk(2, -1)
+            torch.mul(g_product, v, out=g_u)
+            torch.mul(g_product, u, out=g_v)
             _add_outer_(grad_w_in, g_halves, x_b.to(dtype))
             _add_product(g, g_halves, w_in, None, out=grad_x_b)
         return grad_x, None, *grad_weights
@@ -443,10 +366,10 @@ class _PolyConv(torch.autograd.Function):
                 base = torch.cat((base[:, -kept:], new), 1) if kept else new
                 known = min(stop + reach, x.shape[1])
 
-                maps = _channels_first(base)
-                coarse = _conv(maps, w_coarse, dilation=2)
-                product = _crosswise(coarse, _conv(maps, w_fine), out=coarse)
-                smooth = _channels_last(_conv(product, w_smooth))[:, start - first:stop - first]
+                maps = channels_first(base)
+                coarse = conv(maps, w_coarse, dilation=2)
+                product = _crosswise(coarse, conv(maps, w_fine), out=coarse)
+                smooth = channels_last(conv(product, w_smooth))[:, start - first:stop - first]
                 branch = layer_norm(F.linear(_rows(smooth), w_out), w_norm)
                 band = x_s[:, start:stop]
                 _rows(band).add_(_scaled(branch, _keep_rows(keep_s, band)))
@@ -455,9 +378,9 @@ class _PolyConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
         dtype = matmul_dtype(x)
-        base = _channels_first(F.linear(x.to(dtype), w_in.to(dtype)))
-        coarse, fine = _conv(base, w_coarse, dilation=2), _conv(base, w_fine)
-        smooth = _channels_last(_conv(_crosswise(coarse, fine), w_smooth))
+        base = channels_first(F.linear(x.to(dtype), w_in.to(dtype)))
+        coarse, fine = conv(base, w_coarse, dilation=2), conv(base, w_fine)
+        smooth = channels_last(conv(_crosswise(coarse, fine), w_smooth))
         y, z = torch.empty_like(x), torch.empty_like(x, dtype=dtype)
         ctx.save_for_backward(x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm,
                               base, coarse, fine, smooth, z)
@@ -485,10 +408,10 @@ class _PolyConv(torch.autograd.Function):
             g = _norm_backward(_scaled(g, keep_b), z_b, mean, rstd, w_norm, grad_w_norm).to(dtype)
             _add_outer_(grad_w_out, g, smooth_b)
             torch.mm(g, w_out, out=g_smooth_b)
-        g, grad_w_smooth = _conv_backward(_channels_first(g_smooth), _crosswise(coarse, fine), w_smooth)
-        from_fine, grad_w_fine = _conv_backward(_swapped_product(g, coarse), base, w_fine)
-        g, grad_w_coarse = _conv_backward(_crosswise(g, fine, out=g), base, w_coarse, dilation=2)
-        g = _rows(_channels_last(g.add_(from_fine)))
+        g, grad_w_smooth = conv_backward(channels_first(g_smooth), _crosswise(coarse, fine), w_smooth)
+        from_fine, grad_w_fine = conv_backward(_swapped_product(g, coarse), base, w_fine)
+        g, grad_w_coarse = conv_backward(_crosswise(g, fine, out=g), base, w_coarse, dilation=2)
+        g = _rows(channels_last(g.add_(from_fine)))
         _add_outer_(grad_w_in, g, _rows(x).to(dtype))
         grad_x = torch.empty_like(grad)
         _add_product(_rows(grad), g, w_in, None, out=_rows(grad_x))

@@ -169,7 +169,7 @@ class DropPath(nn.Module):
 class Stack(nn.Module):
     """A mixer and a PolyMLP, each behind its gate, on the residual stream."""
 
-    def __init__(self, arch: Arch, stage: int, gates: tuple[int, int], drop_path: float):
+    def __init__(self, arch: Arch, stage: int):
         super().__init__()
         width = arch.widths[stage]
         if arch.mixers[stage] == 'attn':
@@ -177,17 +177,17 @@ class Stack(nn.Module):
         else:
             self.mixer = PolyConv(width, arch.conv_ratios[stage], 3 if stage == 0 else 5)
         self.mlp = PolyMLP(width, arch.mlp_ratios[stage])
-        self.gates = gates
-        self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, gates: Tensor | None) -> Tensor:
-        mixer_gate, mlp_gate = (None if gates is None else gates[i] for i in self.gates)
-        x = self.mixer(x, mixer_gate, self.drop_path(x))
-        return self.mlp(x, mlp_gate, self.drop_path(x))
+    def forward(self, x: Tensor, gates: tuple[Tensor | None, ...],
+                keeps: tuple[Tensor | None, ...]) -> Tensor:
+        """Of ``gates`` and ``keeps`` the first is the mixer's, the second the PolyMLP's."""
+        for branch, gate, keep in zip((self.mixer, self.mlp), gates, keeps):
+            x = branch(x, gate, keep)
+        return x
 
-    def fuse(self, gates: Tensor) -> None:
-        self.mixer.fuse(gates[self.gates[0]])
-        self.mlp.fuse(gates[self.gates[1]])
+    def fuse(self, gates: tuple[Tensor, ...]) -> None:
+        self.mixer.fuse(gates[0])
+        self.mlp.fuse(gates[1])
 
 
 class Cell(nn.Module):
@@ -206,21 +206,28 @@ class Cell(nn.Module):
         self.scale1 = nn.Parameter(torch.ones(width))
         self.norm = LayerNorm(width)
         self.gate_logits = nn.Parameter(torch.tensor(arch.gate_init, dtype=torch.float32))
-        self.stacks = nn.ModuleList(
-            Stack(arch, stage, arch.gates(i), drop_path) for i in range(arch.stacks[stage]))
+        self.stacks = nn.ModuleList(Stack(arch, stage) for _ in range(arch.stacks[stage]))
+        self.drop_path = DropPath(drop_path)
+        self._gate_indices = [arch.gates(i) for i in range(arch.stacks[stage])]
 
     def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
         x = ops.norm_of_pair(s0, s1, self.scale0, self.scale1, self.norm.weight)
-        gates = None if self.gate_logits is None else self.gate_logits.sigmoid()
-        for stack in self.stacks:
-            x = stack(x, gates)
+        for stack, gates in zip(self.stacks, self._gates()):
+            x = stack(x, gates, (self.drop_path(x), self.drop_path(x)))
         return x
 
+    def _gates(self) -> list[tuple[Tensor | None, ...]]:
+        """sigmoid(lam) of every stack's branches, or None where it is part of their weights."""
+        if self.gate_logits is None:
+            return [(None, None)] * len(self.stacks)
+        gates = self.gate_logits.sigmoid()
+        return [tuple(gates[i] for i in indices) for indices in self._gate_indices]
+
+    @torch.no_grad()
     def fuse(self) -> None:
         if self.gate_logits is None:
             return
-        gates = self.gate_logits.detach().sigmoid()
-        for stack in self.stacks:
+        for stack, gates in zip(self.stacks, self._gates()):
             stack.fuse(gates)
         self.gate_logits = None
 
@@ -351,7 +358,7 @@ class PolyNeXt(nn.Module):
         return [cell for stage in self.stages for cell in stage.cells]
 
     def compile_cells(self) -> 'PolyNeXt':
-        """Compile every cell by itself, for each size that comes: equal cells share their code, and
+        """Compile the stacks of every cell, one by one, for any size: equal stacks share their code, and
         names do not change.
 
         Raises:
@@ -361,14 +368,13 @@ class PolyNeXt(nn.Module):
         if not any(shutil.which(name) for name in (compiler, 'clang++')):
             raise RuntimeError(f'torch.compile needs a C++ compiler and there is no {compiler}: '
                                'install one (Debian: apt install g++) or turn compilation off')
-        # All cells are one function to Dynamo: its default of 8 versions would not do for four stages
-        # in training and evaluation, and what exceeds it runs uncompiled.
+        # All stacks are one function to Dynamo: its default of 8 versions would not do for four stages,
+        # with and without drop path, in training and evaluation, and what exceeds it runs uncompiled.
         dynamo = torch._dynamo.config
         dynamo.recompile_limit = max(dynamo.recompile_limit, 128)
         for cell in self.cells():
-            # static: Inductor (torch 2.14) fails in training where sizes are dynamic, and would make
-            # them so for the second stage already
-            cell.compile(dynamic=False, options={'layout_optimization': False})
+            for stack in cell.stacks:
+                stack.compile(dynamic=True)
         return self
 
     def fuse(self) -> 'PolyNeXt':

@@ -8,6 +8,7 @@ from golden import image
 from helpers import TINY_ARCH, build, imagenet_weights, randomized
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from polynext_mm.backbones.polynext import OutNorm
@@ -280,9 +281,8 @@ def test_checkpointing_computes_cells_again():
 
 
 def test_drop_path_rates_rise_linearly():
-    rates = [stack.drop_path.rate for cell in build(drop_path_rate=.4).cells() for stack in cell.stacks]
-    expected = [.4 * i / (CELLS - 1) for i, cell in enumerate(build().cells()) for _ in cell.stacks]
-    assert rates == pytest.approx(expected)
+    rates = [cell.drop_path.rate for cell in build(drop_path_rate=.4).cells()]
+    assert rates == pytest.approx([.4 * i / (CELLS - 1) for i in range(CELLS)])
 
 
 def test_drop_path_drops_whole_samples_in_training_alone():
@@ -313,21 +313,62 @@ def test_compiled_cells_keep_their_names(monkeypatch, by_argument):
     compiled = []
     monkeypatch.setattr(nn.Module, 'compile', lambda module, **options: compiled.append(module))
     model = build(compile_cells=True) if by_argument else build().compile_cells()
-    assert compiled == model.cells()
+    assert compiled == [stack for cell in model.cells() for stack in cell.stacks]
     assert list(model.state_dict()) == list(build().state_dict())
 
 
-def test_compiled_cells_compute_the_same(monkeypatch):
-    """With the backend that needs no compiler."""
+@pytest.fixture
+def graphs(monkeypatch):
+    """The count of the graphs that are compiled, by a backend that needs no compiler."""
     monkeypatch.setattr('shutil.which', lambda name: f'/usr/bin/{name}')
     compile_module = nn.Module.compile
     monkeypatch.setattr(nn.Module, 'compile', lambda module, **options: compile_module(
-        module, **dict(options, backend='eager')))
-    plain, compiled = backbone().eval(), backbone(compile_cells=True).eval()
+        module, backend='aot_eager', fullgraph=True, **options))
+    torch._dynamo.reset()
+    counters.clear()
+    yield lambda: counters['stats']['unique_graphs']
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize('autocast', [False, True])
+def test_compiled_cells_compute_the_same(autocast, graphs):
+    """In both directions, with paths dropped."""
+    plain, compiled = (backbone(compile_cells=option, drop_path_rate=.3).train()
+                       for option in (False, True))
     assert list(plain.state_dict()) == list(compiled.state_dict())
-    x = torch.randn(1, 3, 32, 32)
-    with torch.no_grad():
-        assert_equal(plain(x), compiled(x))
+    x = torch.randn(2, 3, 64, 96)
+    results = []
+    for model in (plain, compiled):
+        torch.manual_seed(0)
+        with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+            features = model(x)
+        sum(f.square().mean() for f in features).backward()
+        results.append([*features, *(p.grad for p in model.parameters())])
+    assert graphs()
+    for actual, expected in zip(results[1], results[0], strict=True):
+        difference = (actual - expected).norm()
+        assert difference <= (.05 if autocast else 1e-4) * expected.norm() + 1e-9
+
+
+@pytest.mark.parametrize('train', [False, True])
+def test_equal_stacks_share_code_for_any_size(train, graphs):
+    model = backbone(compile_cells=True, drop_path_rate=.3 * train).train(train)
+
+    def run(*size):
+        with torch.set_grad_enabled(train):
+            features = model(torch.randn(2, 3, *size))
+        if train:
+            sum(f.mean() for f in features).backward()
+
+    run(64, 96)
+    # one a stage, and one more for the first cell, whose paths are never dropped
+    assert graphs() == 4 + train
+    run(96, 160)
+    once_more = graphs()
+    assert once_more <= 2 * (4 + train)
+    for size in ((128, 64), (160, 224), (192, 96), (224, 256)):
+        run(*size)
+    assert graphs() == once_more
 
 
 def test_compilation_without_a_compiler_is_one_line(monkeypatch, tmp_path):

@@ -18,9 +18,12 @@ def inputs(tokens=70, scale=1., dtype=torch.float64, heads=3):
             for s in (scale, 1., 1.)]
 
 
-@pytest.fixture(params=[1 << 8, 1 << 20], ids=['many blocks', 'one block'])
+@pytest.fixture(params=[(1 << 7, 1), (1 << 7, 3), (1 << 13, 2), (1 << 20, 2)],
+                ids=['queries of a head', 'cut for threads', 'heads and queries', 'one block'])
 def block(request, monkeypatch):
-    monkeypatch.setattr(attention, 'CPU_BLOCK', request.param)
+    size, threads = request.param
+    monkeypatch.setattr(attention, 'THREAD_BLOCK', size)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
 
 
 @pytest.mark.parametrize('tokens', [1, 16, 70, 257])

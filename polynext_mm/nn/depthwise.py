@@ -1,0 +1,148 @@
+"""Depthwise convolution of maps whose channels lie last, and a gradient that is quick on CPUs too.
+
+:func:`depthwise` is an operator of ``torch.library``, so that a compiler takes it as it is, with any
+size. :func:`conv` and :func:`conv_backward` are its two directions for code that has a backward of its
+own; their maps are (B, C, H, W) in channels-last memory.
+"""
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+# Positions of the gradient that one convolution takes as its kernel.
+CPU_KERNEL = 1 << 11
+
+
+def depthwise(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
+    """Depthwise convolution, stride 1, same padding.
+
+    Args:
+        x (Tensor): (B, H, W, C).
+        weight (Tensor): (C, 1, S, S) with S odd.
+        dilation (int): Defaults to 1.
+
+    Returns:
+        Tensor: (B, H, W, C), of the type of ``x``.
+    """
+    if exporting():
+        return channels_last(conv(channels_first(x), weight, dilation))
+    return _forward_op(x, weight, dilation)
+
+
+def exporting() -> bool:
+    """Whether the graph is for another program (``torch.export``, ONNX), which has no operators of ours."""
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """(B, H, W, C) as (B, C, H, W), the same memory."""
+    return x.permute(0, 3, 1, 2)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """(B, C, H, W) as (B, H, W, C), the same memory."""
+    return x.permute(0, 2, 3, 1)
+
+
+def conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
+    """Depthwise, stride 1, same padding, in the type of ``x``."""
+    return F.conv2d(x, weight.to(x.dtype), None, 1, dilation * (weight.shape[-1] // 2), dilation,
+                    weight.shape[0])
+
+
+def conv_backward(grad: Tensor, x: Tensor, weight: Tensor,
+                  dilation: int = 1) -> tuple[Tensor, Tensor]:
+    """The gradients of x and weight. That of x is the same convolution with the kernel turned round."""
+    grad_x = conv(grad, weight.flip(2, 3), dilation)
+    return grad_x, _weight_grad(grad, x, weight, dilation).to(weight.dtype)
+
+
+def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    """On CPUs oneDNN is quick only at 3x3 without dilation. A dilated 3x3 convolution is dilation^2 of
+    them on interleaved grids."""
+    size = weight.shape[-1]
+    if x.device.type != 'cpu' or (size, dilation) == (3, 1):
+        return _plain_weight_grad(grad, x, size, dilation)
+    if size == 3:
+        grad, x = _interleaved_grids(grad, dilation), _interleaved_grids(x, dilation)
+        return _plain_weight_grad(grad, x, size, 1)
+    return _correlation(grad, x, weight, dilation)
+
+
+def _plain_weight_grad(grad: Tensor, x: Tensor, size: int, dilation: int) -> Tensor:
+    channels = x.shape[1]
+    _, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, x.new_empty(channels, 1, size, size), None, [1, 1], [dilation * (size // 2)] * 2,
+        [dilation] * 2, False, [0, 0], channels, [False, True, False])
+    return grad_weight
+
+
+def _interleaved_grids(x: Tensor, step: int) -> Tensor:
+    """(B, C, H, W) to (step^2 B, C, H / step, W / step), sizes rounded up with zeros."""
+    batch, channels, height, width = x.shape
+    if height % step or width % step:
+        x = F.pad(x, (0, -width % step, 0, -height % step))
+        height, width = x.shape[2:]
+    x = channels_last(x).reshape(batch, height // step, step, width // step, step, channels)
+    x = x.permute(2, 4, 0, 1, 3, 5).reshape(-1, height // step, width // step, channels)
+    return channels_first(x)
+
+
+def _correlation(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    """Every tap's weight gathers grad times x shifted by the tap: a convolution of x whose kernel is grad
+    and whose stride is the dilation, in bands of rows."""
+    batch, channels, height, width = grad.shape
+    margin = dilation * (weight.shape[-1] // 2)
+    x = F.pad(x, [margin] * 4)
+    rows = max(1, CPU_KERNEL // width)
+    total = torch.zeros_like(weight)
+    for start in range(0, height, rows):
+        kernel = grad[:, :, start:start + rows]
+        band = x[:, :, start:start + kernel.shape[2] + 2 * margin]
+        taps = F.conv2d(band.reshape(1, -1, *band.shape[2:]), kernel.reshape(-1, 1, *kernel.shape[2:]),
+                        stride=dilation, groups=batch * channels)
+        total += taps.view(batch, *weight.shape).to(weight.dtype).sum(0)
+    return total
+
+
+@torch.library.custom_op('polynext_mm::depthwise', mutates_args=())
+def _forward_op(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    return channels_last(conv(channels_first(x), weight, dilation)).contiguous()
+
+
+@_forward_op.register_fake
+def _(x, weight, dilation):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op('polynext_mm::depthwise_backward', mutates_args=())
+def _backward_op(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> tuple[Tensor, Tensor]:
+    grad_x, grad_weight = conv_backward(channels_first(grad), channels_first(x), weight, dilation)
+    return channels_last(grad_x).contiguous(), grad_weight.contiguous()
+
+
+@_backward_op.register_fake
+def _(grad, x, weight, dilation):
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, weight))
+
+
+def _setup_context(ctx, inputs, output):
+    x, weight, ctx.dilation = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx, grad):
+    return *_backward_op(grad, *ctx.saved_tensors, ctx.dilation), None
+
+
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.polynext_mm.depthwise)
+def _(x_shape, weight_shape, *args, **kwargs) -> int:
+    return 2 * x_shape.numel() * weight_shape[-2:].numel()
+
+
+@register_flop_formula(torch.ops.polynext_mm.depthwise_backward)
+def _(grad_shape, x_shape, weight_shape, *args, **kwargs) -> int:
+    return 4 * x_shape.numel() * weight_shape[-2:].numel()
