@@ -30,7 +30,7 @@ def depthwise(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
 
 
 def exporting() -> bool:
-    """Whether the graph is for another program (``torch.export``, ONNX), which has no operators of ours."""
+    """Whether the graph is for another program (``torch.export``, ONNX), without operators of ours."""
     return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
 
@@ -89,8 +89,8 @@ def _interleaved_grids(x: Tensor, step: int) -> Tensor:
 
 
 def _correlation(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """Every tap's weight gathers grad times x shifted by the tap: a convolution of x whose kernel is grad
-    and whose stride is the dilation, in bands of rows."""
+    """A tap's weight gathers grad times x shifted by the tap: a convolution of x whose kernel is grad and
+    whose stride is the dilation, here in bands of rows."""
     batch, channels, height, width = grad.shape
     margin = dilation * (weight.shape[-1] // 2)
     x = F.pad(x, [margin] * 4)

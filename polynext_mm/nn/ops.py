@@ -270,8 +270,9 @@ class _NormOfPair(torch.autograd.Function):
     def infer(s0, s1, scale0, scale1, w_norm):
         blocks = [layer_norm(_NormOfPair._sum(s0_b, s1_b, scale0, scale1), w_norm)
                   for s0_b, s1_b in _blocks(s0.shape[-1], _rows(s0), _rows(s1))]
+        rows = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
         # not a view: a compiler would tell the first stack of a cell from the others by it
-        return torch.ops.aten._unsafe_view(blocks[0] if len(blocks) == 1 else torch.cat(blocks), s0.shape)
+        return torch.ops.aten._unsafe_view(rows, s0.shape)
 
     @staticmethod
     def forward(ctx, s0, s1, scale0, scale1, w_norm):
