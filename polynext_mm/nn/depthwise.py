@@ -89,8 +89,8 @@ def _interleaved_grids(x: Tensor, step: int) -> Tensor:
 
 
 def _correlation(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """A tap's weight gathers grad times x shifted by the tap: a convolution of x whose kernel is grad and
-    whose stride is the dilation, here in bands of rows."""
+    """A tap's weight gathers grad times x shifted by the tap: a convolution of x whose kernel is grad
+    and whose stride is the dilation, here in bands of rows."""
     batch, channels, height, width = grad.shape
     margin = dilation * (weight.shape[-1] // 2)
     x = F.pad(x, [margin] * 4)

@@ -2,9 +2,9 @@
 
 A branch is called with the residual stream x, its gate and ``keep``, and returns x with itself added,
 in the place of x where no gradient is needed. The gate, the scalar sigmoid(lam) of the cell, is folded
-into the branch's last weight: the product is the same and no map is scaled. After ``fuse()`` it is part
-of the weights for good and is passed as None. ``keep`` (B, 1, 1, 1) or None is what drop path multiplies
-the branch by.
+into the smallest weight at the branch's end: the result is the same and neither a map nor a matrix is
+scaled. After ``fuse()`` it is part of the weights for good and is passed as None. ``keep`` (B, 1, 1, 1)
+or None is what drop path multiplies the branch by.
 """
 import math
 
@@ -72,8 +72,8 @@ class PolyMLP(nn.Module):
         self.proj_out = nn.Linear(width // 2, channels, bias=False)
 
     def forward(self, x: Tensor, gate: Tensor | None, keep: Tensor | None) -> Tensor:
-        return ops.add_poly_mlp(x, keep, self.proj_in.weight, self.norm.weight,
-                                _gated(self.proj_out.weight, gate))
+        return ops.add_poly_mlp(x, keep, self.proj_in.weight, _gated(self.norm.weight, gate),
+                                self.proj_out.weight)
 
     @torch.no_grad()
     def fuse(self, gate: Tensor) -> None:
@@ -138,8 +138,8 @@ class PolyAttn(nn.Module):
         q, k, v = (self._split_heads(t) for t in (q, self.k_conv(qk), self.v_conv(v)))
         y = polynomial_attention(q, k, v)
         y = y.transpose(1, 2).reshape(*x.shape[:3], -1)
-        y = self.smooth(y)
-        return ops.add_linear(x, keep, y, _gated(self.proj_out.weight, gate))
+        y = depthwise(y, _gated(self.smooth.weight, gate))
+        return ops.add_linear(x, keep, y, self.proj_out.weight)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(B, H, W, heads * 32) to (B, heads, H * W, 32)."""

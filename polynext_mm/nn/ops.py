@@ -358,16 +358,15 @@ class _PolyConv(torch.autograd.Function):
         reach = max(w_coarse.shape[-1] - 1, w_fine.shape[-1] // 2) + w_smooth.shape[-1] // 2
         for x_s, keep_s, starts in _bands(w_in.shape[0], x, keep):
             stops = [*starts[1:], x.shape[1]]
-            base, known = None, 0
+            base, known = x_s.new_empty(*x_s.shape[:3], w_in.shape[0], dtype=dtype), 0
             for start, stop in zip(starts, stops):
-                # rows first..known of the map that the convolutions of this band look at: some are left
-                # from the band before, the others are still unchanged in x
-                first, new = max(start - reach, 0), x_s[:, known:stop + reach]
-                new, kept = F.linear(new.to(dtype), w_in), known - first
-                base = torch.cat((base[:, -kept:], new), 1) if kept else new
-                known = min(stop + reach, x.shape[1])
+                # the convolutions of this band look at rows first..last, of which the ones from known on
+                # are still unchanged in x
+                first, last = max(start - reach, 0), min(stop + reach, x.shape[1])
+                torch.mm(_rows(x_s[:, known:last]).to(dtype), w_in.t(), out=_rows(base[:, known:last]))
+                known = last
 
-                maps = channels_first(base)
+                maps = channels_first(base[:, first:last])
                 coarse = conv(maps, w_coarse, dilation=2)
                 product = _crosswise(coarse, conv(maps, w_fine), out=coarse)
                 smooth = channels_last(conv(product, w_smooth))[:, start - first:stop - first]
@@ -383,29 +382,33 @@ class _PolyConv(torch.autograd.Function):
         coarse, fine = conv(base, w_coarse, dilation=2), conv(base, w_fine)
         smooth = channels_last(conv(_crosswise(coarse, fine), w_smooth))
         y, z = torch.empty_like(x), torch.empty_like(x, dtype=dtype)
+        moments = _wide(z).new_empty(2, z[..., 0].numel(), 1)  # means and reciprocal deviations
         ctx.save_for_backward(x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm,
-                              base, coarse, fine, smooth, z)
+                              base, coarse, fine, smooth, z, *moments)
         w_out = w_out.to(dtype)
-        for y_b, x_b, keep_b, smooth_b, z_b in _blocks(
-                max(w_out.shape), _rows(y), _rows(x), _keep_rows(keep, x), _rows(smooth), _rows(z)):
+        for y_b, x_b, keep_b, smooth_b, z_b, mean_b, rstd_b in _blocks(
+                max(w_out.shape), _rows(y), _rows(x), _keep_rows(keep, x), _rows(smooth), _rows(z),
+                *moments):
             torch.mm(smooth_b, w_out.t(), out=z_b)
-            torch.add(x_b, _scaled(layer_norm(z_b, w_norm), keep_b), out=y_b)
+            branch, mean, rstd = _norm_forward(z_b, w_norm)
+            mean_b.copy_(mean)
+            rstd_b.copy_(rstd)
+            torch.add(x_b, _scaled(branch, keep_b), out=y_b)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         (x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm,
-         base, coarse, fine, smooth, z) = ctx.saved_tensors
+         base, coarse, fine, smooth, z, *moments) = ctx.saved_tensors
         dtype = z.dtype
         grad_w_in, grad_w_out, grad_w_norm = _zeros_like(w_in, w_out, w_norm)
         grad = grad.contiguous()
         g_smooth = torch.empty_like(smooth)
         w_in, w_out = w_in.to(dtype), w_out.to(dtype)
-        for g, keep_b, z_b, smooth_b, g_smooth_b in _blocks(
+        for g, keep_b, z_b, smooth_b, g_smooth_b, mean, rstd in _blocks(
                 max(w_out.shape), _rows(grad), _keep_rows(keep, x), _rows(z), _rows(smooth),
-                _rows(g_smooth)):
-            _, mean, rstd = _norm_forward(z_b, w_norm)
+                _rows(g_smooth), *moments):
             g = _norm_backward(_scaled(g, keep_b), z_b, mean, rstd, w_norm, grad_w_norm).to(dtype)
             _add_outer_(grad_w_out, g, smooth_b)
             torch.mm(g, w_out, out=g_smooth_b)

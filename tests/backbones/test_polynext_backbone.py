@@ -193,14 +193,15 @@ def test_autocast_is_finite_and_keeps_the_stream_wide(dtype, scale):
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_autocast_stays_close(dtype):
+    """Within 8 roundings and 3 %. The last map is 3x5: of 2x2, the mean would say little."""
     model = build(arch='apolynext_t', out_norm=False).eval()
     model.load_state_dict(imagenet_weights('apolynext_t'), strict=False)
     with torch.no_grad():
-        exact = model(image((64, 64)))
+        exact = model(image((96, 160)))
         with torch.autocast('cpu', dtype):
-            close = model(image((64, 64)))
+            close = model(image((96, 160)))
     for a, b in zip(exact, close):
-        assert (a - b).abs().mean() < .03 * a.abs().mean()
+        assert (a - b).abs().mean() < min(.03, 8 * torch.finfo(dtype).eps) * a.abs().mean()
         assert not torch.equal(a, b)
 
 
