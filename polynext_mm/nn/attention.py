@@ -49,19 +49,15 @@ def polynomial_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def polynomial_attention_plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same, with the whole (tokens x tokens) matrix: for export, and to test against."""
     a = _wide(q @ k.transpose(-2, -1)).add(1)
-    if _is_half(q):
+    if q.dtype is torch.float16:
         a = a / a.abs().amax(-1, keepdim=True).clamp_min(EPS)
     a = a.square().square()
     out = _wide(a.to(v.dtype) @ v) / a.sum(-1, keepdim=True).clamp_min(EPS)
     return out.to(v.dtype)
 
 
-def _is_half(x: Tensor) -> bool:
-    return x.dtype in (torch.float16, torch.bfloat16)
-
-
 def _wide_dtype(x: Tensor) -> torch.dtype:
-    return torch.float32 if _is_half(x) else x.dtype
+    return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -104,11 +100,11 @@ def _shared(x: Tensor, parts: int) -> Tensor:
 
 
 def _scores(q: Tensor, k_t: Tensor) -> tuple[Tensor, Tensor | float]:
-    """1 + q k^T of a block of queries, float32 or wider. For half types a row is divided by its largest
-    magnitude, which the quotient does not feel and which keeps the powers within range; the second value
-    is that divisor."""
+    """1 + q k^T of a block of queries, float32 or wider. For float16 a row is divided by its largest
+    magnitude, which the quotient does not feel and which keeps the powers within its range; the second
+    value is that divisor."""
     r = _wide(torch.bmm(q, k_t)).add_(1)
-    if not _is_half(q):
+    if q.dtype is not torch.float16:
         return r, 1.
     top = r.abs().amax(-1, keepdim=True).clamp_min_(EPS)
     return r.div_(top), top
