@@ -172,7 +172,7 @@ def build_model(subject: Subject) -> nn.Module:
 
 
 def _compile(model: nn.Module) -> None:
-    """Compile our cells, or the whole of another model, for each size by itself."""
+    """Compile our cells for any size, or the whole of another model for each size by itself."""
     from torch._dynamo import config
     # what exceeds the limit would not be compiled, and nobody would notice
     config.fail_on_recompile_limit_hit = True

@@ -43,8 +43,8 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
         grad_clip_norm (float | None): In backward, scale the gradient at every cell's output to at most
             this L2 norm (the authors' A recipe: 5). Needs the scale of the loss:
             :meth:`set_loss_scale`. Defaults to None.
-        compile_cells (bool): Compile every cell with torch.compile. Names of weights do not change.
-            Defaults to False.
+        compile_cells (bool): Compile the stacks of every cell with torch.compile, for any size. Names of
+            weights do not change. Defaults to False.
         init_cfg (dict | list[dict] | None): ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` takes
             the authors' files and ours, strictly. Defaults to None.
 
