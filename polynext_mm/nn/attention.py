@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .depthwise import exporting
+from .precision import wide, wide_dtype
+from .tracing import exporting
 
 EPS = 1e-12  # the smallest divisor, as in the authors' release
 
@@ -48,20 +49,12 @@ def polynomial_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def polynomial_attention_plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same, with the whole (tokens x tokens) matrix: for export, and to test against."""
-    a = _wide(q @ k.transpose(-2, -1)).add(1)
+    a = wide(q @ k.transpose(-2, -1)).add(1)
     if q.dtype is torch.float16:
         a = a / a.abs().amax(-1, keepdim=True).clamp_min(EPS)
     a = a.square().square()
-    out = _wide(a.to(v.dtype) @ v) / a.sum(-1, keepdim=True).clamp_min(EPS)
+    out = wide(a.to(v.dtype) @ v) / a.sum(-1, keepdim=True).clamp_min(EPS)
     return out.to(v.dtype)
-
-
-def _wide_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype is torch.float64 else torch.float32
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(_wide_dtype(x))
 
 
 def _blocks(q: Tensor, keys: int) -> Iterator[tuple[slice, slice, int]]:
@@ -86,12 +79,8 @@ def _blocks(q: Tensor, keys: int) -> Iterator[tuple[slice, slice, int]]:
 
 
 def _cut(x: Tensor, parts: int) -> Tensor:
-    """(heads, queries, C) as (heads * parts, queries / parts, C)."""
-    return x if parts == 1 else x.unflatten(1, (parts, -1)).flatten(0, 1)
-
-
-def _uncut(x: Tensor, parts: int) -> Tensor:
-    return x if parts == 1 else x.view(-1, parts * x.shape[1], x.shape[2])
+    """A block's (heads, queries, C) or, of one head, (parts, queries / parts, C): the same memory."""
+    return x if parts == 1 else x[0].unflatten(0, (parts, -1))
 
 
 def _shared(x: Tensor, parts: int) -> Tensor:
@@ -103,7 +92,7 @@ def _scores(q: Tensor, k_t: Tensor) -> tuple[Tensor, Tensor | float]:
     """1 + q k^T of a block of queries, float32 or wider. For float16 a row is divided by its largest
     magnitude, which the quotient does not feel and which keeps the powers within its range; the second
     value is that divisor."""
-    r = _wide(torch.bmm(q, k_t)).add_(1)
+    r = wide(torch.bmm(q, k_t)).add_(1)
     if q.dtype is not torch.float16:
         return r, 1.
     top = r.abs().amax(-1, keepdim=True).clamp_min_(EPS)
@@ -121,21 +110,21 @@ def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
 @torch.library.custom_op('polynext_mm::poly_attention', mutates_args=())
 def _forward_op(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
-    row_sum = q.new_empty(q.shape[0], q.shape[1], 1, dtype=_wide_dtype(q))
+    row_sum = q.new_empty(q.shape[0], q.shape[1], 1, dtype=wide_dtype(q))
     for heads, queries, parts in _blocks(q, k.shape[1]):
         k_t = _shared(k[heads].transpose(1, 2), parts)
         a = _scores(_cut(q[heads, queries], parts), k_t)[0].square_().square_()
-        total = torch.sum(a, -1, keepdim=True).clamp_min_(EPS)
-        row_sum[heads, queries] = _uncut(total, parts)
+        total = _cut(row_sum[heads, queries], parts)
+        torch.sum(a, -1, keepdim=True, out=total).clamp_min_(EPS)
         product = torch.bmm(a.to(v.dtype), _shared(v[heads], parts))
-        out[heads, queries] = _uncut(product / total, parts)
+        torch.div(product, total, out=_cut(out[heads, queries], parts))
     return out, row_sum
 
 
 @_forward_op.register_fake
 def _(q, k, v):
     return (torch.empty_like(v, memory_format=torch.contiguous_format),
-            q.new_empty(q.shape[0], q.shape[1], 1, dtype=_wide_dtype(q)))
+            q.new_empty(q.shape[0], q.shape[1], 1, dtype=wide_dtype(q)))
 
 
 @torch.library.custom_op('polynext_mm::poly_attention_backward', mutates_args=())
@@ -143,8 +132,8 @@ def _backward_op(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor,
                  row_sum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
     # keys and values gather from every block: their sums are kept wide
-    grad_k = torch.zeros_like(k, dtype=_wide_dtype(k), memory_format=torch.contiguous_format)
-    grad_v = torch.zeros_like(v, dtype=_wide_dtype(v), memory_format=torch.contiguous_format)
+    grad_k = torch.zeros_like(k, dtype=wide_dtype(k), memory_format=torch.contiguous_format)
+    grad_v = torch.zeros_like(v, dtype=wide_dtype(v), memory_format=torch.contiguous_format)
     for heads, queries, parts in _blocks(q, k.shape[1]):
         q_b, grad_b, out_b, sum_b = (_cut(t[heads, queries], parts) for t in (q, grad, out, row_sum))
         k_b, v_b = (_shared(t[heads], parts) for t in (k, v))
@@ -152,11 +141,11 @@ def _backward_op(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor,
         # d out_i / d r_ij = 4 r_ij^3 (v_j - out_i) / sum_i: the factors of a row go to what is small
         share = grad_b / sum_b
         steep = share * (4 / top)
-        slope = _wide(torch.bmm(steep.to(v.dtype), v_b.transpose(1, 2)))
+        slope = wide(torch.bmm(steep.to(v.dtype), v_b.transpose(1, 2)))
         slope.sub_((steep * out_b).sum(-1, keepdim=True))
         square = r.square()
         slope = slope.mul_(r.mul_(square)).to(q.dtype)
-        grad_q[heads, queries] = _uncut(torch.bmm(slope, k_b), parts)
+        torch.bmm(slope, k_b, out=_cut(grad_q[heads, queries], parts))
         _accumulate(grad_k[heads], slope.transpose(1, 2), q_b)
         _accumulate(grad_v[heads], square.square_().to(v.dtype).transpose(1, 2), share.to(v.dtype))
     return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)

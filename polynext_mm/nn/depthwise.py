@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from .tracing import exporting
+
 # Positions of the gradient that one convolution takes as its kernel.
 CPU_KERNEL = 1 << 11
 
@@ -27,11 +29,6 @@ def depthwise(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
     if exporting():
         return channels_last(conv(channels_first(x), weight, dilation))
     return _forward_op(x, weight, dilation)
-
-
-def exporting() -> bool:
-    """Whether the graph is for another program (``torch.export``, ONNX), without operators of ours."""
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
 
 def channels_first(x: Tensor) -> Tensor:

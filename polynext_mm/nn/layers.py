@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from . import ops
 from .attention import polynomial_attention
 from .depthwise import depthwise
+from .precision import matmul_dtype
 
 HEAD_WIDTH = 32
 
@@ -53,7 +54,7 @@ class DepthwiseConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size, kernel_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return depthwise(x.to(ops.matmul_dtype(x)), self.weight)
+        return depthwise(x.to(matmul_dtype(x)), self.weight)
 
 
 class PolyMLP(nn.Module):

@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .depthwise import channels_first, channels_last, conv, conv_backward, depthwise, exporting
+from .depthwise import channels_first, channels_last, conv, conv_backward, depthwise
+from .precision import matmul_dtype, wide, wide_dtype
+from .tracing import compiling
 
 LN_EPS = 1e-5
 
@@ -30,7 +32,7 @@ CPU_BLOCK = 1 << 19
 
 def layer_norm(x: Tensor, weight: Tensor | None) -> Tensor:
     """LN over the last dimension, without bias, in float32 or wider."""
-    return F.layer_norm(_wide(x), x.shape[-1:], None if weight is None else _wide(weight), None, LN_EPS)
+    return F.layer_norm(wide(x), x.shape[-1:], None if weight is None else wide(weight), None, LN_EPS)
 
 
 def norm_of_pair(s0: Tensor, s1: Tensor, scale0: Tensor, scale1: Tensor, w_norm: Tensor) -> Tensor:
@@ -43,8 +45,8 @@ def norm_of_pair(s0: Tensor, s1: Tensor, scale0: Tensor, scale1: Tensor, w_norm:
     Returns:
         Tensor: (B, H, W, C), float32 (float64 for float64 inputs).
     """
-    if _composed():
-        return layer_norm(scale0 * s0 + scale1 * s1, w_norm)
+    if compiling():
+        return layer_norm(_sum_of_pair(s0, s1, scale0, scale1), w_norm)
     return _call(_NormOfPair, s0, s1, scale0, scale1, w_norm)
 
 
@@ -59,7 +61,7 @@ def add_poly_mlp(x: Tensor, keep: Tensor | None, w_in: Tensor, w_norm: Tensor | 
     Returns:
         Tensor: (B, H, W, C), of the type of ``x``.
     """
-    if _composed():
+    if compiling():
         u, v = _linear(x, w_in).chunk(2, -1)
         return x + _scaled(_linear(layer_norm(u * v, w_norm), w_out), keep)
     return _call(_PolyMLP, x, keep, w_in, w_norm, w_out)
@@ -81,7 +83,7 @@ def add_poly_conv(x: Tensor, keep: Tensor | None, w_in: Tensor, w_coarse: Tensor
     Returns:
         Tensor: (B, H, W, C), of the type of ``x``.
     """
-    if _composed():
+    if compiling():
         base = _linear(x, w_in)
         product = depthwise(base, w_coarse, dilation=2) * _swap(depthwise(base, w_fine))
         return x + _scaled(layer_norm(_linear(depthwise(product, w_smooth), w_out), w_norm), keep)
@@ -102,7 +104,7 @@ def partner_order(channels: int) -> Tensor:
 
 def add_linear(x: Tensor, keep: Tensor | None, y: Tensor, weight: Tensor) -> Tensor:
     """``x + keep * y weight^T``, of (B, H, W, C), (B, 1, 1, 1) or None, (B, H, W, K) and (C, K)."""
-    if _composed() or _need_grad(x, y, weight):
+    if compiling() or _need_grad(x, y, weight):
         return x + _scaled(_linear(y, weight), keep)
     dtype = matmul_dtype(y)
     _add_product(_rows(x), _rows(y).to(dtype), weight.to(dtype).t(), _keep_rows(keep, x), out=_rows(x))
@@ -117,18 +119,6 @@ def clip_gradient(x: Tensor, max_norm: float, scale: Tensor | float = 1.) -> Ten
     that of the unscaled gradient.
     """
     return _ClipGradient.apply(x, max_norm, scale)
-
-
-def matmul_dtype(x: Tensor) -> torch.dtype:
-    """The type of convolutions and matrix products on ``x``: autocast's, where it is on."""
-    device = x.device.type
-    if x.dtype is torch.float64 or not torch.amp.is_autocast_available(device):  # meta, for one
-        return x.dtype
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-def _composed() -> bool:
-    return torch.compiler.is_compiling() or exporting()
 
 
 def _need_grad(*tensors: Tensor | None) -> bool:
@@ -185,10 +175,6 @@ def _scaled(x: Tensor, keep: Tensor | None) -> Tensor:
     return x if keep is None else x * keep
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype is torch.float64 else x.float()
-
-
 # Of matrix products in place, counters of operations know those with ``out``.
 
 
@@ -209,16 +195,15 @@ def _add_outer_(total: Tensor, grad: Tensor, x: Tensor) -> None:
 
 
 def _norm_forward(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    weight = None if weight is None else _wide(weight)
-    return torch.native_layer_norm(_wide(x), x.shape[-1:], weight, None, LN_EPS)
+    weight = None if weight is None else wide(weight)
+    return torch.native_layer_norm(wide(x), x.shape[-1:], weight, None, LN_EPS)
 
 
 def _norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None,
                    grad_weight: Tensor | None) -> Tensor:
     """The gradient of x; that of the weight is added to ``grad_weight``."""
-    wide = None if weight is None else _wide(weight)
     grad_x, of_weight, _ = torch.ops.aten.native_layer_norm_backward(
-        _wide(grad), _wide(x), x.shape[-1:], mean, rstd, wide, None,
+        wide(grad), wide(x), x.shape[-1:], mean, rstd, None if weight is None else wide(weight), None,
         [True, weight is not None, False])
     if weight is not None:
         grad_weight += of_weight
@@ -260,15 +245,15 @@ def _swap(x: Tensor) -> Tensor:
     return swapped if x.shape[-1] == 2 * half else torch.cat((swapped, x[..., 2 * half:]), -1)
 
 
+def _sum_of_pair(s0: Tensor, s1: Tensor, scale0: Tensor, scale1: Tensor) -> Tensor:
+    return torch.addcmul(scale0 * s0, scale1, s1)
+
+
 class _NormOfPair(torch.autograd.Function):
 
     @staticmethod
-    def _sum(s0, s1, scale0, scale1):
-        return torch.addcmul(scale0 * s0, scale1, s1)
-
-    @staticmethod
     def infer(s0, s1, scale0, scale1, w_norm):
-        blocks = [layer_norm(_NormOfPair._sum(s0_b, s1_b, scale0, scale1), w_norm)
+        blocks = [layer_norm(_sum_of_pair(s0_b, s1_b, scale0, scale1), w_norm)
                   for s0_b, s1_b in _blocks(s0.shape[-1], _rows(s0), _rows(s1))]
         rows = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
         # not a view: a compiler would tell the first stack of a cell from the others by it
@@ -288,7 +273,7 @@ class _NormOfPair(torch.autograd.Function):
         grad_scale0, grad_scale1, grad_w_norm = grad_weights = _zeros_like(*weights)
         for g, s0_b, s1_b, grad_s0_b, grad_s1_b in _blocks(
                 s0.shape[-1], *map(_rows, (grad.contiguous(), s0, s1, grad_s0, grad_s1))):
-            x = _NormOfPair._sum(s0_b, s1_b, scale0, scale1)
+            x = _sum_of_pair(s0_b, s1_b, scale0, scale1)
             _, mean, rstd = _norm_forward(x, w_norm)
             g = _norm_backward(g, x, mean, rstd, w_norm, grad_w_norm)
             torch.mul(g, scale0, out=grad_s0_b)
@@ -382,7 +367,8 @@ class _PolyConv(torch.autograd.Function):
         coarse, fine = conv(base, w_coarse, dilation=2), conv(base, w_fine)
         smooth = channels_last(conv(_crosswise(coarse, fine), w_smooth))
         y, z = torch.empty_like(x), torch.empty_like(x, dtype=dtype)
-        moments = _wide(z).new_empty(2, z[..., 0].numel(), 1)  # means and reciprocal deviations
+        # means and reciprocal deviations
+        moments = z.new_empty(2, z[..., 0].numel(), 1, dtype=wide_dtype(z))
         ctx.save_for_backward(x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm,
                               base, coarse, fine, smooth, z, *moments)
         w_out = w_out.to(dtype)
@@ -433,6 +419,6 @@ class _ClipGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        norm = torch.linalg.vector_norm(grad, dtype=_wide(grad).dtype) / ctx.scale
+        norm = torch.linalg.vector_norm(grad, dtype=wide_dtype(grad)) / ctx.scale
         factor = torch.where(norm > ctx.max_norm, ctx.max_norm / (norm + 1e-6), 1.)
         return grad * factor.to(grad.dtype), None, None
