@@ -9,6 +9,8 @@ model = dict(
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,
         frozen_stages=-1,
-        init_cfg=None),
-    neck=dict(in_channels=[128, 256, 512]))
+        init_cfg=None,
+    ),
+    neck=dict(in_channels=[128, 256, 512]),
+)
 optim_wrapper = dict(constructor='DefaultOptimWrapperConstructor', paramwise_cfg=None)

@@ -1,8 +1,10 @@
 # CPolyNeXt-L with Cascade Mask R-CNN on COCO, 36 epochs, multi-scale. Drop path
 # .1 more than the next smaller network has: a guess.
 _base_ = [
-    '_base_/models/cascade_mask_rcnn_polynext.py', '_base_/datasets/coco_instance_ms_crop.py',
-    '_base_/schedules/coco_3x.py', '_base_/detection_runtime.py'
+    '_base_/models/cascade_mask_rcnn_polynext.py',
+    '_base_/datasets/coco_instance_ms_crop.py',
+    '_base_/schedules/coco_3x.py',
+    '_base_/detection_runtime.py',
 ]
 model = dict(
     backbone=dict(
@@ -10,5 +12,8 @@ model = dict(
         drop_path_rate=0.4,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_l.pt')),
-    neck=dict(in_channels=[96, 192, 384, 576]))
+            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_l.pt',
+        ),
+    ),
+    neck=dict(in_channels=[96, 192, 384, 576]),
+)

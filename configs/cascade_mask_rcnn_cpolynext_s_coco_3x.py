@@ -1,13 +1,18 @@
 # CPolyNeXt-S with Cascade Mask R-CNN on COCO, 36 epochs, multi-scale. Drop path .2
 # as mmdet's configs of Swin-S, 3x.
 _base_ = [
-    '_base_/models/cascade_mask_rcnn_polynext.py', '_base_/datasets/coco_instance_ms_crop.py',
-    '_base_/schedules/coco_3x.py', '_base_/detection_runtime.py'
+    '_base_/models/cascade_mask_rcnn_polynext.py',
+    '_base_/datasets/coco_instance_ms_crop.py',
+    '_base_/schedules/coco_3x.py',
+    '_base_/detection_runtime.py',
 ]
 model = dict(
     backbone=dict(
         arch='cpolynext_s',
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_s.pt')),
-    neck=dict(in_channels=[72, 144, 288, 432]))
+            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_s.pt',
+        ),
+    ),
+    neck=dict(in_channels=[72, 144, 288, 432]),
+)

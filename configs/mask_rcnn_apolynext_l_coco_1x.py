@@ -1,16 +1,21 @@
 # APolyNeXt-L with Mask R-CNN on COCO, 12 epochs. MogaNet-S trains with drop path .1; more for
 # a larger network is a guess.
 _base_ = [
-    '_base_/models/mask_rcnn_polynext.py', '_base_/datasets/coco_instance.py',
-    '_base_/schedules/coco_1x.py', '_base_/detection_runtime.py'
+    '_base_/models/mask_rcnn_polynext.py',
+    '_base_/datasets/coco_instance.py',
+    '_base_/schedules/coco_1x.py',
+    '_base_/detection_runtime.py',
 ]
 model = dict(
     backbone=dict(
         arch='apolynext_l',
         drop_path_rate=0.3,
-        grad_clip_norm=5.,
+        grad_clip_norm=5.0,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_l.pt')),
-    neck=dict(in_channels=[96, 192, 384, 576]))
-optim_wrapper = dict(clip_grad=dict(max_norm=5., norm_type=2))
+            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_l.pt',
+        ),
+    ),
+    neck=dict(in_channels=[96, 192, 384, 576]),
+)
+optim_wrapper = dict(clip_grad=dict(max_norm=5.0, norm_type=2))

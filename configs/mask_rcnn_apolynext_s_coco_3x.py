@@ -1,16 +1,21 @@
 # APolyNeXt-S with Mask R-CNN on COCO, 36 epochs, multi-scale. Drop path .2 as mmdet's
 # configs of Swin-T and Swin-S.
 _base_ = [
-    '_base_/models/mask_rcnn_polynext.py', '_base_/datasets/coco_instance_ms_crop.py',
-    '_base_/schedules/coco_3x.py', '_base_/detection_runtime.py'
+    '_base_/models/mask_rcnn_polynext.py',
+    '_base_/datasets/coco_instance_ms_crop.py',
+    '_base_/schedules/coco_3x.py',
+    '_base_/detection_runtime.py',
 ]
 model = dict(
     backbone=dict(
         arch='apolynext_s',
         drop_path_rate=0.2,
-        grad_clip_norm=5.,
+        grad_clip_norm=5.0,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_s.pt')),
-    neck=dict(in_channels=[72, 144, 288, 432]))
-optim_wrapper = dict(clip_grad=dict(max_norm=5., norm_type=2))
+            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_s.pt',
+        ),
+    ),
+    neck=dict(in_channels=[72, 144, 288, 432]),
+)
+optim_wrapper = dict(clip_grad=dict(max_norm=5.0, norm_type=2))

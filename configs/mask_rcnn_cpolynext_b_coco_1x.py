@@ -1,8 +1,10 @@
 # CPolyNeXt-B with Mask R-CNN on COCO, 12 epochs. MogaNet-S trains with drop path .1; more for
 # a larger network is a guess.
 _base_ = [
-    '_base_/models/mask_rcnn_polynext.py', '_base_/datasets/coco_instance.py',
-    '_base_/schedules/coco_1x.py', '_base_/detection_runtime.py'
+    '_base_/models/mask_rcnn_polynext.py',
+    '_base_/datasets/coco_instance.py',
+    '_base_/schedules/coco_1x.py',
+    '_base_/detection_runtime.py',
 ]
 model = dict(
     backbone=dict(
@@ -10,5 +12,8 @@ model = dict(
         drop_path_rate=0.2,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_b.pt')),
-    neck=dict(in_channels=[84, 168, 336, 504]))
+            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_b.pt',
+        ),
+    ),
+    neck=dict(in_channels=[84, 168, 336, 504]),
+)

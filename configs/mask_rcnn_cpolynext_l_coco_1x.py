@@ -1,8 +1,10 @@
 # CPolyNeXt-L with Mask R-CNN on COCO, 12 epochs. MogaNet-S trains with drop path .1; more for
 # a larger network is a guess.
 _base_ = [
-    '_base_/models/mask_rcnn_polynext.py', '_base_/datasets/coco_instance.py',
-    '_base_/schedules/coco_1x.py', '_base_/detection_runtime.py'
+    '_base_/models/mask_rcnn_polynext.py',
+    '_base_/datasets/coco_instance.py',
+    '_base_/schedules/coco_1x.py',
+    '_base_/detection_runtime.py',
 ]
 model = dict(
     backbone=dict(
@@ -10,5 +12,8 @@ model = dict(
         drop_path_rate=0.3,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_l.pt')),
-    neck=dict(in_channels=[96, 192, 384, 576]))
+            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_l.pt',
+        ),
+    ),
+    neck=dict(in_channels=[96, 192, 384, 576]),
+)

@@ -1,13 +1,18 @@
 # CPolyNeXt-S with Mask R-CNN on COCO, 12 epochs: MogaNet-S has 46.6 box AP and
 # 42.2 mask AP here.
 _base_ = [
-    '_base_/models/mask_rcnn_polynext.py', '_base_/datasets/coco_instance.py',
-    '_base_/schedules/coco_1x.py', '_base_/detection_runtime.py'
+    '_base_/models/mask_rcnn_polynext.py',
+    '_base_/datasets/coco_instance.py',
+    '_base_/schedules/coco_1x.py',
+    '_base_/detection_runtime.py',
 ]
 model = dict(
     backbone=dict(
         arch='cpolynext_s',
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_s.pt')),
-    neck=dict(in_channels=[72, 144, 288, 432]))
+            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_s.pt',
+        ),
+    ),
+    neck=dict(in_channels=[72, 144, 288, 432]),
+)

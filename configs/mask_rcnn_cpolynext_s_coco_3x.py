@@ -1,8 +1,10 @@
 # CPolyNeXt-S with Mask R-CNN on COCO, 36 epochs, multi-scale. Drop path .2 as mmdet's
 # configs of Swin-T and Swin-S.
 _base_ = [
-    '_base_/models/mask_rcnn_polynext.py', '_base_/datasets/coco_instance_ms_crop.py',
-    '_base_/schedules/coco_3x.py', '_base_/detection_runtime.py'
+    '_base_/models/mask_rcnn_polynext.py',
+    '_base_/datasets/coco_instance_ms_crop.py',
+    '_base_/schedules/coco_3x.py',
+    '_base_/detection_runtime.py',
 ]
 model = dict(
     backbone=dict(
@@ -10,5 +12,8 @@ model = dict(
         drop_path_rate=0.2,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_s.pt')),
-    neck=dict(in_channels=[72, 144, 288, 432]))
+            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_s.pt',
+        ),
+    ),
+    neck=dict(in_channels=[72, 144, 288, 432]),
+)

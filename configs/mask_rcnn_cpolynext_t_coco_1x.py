@@ -1,12 +1,17 @@
 # CPolyNeXt-T with Mask R-CNN on COCO, 12 epochs.
 _base_ = [
-    '_base_/models/mask_rcnn_polynext.py', '_base_/datasets/coco_instance.py',
-    '_base_/schedules/coco_1x.py', '_base_/detection_runtime.py'
+    '_base_/models/mask_rcnn_polynext.py',
+    '_base_/datasets/coco_instance.py',
+    '_base_/schedules/coco_1x.py',
+    '_base_/detection_runtime.py',
 ]
 model = dict(
     backbone=dict(
         arch='cpolynext_t',
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_t.pt')),
-    neck=dict(in_channels=[48, 96, 192, 288]))
+            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_t.pt',
+        ),
+    ),
+    neck=dict(in_channels=[48, 96, 192, 288]),
+)

@@ -1,14 +1,19 @@
 # APolyNeXt-T with RetinaNet on COCO, 12 epochs. Optimizer as of MogaNet-S: lr 1e-4.
 _base_ = [
-    '_base_/models/retinanet_polynext.py', '_base_/datasets/coco_detection.py',
-    '_base_/schedules/coco_1x.py', '_base_/detection_runtime.py'
+    '_base_/models/retinanet_polynext.py',
+    '_base_/datasets/coco_detection.py',
+    '_base_/schedules/coco_1x.py',
+    '_base_/detection_runtime.py',
 ]
 model = dict(
     backbone=dict(
         arch='apolynext_t',
-        grad_clip_norm=5.,
+        grad_clip_norm=5.0,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_t.pt')),
-    neck=dict(in_channels=[96, 192, 288]))
-optim_wrapper = dict(optimizer=dict(lr=1e-4), clip_grad=dict(max_norm=5., norm_type=2))
+            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_t.pt',
+        ),
+    ),
+    neck=dict(in_channels=[96, 192, 288]),
+)
+optim_wrapper = dict(optimizer=dict(lr=1e-4), clip_grad=dict(max_norm=5.0, norm_type=2))

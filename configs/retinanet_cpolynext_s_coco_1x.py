@@ -1,14 +1,19 @@
 # CPolyNeXt-S with RetinaNet on COCO, 12 epochs (MogaNet-S: AdamW, lr 1e-4, weight decay
 # .05, drop path .1; 45.8 AP).
 _base_ = [
-    '_base_/models/retinanet_polynext.py', '_base_/datasets/coco_detection.py',
-    '_base_/schedules/coco_1x.py', '_base_/detection_runtime.py'
+    '_base_/models/retinanet_polynext.py',
+    '_base_/datasets/coco_detection.py',
+    '_base_/schedules/coco_1x.py',
+    '_base_/detection_runtime.py',
 ]
 model = dict(
     backbone=dict(
         arch='cpolynext_s',
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_s.pt')),
-    neck=dict(in_channels=[144, 288, 432]))
+            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_s.pt',
+        ),
+    ),
+    neck=dict(in_channels=[144, 288, 432]),
+)
 optim_wrapper = dict(optimizer=dict(lr=1e-4))

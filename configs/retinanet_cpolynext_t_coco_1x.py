@@ -1,13 +1,18 @@
 # CPolyNeXt-T with RetinaNet on COCO, 12 epochs. Optimizer as of MogaNet-S: lr 1e-4.
 _base_ = [
-    '_base_/models/retinanet_polynext.py', '_base_/datasets/coco_detection.py',
-    '_base_/schedules/coco_1x.py', '_base_/detection_runtime.py'
+    '_base_/models/retinanet_polynext.py',
+    '_base_/datasets/coco_detection.py',
+    '_base_/schedules/coco_1x.py',
+    '_base_/detection_runtime.py',
 ]
 model = dict(
     backbone=dict(
         arch='cpolynext_t',
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_t.pt')),
-    neck=dict(in_channels=[96, 192, 288]))
+            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_t.pt',
+        ),
+    ),
+    neck=dict(in_channels=[96, 192, 288]),
+)
 optim_wrapper = dict(optimizer=dict(lr=1e-4))

@@ -1,16 +1,21 @@
 # APolyNeXt-S with UperNet on ADE20K: published 49.9 mIoU (the authors').
 _base_ = [
-    '_base_/models/upernet_polynext.py', '_base_/datasets/ade20k.py',
-    '_base_/schedules/ade20k_160k.py', '_base_/default_runtime.py'
+    '_base_/models/upernet_polynext.py',
+    '_base_/datasets/ade20k.py',
+    '_base_/schedules/ade20k_160k.py',
+    '_base_/default_runtime.py',
 ]
 model = dict(
     backbone=dict(
         arch='apolynext_s',
         drop_path_rate=0.3,
-        grad_clip_norm=5.,
+        grad_clip_norm=5.0,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_s.pt')),
+            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_s.pt',
+        ),
+    ),
     decode_head=dict(in_channels=[72, 144, 288, 432]),
-    auxiliary_head=dict(in_channels=288))
-optim_wrapper = dict(clip_grad=dict(max_norm=5., norm_type=2))
+    auxiliary_head=dict(in_channels=288),
+)
+optim_wrapper = dict(clip_grad=dict(max_norm=5.0, norm_type=2))

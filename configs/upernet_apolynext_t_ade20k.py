@@ -1,17 +1,22 @@
 # APolyNeXt-T with UperNet on ADE20K. Nobody has published this one: the drop path rate is that of its
 # ImageNet training (0.03) plus .05, the step that the authors took for S (0.25 to .3).
 _base_ = [
-    '_base_/models/upernet_polynext.py', '_base_/datasets/ade20k.py',
-    '_base_/schedules/ade20k_160k.py', '_base_/default_runtime.py'
+    '_base_/models/upernet_polynext.py',
+    '_base_/datasets/ade20k.py',
+    '_base_/schedules/ade20k_160k.py',
+    '_base_/default_runtime.py',
 ]
 model = dict(
     backbone=dict(
         arch='apolynext_t',
         drop_path_rate=0.08,
-        grad_clip_norm=5.,
+        grad_clip_norm=5.0,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_t.pt')),
+            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_t.pt',
+        ),
+    ),
     decode_head=dict(in_channels=[48, 96, 192, 288]),
-    auxiliary_head=dict(in_channels=192))
-optim_wrapper = dict(clip_grad=dict(max_norm=5., norm_type=2))
+    auxiliary_head=dict(in_channels=192),
+)
+optim_wrapper = dict(clip_grad=dict(max_norm=5.0, norm_type=2))

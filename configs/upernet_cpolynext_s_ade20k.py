@@ -1,7 +1,9 @@
 # CPolyNeXt-S with UperNet on ADE20K: published 50.6 mIoU (the authors').
 _base_ = [
-    '_base_/models/upernet_polynext.py', '_base_/datasets/ade20k.py',
-    '_base_/schedules/ade20k_160k.py', '_base_/default_runtime.py'
+    '_base_/models/upernet_polynext.py',
+    '_base_/datasets/ade20k.py',
+    '_base_/schedules/ade20k_160k.py',
+    '_base_/default_runtime.py',
 ]
 model = dict(
     backbone=dict(
@@ -9,6 +11,9 @@ model = dict(
         drop_path_rate=0.3,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_s.pt')),
+            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_s.pt',
+        ),
+    ),
     decode_head=dict(in_channels=[72, 144, 288, 432]),
-    auxiliary_head=dict(in_channels=288))
+    auxiliary_head=dict(in_channels=288),
+)

@@ -1,8 +1,10 @@
 # CPolyNeXt-T with UperNet on ADE20K. Nobody has published this one: the drop path rate is that of its
 # ImageNet training (0) plus .1, the step that the authors took for S (0.2 to .3).
 _base_ = [
-    '_base_/models/upernet_polynext.py', '_base_/datasets/ade20k.py',
-    '_base_/schedules/ade20k_160k.py', '_base_/default_runtime.py'
+    '_base_/models/upernet_polynext.py',
+    '_base_/datasets/ade20k.py',
+    '_base_/schedules/ade20k_160k.py',
+    '_base_/default_runtime.py',
 ]
 model = dict(
     backbone=dict(
@@ -10,6 +12,9 @@ model = dict(
         drop_path_rate=0.1,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_t.pt')),
+            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_t.pt',
+        ),
+    ),
     decode_head=dict(in_channels=[48, 96, 192, 288]),
-    auxiliary_head=dict(in_channels=192))
+    auxiliary_head=dict(in_channels=192),
+)

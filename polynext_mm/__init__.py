@@ -3,6 +3,7 @@
 ``custom_imports = dict(imports=['polynext_mm'], allow_failed_imports=False)`` in a config is all that
 another project needs.
 """
+
 from .stack import check_stack, install_mmcv_ops
 
 check_stack()

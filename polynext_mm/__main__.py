@@ -3,6 +3,7 @@
 For scripts of other projects that import mmcv's operators before they read a config, where mmcv has none
 of its own (mmdet's tools/test.py, for one).
 """
+
 import runpy
 import sys
 from pathlib import Path

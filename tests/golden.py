@@ -3,6 +3,7 @@
 tests/data holds, for four networks, outputs and gradients computed in float64 with the authors' release
 on weights and inputs that a generator seeded by a name makes again. tests/data/README.md tells how.
 """
+
 import json
 import math
 import zlib
@@ -26,16 +27,16 @@ def _weight(key: str, shape) -> np.ndarray:
         return np.zeros(shape)
     z = _normal(key, shape)
     if key.endswith('skip_weight'):
-        return -1 + .5 * z
+        return -1 + 0.5 * z
     if key.endswith('scale') and '.ops.' in key:
-        a = 32 ** -.5
-        return math.log(a / (1 - a)) + .1 * z
+        a = 32**-0.5
+        return math.log(a / (1 - a)) + 0.1 * z
     if key.endswith('scale'):
-        return 1 + .1 * z
+        return 1 + 0.1 * z
     if key.endswith('bias'):
-        return .1 * z
+        return 0.1 * z
     if key.endswith(('gamma', 'gamma_hw', 'gamma_c')) or len(shape) == 1:
-        return 1 + .1 * z
+        return 1 + 0.1 * z
     return z / math.sqrt(np.prod(shape[1:]))
 
 
@@ -58,8 +59,9 @@ class Golden:
     def values(self, size, stage: int) -> tuple[Tensor, Tensor, float]:
         """Flat indices into a stage's feature, the values there (float64), the absmean of all."""
         name = '{}x{}.stage{}'.format(*size, stage)
-        index, value, mean = (self._arrays[f'{name}.{part}']
-                              for part in ('index', 'value', 'absmean'))
+        index, value, mean = (
+            self._arrays[f'{name}.{part}'] for part in ('index', 'value', 'absmean')
+        )
         return torch.from_numpy(index.astype(np.int64)), torch.from_numpy(value), float(mean)
 
     def logits(self, size) -> Tensor:
@@ -78,5 +80,9 @@ def image(size, batch: int = 1) -> Tensor:
 
 def loss(features, size) -> Tensor:
     """The scalar whose gradients the golden files hold."""
-    return sum((f * _rounded(_normal('cotangent{}x{}stage{}'.format(*size, i), f.shape)).to(f.dtype)
-                ).mean() for i, f in enumerate(features))
+    return sum(
+        (
+            f * _rounded(_normal('cotangent{}x{}stage{}'.format(*size, i), f.shape)).to(f.dtype)
+        ).mean()
+        for i, f in enumerate(features)
+    )

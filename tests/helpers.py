@@ -1,4 +1,5 @@
 """Files, models and settings that several tests share."""
+
 import functools
 import os
 import shutil
@@ -25,9 +26,15 @@ SIZE = (64, 64)
 
 # the smallest network that has everything: both mixers, both kinds of downsampling, an unused gate
 TINY_ARCH = dict(
-    widths=(8, 16, 16, 24), depths=(1, 2, 1, 1), stacks=(1, 2, 1, 1),
-    mixers=('conv', 'conv', 'attn', 'attn'), conv_ratios=(1, 1, .75, .75), mlp_ratios=(2, 2, 1.75, 1.75),
-    downsampling=('sep3x3', 'full3x3'), gate_init=(0, -.5, -1, -1.5, -2))
+    widths=(8, 16, 16, 24),
+    depths=(1, 2, 1, 1),
+    stacks=(1, 2, 1, 1),
+    mixers=('conv', 'conv', 'attn', 'attn'),
+    conv_ratios=(1, 1, 0.75, 0.75),
+    mlp_ratios=(2, 2, 1.75, 1.75),
+    downsampling=('sep3x3', 'full3x3'),
+    gate_init=(0, -0.5, -1, -1.5, -2),
+)
 
 
 # Networks
@@ -45,7 +52,7 @@ def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
         for param in model.parameters():
             noise = torch.randn(param.shape, generator=generator)
             if param.ndim > 1:
-                param.copy_(noise / param[0].numel() ** .5)
+                param.copy_(noise / param[0].numel() ** 0.5)
             else:  # around its start
                 param.add_(noise / 4)
     return model
@@ -70,16 +77,21 @@ def prefixed(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _training_checkpoint(average: dict, last: dict, n_averaged: int) -> dict:
-    return dict(epoch=7, arch=ARCH, args=Namespace(lr=1e-3, data='imagenet'), metric=80.1,
-                state_dict=prefixed('module.', last),
-                optimizer=dict(state={}, param_groups=[dict(lr=.1)]),
-                ema_state_dict=dict(n_averaged=torch.tensor(n_averaged), **prefixed('module.', average)))
+    return dict(
+        epoch=7,
+        arch=ARCH,
+        args=Namespace(lr=1e-3, data='imagenet'),
+        metric=80.1,
+        state_dict=prefixed('module.', last),
+        optimizer=dict(state={}, param_groups=[dict(lr=0.1)]),
+        ema_state_dict=dict(n_averaged=torch.tensor(n_averaged), **prefixed('module.', average)),
+    )
 
 
 # every container that the authors' release reads or writes, filled with imagenet_weights()
 CONTAINERS = {
     'bare': lambda: imagenet_weights(),
-    'state_dict': lambda: dict(state_dict=imagenet_weights(), epoch=3, args=Namespace(lr=.1)),
+    'state_dict': lambda: dict(state_dict=imagenet_weights(), epoch=3, args=Namespace(lr=0.1)),
     'model': lambda: dict(model=OrderedDict(imagenet_weights())),
     'module.': lambda: dict(state_dict=prefixed('module.', imagenet_weights())),
     'state_dict_ema': lambda: dict(state_dict=other_weights(), state_dict_ema=imagenet_weights()),
@@ -92,27 +104,38 @@ CONTAINERS = {
 
 def output_norms(arch: str = ARCH) -> dict[str, Tensor]:
     """What the authors' dense-prediction backbone has besides."""
-    return authors_weights({f'extra_norms.{stage}.{kind}': (width,)
-                            for stage, width in enumerate(ARCHS[arch].widths)
-                            for kind in ('weight', 'bias')})
+    return authors_weights(
+        {
+            f'extra_norms.{stage}.{kind}': (width,)
+            for stage, width in enumerate(ARCHS[arch].widths)
+            for kind in ('weight', 'bias')
+        }
+    )
 
 
 def head_weights(model: nn.Module) -> dict[str, Tensor]:
     """Weights for the heads of a segmentor: of the recipe where it has one, else counts."""
-    shapes = {key: value.shape for key, value in model.state_dict().items()
-              if not key.startswith('backbone.')}
+    shapes = {
+        key: value.shape
+        for key, value in model.state_dict().items()
+        if not key.startswith('backbone.')
+    }
     weights = authors_weights({k: s for k, s in shapes.items() if not k.endswith('running_var')})
     counts = {k: v.long() for k, v in weights.items() if k.endswith('num_batches_tracked')}
-    variances = {k: torch.full(s, 2.) for k, s in shapes.items() if k.endswith('running_var')}
+    variances = {k: torch.full(s, 2.0) for k, s in shapes.items() if k.endswith('running_var')}
     return weights | counts | variances
 
 
 def segmentor_file(cfg: Config, backbone_prefix: str = 'backbone.', **meta) -> dict:
     """An mmseg checkpoint of the authors': backbone in their names, heads in mmseg's."""
-    backbone = {k: v for k, v in imagenet_weights(cfg.model.backbone.arch).items()
-                if k.startswith(('stem', 'cells', 'reductions'))}
-    state_dict = OrderedDict(prefixed(backbone_prefix,
-                                      backbone | output_norms(cfg.model.backbone.arch)))
+    backbone = {
+        k: v
+        for k, v in imagenet_weights(cfg.model.backbone.arch).items()
+        if k.startswith(('stem', 'cells', 'reductions'))
+    }
+    state_dict = OrderedDict(
+        prefixed(backbone_prefix, backbone | output_norms(cfg.model.backbone.arch))
+    )
     state_dict.update(head_weights(build_segmentor(cfg)))
     return dict(meta=dict(meta, epoch=0, iter=160000), state_dict=state_dict)
 
@@ -208,8 +231,14 @@ def sample_as_ade20k(folder: Path, images: int = 4) -> Path:
 
 def run(*command, cwd: Path | None = None, succeeds: bool = True, **env: str) -> str:
     """Run a command to its end, check how it ended, return all that it printed."""
-    done = subprocess.run([str(part) for part in command], cwd=cwd, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, env={**os.environ, 'OMP_NUM_THREADS': '1', **env})
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', **env},
+    )
     assert (done.returncode == 0) == succeeds, done.stdout
     return done.stdout
 

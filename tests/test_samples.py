@@ -1,4 +1,5 @@
 """The sample data in demo/ is what its READMEs say, and its makers do what they should."""
+
 import json
 import re
 import sys
@@ -32,8 +33,9 @@ def stems(folder, suffix):
 
 def contents(folder):
     """Every file below a folder: relative path to bytes."""
-    return {path.relative_to(folder): path.read_bytes()
-            for path in folder.rglob('*') if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()
+    }
 
 
 @pytest.mark.parametrize('folder', [LANDCOVER, TREECROWNS], ids=lambda folder: folder.name)
@@ -49,8 +51,11 @@ def test_samples_stay_small(folder):
 @pytest.fixture(scope='module')
 def annotations():
     """Ids of every land cover tile: (split, name) to a (64, 64) array."""
-    return {(split, path.stem): np.asarray(Image.open(path)) for split in LANDCOVER_TILES
-            for path in (LANDCOVER / 'annotations' / split).iterdir()}
+    return {
+        (split, path.stem): np.asarray(Image.open(path))
+        for split in LANDCOVER_TILES
+        for path in (LANDCOVER / 'annotations' / split).iterdir()
+    }
 
 
 @pytest.mark.parametrize('split', LANDCOVER_TILES)
@@ -98,9 +103,12 @@ def test_mmseg_reads_landcover():
     dataset = datasets.BaseSegDataset(
         data_root=str(LANDCOVER),
         data_prefix={'img_path': 'images/validation', 'seg_map_path': 'annotations/validation'},
-        img_suffix='.jpg', seg_map_suffix='.png', reduce_zero_label=True,
+        img_suffix='.jpg',
+        seg_map_suffix='.png',
+        reduce_zero_label=True,
         metainfo={'classes': list(make_landcover.CLASSES)},
-        pipeline=[LoadImageFromFile(), LoadAnnotations()])
+        pipeline=[LoadImageFromFile(), LoadAnnotations()],
+    )
     assert len(dataset) == LANDCOVER_TILES['validation']
 
     name = 'r12_c65'  # has ignored pixels
@@ -109,7 +117,7 @@ def test_mmseg_reads_landcover():
     assert sample['img'].shape == (64, 64, 3)
     ids = np.asarray(Image.open(LANDCOVER / 'annotations' / 'validation' / f'{name}.png'))
     assert (ids == 0).any()
-    np.testing.assert_array_equal(sample['gt_seg_map'], np.where(ids == 0, 255, ids - 1.))
+    np.testing.assert_array_equal(sample['gt_seg_map'], np.where(ids == 0, 255, ids - 1.0))
 
 
 # Making land cover tiles
@@ -133,8 +141,9 @@ def test_labels_are_resampled_at_pixel_centres():
     """Three pixels of the picture span four labels, as in the real maps."""
     labels = np.arange(32).reshape(4, 8)
     resampled = make_landcover.resample_nearest(labels, 3, 6)
-    assert resampled.tolist() == [[row * 8 + col for col in (0, 2, 3, 4, 6, 7)]
-                                  for row in (0, 2, 3)]
+    assert resampled.tolist() == [
+        [row * 8 + col for col in (0, 2, 3, 4, 6, 7)] for row in (0, 2, 3)
+    ]
 
 
 def test_no_pixel_is_in_two_tiles():
@@ -143,14 +152,14 @@ def test_no_pixel_is_in_two_tiles():
     covered = np.zeros((2700, 5400), dtype=np.uint8)
     for tile in tiles:
         assert (tile.left // 450 % 4 == 1) == (tile.split == 'validation')
-        covered[tile.top:tile.top + 64, tile.left:tile.left + 64] += 1
+        covered[tile.top : tile.top + 64, tile.left : tile.left + 64] += 1
     assert covered.max() == 1 and covered.sum() == 42 * 84 * 64 * 64
 
 
 @pytest.mark.parametrize('value, limit', [(1, 0.6), (0, 0.3)], ids=['water', 'ignored'])
 def test_tiles_without_much_land_are_dropped(value, limit):
     ids = np.full(1000, 3, dtype=np.uint8)
-    ids[:round(1000 * limit)] = value
+    ids[: round(1000 * limit)] = value
     assert make_landcover.is_useful(ids)
     ids[round(1000 * limit)] = value
     assert not make_landcover.is_useful(ids)
@@ -159,8 +168,10 @@ def test_tiles_without_much_land_are_dropped(value, limit):
 def test_tiles_are_cut_where_their_names_say(globe):
     picture, ids = globe
     ids[64:128, 192:256] = 1  # all water: row 1, first column of the second block
-    cut = {tile.name: (pixels, labels, tile.split)
-           for tile, pixels, labels in make_landcover.cut_tiles(picture, ids)}
+    cut = {
+        tile.name: (pixels, labels, tile.split)
+        for tile, pixels, labels in make_landcover.cut_tiles(picture, ids)
+    }
     assert len(cut) == 14 * 28 - 1 and 'r01_c03' not in cut
     pixels, labels, split = cut['r02_c03']
     assert split == 'validation'
@@ -202,7 +213,8 @@ def test_coco_lists_every_tile(crowns):
     split, coco = crowns
     images = coco.loadImgs(coco.getImgIds())
     assert {image['file_name'] for image in images} == {
-        f'{name}.jpg' for name in stems(TREECROWNS / split, '.jpg')}
+        f'{name}.jpg' for name in stems(TREECROWNS / split, '.jpg')
+    }
     assert len(images) == TREECROWN_TILES[split]
     for image in images:
         with Image.open(TREECROWNS / split / image['file_name']) as tile:
@@ -228,8 +240,10 @@ def test_coco_takes_perfect_detections(crowns):
     from pycocotools.cocoeval import COCOeval
 
     _, coco = crowns
-    found = [{'image_id': box['image_id'], 'category_id': 1, 'bbox': box['bbox'], 'score': 1.}
-             for box in coco.dataset['annotations']]
+    found = [
+        {'image_id': box['image_id'], 'category_id': 1, 'bbox': box['bbox'], 'score': 1.0}
+        for box in coco.dataset['annotations']
+    ]
     evaluation = COCOeval(coco, coco.loadRes(found), 'bbox')
     evaluation.params.maxDets = [1, 10, 200]
     evaluation.evaluate()
@@ -239,8 +253,12 @@ def test_coco_takes_perfect_detections(crowns):
 
 
 def test_crowns_are_split_by_photograph():
-    photos = {split: {re.fullmatch(r'(.+)_r\d_c\d', name)[1]
-                      for name in stems(TREECROWNS / split, '.jpg')} for split in TREECROWN_TILES}
+    photos = {
+        split: {
+            re.fullmatch(r'(.+)_r\d_c\d', name)[1] for name in stems(TREECROWNS / split, '.jpg')
+        }
+        for split in TREECROWN_TILES
+    }
     assert photos == {split: set(names) for split, names in make_treecrowns.PHOTOS.items()}
     assert not photos['train'] & photos['val']
 
@@ -251,27 +269,33 @@ def test_crowns_are_split_by_photograph():
 def test_voc_boxes_count_from_zero(tmp_path):
     """A box around all of a picture of 30 x 20 pixels, as VOC writes it."""
     voc = tmp_path / 'photo.xml'
-    voc.write_text('<annotation><object><name>Tree</name><bndbox><ymin>1</ymin><xmin>1</xmin>'
-                   '<xmax>30</xmax><ymax>20</ymax></bndbox></object></annotation>')
+    voc.write_text(
+        '<annotation><object><name>Tree</name><bndbox><ymin>1</ymin><xmin>1</xmin>'
+        '<xmax>30</xmax><ymax>20</ymax></bndbox></object></annotation>'
+    )
     assert make_treecrowns.read_boxes(voc).tolist() == [[0, 0, 30, 20]]
     voc.write_text('<annotation/>')
     assert make_treecrowns.read_boxes(voc).shape == (0, 4)
 
 
-@pytest.mark.parametrize('length, edges', [(100, [0, 100]), (400, [0, 400]), (701, [0, 350, 701]),
-                                           (1249, [0, 416, 832, 1249])])
+@pytest.mark.parametrize(
+    'length, edges',
+    [(100, [0, 100]), (400, [0, 400]), (701, [0, 350, 701]), (1249, [0, 416, 832, 1249])],
+)
 def test_photographs_are_cut_evenly(length, edges):
     assert make_treecrowns.cut_evenly(length) == edges
 
 
 def test_boxes_are_clipped_to_the_tile():
-    boxes = np.array([
-        [110, 210, 120, 230],  # inside
-        [90, 210, 120, 230],  # two thirds inside
-        [70, 210, 109, 230],  # less than a third inside
-        [70, 210, 115, 230],  # a third inside
-        [10, 10, 20, 20],  # outside
-    ])
+    boxes = np.array(
+        [
+            [110, 210, 120, 230],  # inside
+            [90, 210, 120, 230],  # two thirds inside
+            [70, 210, 109, 230],  # less than a third inside
+            [70, 210, 115, 230],  # a third inside
+            [10, 10, 20, 20],  # outside
+        ]
+    )
     clipped = make_treecrowns.clip_boxes(boxes, (100, 200, 500, 600))
     assert clipped.tolist() == [[10, 10, 20, 30], [0, 10, 20, 30], [0, 10, 15, 30]]
 
@@ -282,19 +306,24 @@ def test_crown_files_are_reproducible(tmp_path):
     boxes = np.array([[0, 0, 30, 20], [700, 400, 750, 430]])
     (tmp_path / 'b').mkdir()
     (tmp_path / 'b' / 'gone_r0_c0.jpg').write_bytes(b'')
-    cocos = [make_treecrowns.make_split({'p': (Image.fromarray(noise), boxes)}, tmp_path / name)
-             for name in 'ab']
+    cocos = [
+        make_treecrowns.make_split({'p': (Image.fromarray(noise), boxes)}, tmp_path / name)
+        for name in 'ab'
+    ]
     assert contents(tmp_path / 'a') == contents(tmp_path / 'b')
     assert json.dumps(cocos[0]) == json.dumps(cocos[1])
     assert [image['file_name'] for image in cocos[0]['images']] == ['p_r0_c0.jpg', 'p_r0_c1.jpg']
     assert [(box['image_id'], box['bbox']) for box in cocos[0]['annotations']] == [
-        (1, [0, 0, 30, 20]), (2, [295, 400, 50, 30])]
+        (1, [0, 0, 30, 20]),
+        (2, [295, 400, 50, 30]),
+    ]
 
 
 def test_boxes_outside_the_photograph_are_refused(tmp_path):
     Image.new('RGB', (20, 20)).save(tmp_path / 'p.png')
-    (tmp_path / 'p.xml').write_text('<a><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>21</xmax>'
-                                    '<ymax>20</ymax></bndbox></a>')
+    (tmp_path / 'p.xml').write_text(
+        '<a><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>21</xmax><ymax>20</ymax></bndbox></a>'
+    )
     with pytest.raises(SystemExit, match='outside of its photograph'):
         make_treecrowns.load_photo(tmp_path, 'p')
 
@@ -311,8 +340,10 @@ def test_wheels_are_unpacked(tmp_path):
 
 
 def test_missing_sources_are_named(tmp_path):
-    with (pytest.raises(SystemExit, match='is not a folder'),
-          package_files(['thing==1.0'], tmp_path / 'nowhere')):
+    with (
+        pytest.raises(SystemExit, match='is not a folder'),
+        package_files(['thing==1.0'], tmp_path / 'nowhere'),
+    ):
         pass
     with pytest.raises(SystemExit, match='picture.txt, which ships with thing==1.0'):
         find_file(tmp_path, 'picture.txt', 'thing==1.0')

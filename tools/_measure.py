@@ -19,6 +19,7 @@ the libraries load and compile in it: an upper estimate.
 
 On CUDA it is torch.cuda.max_memory_allocated of a step, which includes weights and input.
 """
+
 import contextlib
 import ctypes
 import dataclasses
@@ -71,6 +72,7 @@ class Setting:
         device (str): 'cpu', 'cuda'; 'meta' computes nothing.
         threads (int): Of the CPU.
     """
+
     mode: str
     size: tuple[int, ...]
     batch: int = 1
@@ -94,6 +96,7 @@ class Subject:
         memory_format (str | None): A key of MEMORY_FORMATS, or None if the fastest is to be found.
         modifiers (tuple[str]): Of the family's MODIFIERS.
     """
+
     label: str
     family: str
     name: str
@@ -110,6 +113,7 @@ class Subject:
 @dataclasses.dataclass
 class Workload:
     """One measurable step, and the bytes it needs to hold that are there before it starts."""
+
     step: Callable[[], None]
     held: int
 
@@ -124,19 +128,25 @@ def parse_subject(label: str) -> Subject:
     model, *modifiers = label.split('+')
     family, name, *rest = model.split(':') if ':' in model else ('ours', model)
     if family not in MODIFIERS:
-        raise ValueError(f'{label}: unknown kind of model {family!r}: write ARCH, plain:ARCH or '
-                         f'timm:NAME, with ARCH one of {", ".join(ARCHS)}')
+        raise ValueError(
+            f'{label}: unknown kind of model {family!r}: write ARCH, plain:ARCH or '
+            f'timm:NAME, with ARCH one of {", ".join(ARCHS)}'
+        )
     if family == 'timm':
         _check_timm(label, name)
     elif name not in ARCHS:
         raise ValueError(f'{label}: unknown arch {name!r}: choose one of {", ".join(ARCHS)}')
     if rest and (family != 'timm' or len(rest) > 1 or rest[0] not in MEMORY_FORMATS):
-        raise ValueError(f'{label}: after the name a timm model, and no other, takes one of '
-                         f'{", ".join(f":{name}" for name in MEMORY_FORMATS)}')
+        raise ValueError(
+            f'{label}: after the name a timm model, and no other, takes one of '
+            f'{", ".join(f":{name}" for name in MEMORY_FORMATS)}'
+        )
     for modifier in modifiers:
         if modifier not in MODIFIERS[family]:
-            raise ValueError(f'{label}: unknown modifier +{modifier}: {family} models take '
-                             f'{", ".join(f"+{name}" for name in MODIFIERS[family])}')
+            raise ValueError(
+                f'{label}: unknown modifier +{modifier}: {family} models take '
+                f'{", ".join(f"+{name}" for name in MODIFIERS[family])}'
+            )
     memory_format = rest[0] if rest else FAMILY_FORMATS[family]
     return Subject(label, family, name, memory_format, tuple(modifiers))
 
@@ -148,14 +158,17 @@ def _check_timm(label: str, name: str) -> None:
         raise ValueError(f'{label} needs timm: pip install timm') from None
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=5)
-        raise ValueError(f'{label}: timm has no model {name!r}' +
-                         (f': did you mean {", ".join(close)}?' if close else ''))
+        raise ValueError(
+            f'{label}: timm has no model {name!r}'
+            + (f': did you mean {", ".join(close)}?' if close else '')
+        )
 
 
 def build_model(subject: Subject) -> nn.Module:
     """A model that returns a list of features, with weights as for training from scratch."""
     if subject.family == 'timm':
         import timm
+
         model = timm.create_model(subject.name, features_only=True)
         model = model.to(memory_format=MEMORY_FORMATS[subject.memory_format])
     else:
@@ -174,6 +187,7 @@ def build_model(subject: Subject) -> nn.Module:
 def _compile(model: nn.Module) -> None:
     """Compile our cells for any size, or the whole of another model for each size by itself."""
     from torch._dynamo import config
+
     # what exceeds the limit would not be compiled, and nobody would notice
     config.fail_on_recompile_limit_hit = True
     if isinstance(model, PolyNeXt):
@@ -209,12 +223,16 @@ def make_workload(subject: Subject, setting: Setting) -> Workload:
 def _attention_workload(subject: Subject, setting: Setting) -> Workload:
     """Forward and backward of one attention; q, k and v are what it holds."""
     attend = ATTENTION[subject.name]
-    inputs = [torch.randn(setting.batch, HEADS, *setting.size, HEAD_WIDTH, device=setting.device)
-              .to(DTYPES[setting.dtype]).requires_grad_() for _ in 'qkv']
+    inputs = [
+        torch.randn(setting.batch, HEADS, *setting.size, HEAD_WIDTH, device=setting.device)
+        .to(DTYPES[setting.dtype])
+        .requires_grad_()
+        for _ in 'qkv'
+    ]
 
     def step():
         q, k, v = inputs
-        attend(q * HEAD_WIDTH ** -.5, k, v).float().mean().backward()
+        attend(q * HEAD_WIDTH**-0.5, k, v).float().mean().backward()
         for tensor in inputs:
             tensor.grad = None
 
@@ -288,8 +306,12 @@ def peak_memory(subject: Subject, setting: Setting) -> tuple[int | None, str]:
         RuntimeError: If the process failed, with what it said.
     """
     request = json.dumps([dataclasses.asdict(subject), dataclasses.asdict(setting)])
-    done = subprocess.run([sys.executable, __file__, request], capture_output=True, text=True,
-                          env=os.environ | ENVIRONMENT)
+    done = subprocess.run(
+        [sys.executable, __file__, request],
+        capture_output=True,
+        text=True,
+        env=os.environ | ENVIRONMENT,
+    )
     if done.returncode == -signal.SIGKILL:
         return None, 'ended by the kernel'
     if done.returncode:

@@ -1,4 +1,5 @@
 """Tables and plots of tools/benchmark.py."""
+
 import csv
 from pathlib import Path
 
@@ -8,8 +9,11 @@ Record = dict[str, str | float | None]
 
 def markdown(records: list[Record]) -> str:
     """A table."""
-    rows = [list(records[0]), ['---'] * len(records[0]),
-            *([show(value) for value in record.values()] for record in records)]
+    rows = [
+        list(records[0]),
+        ['---'] * len(records[0]),
+        *([show(value) for value in record.values()] for record in records),
+    ]
     return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 
@@ -33,16 +37,17 @@ def plot_comparison(records: list[Record], path: Path) -> None:
     """Bars of the ratios to the baseline, one group a mode and size."""
     groups = list(dict.fromkeys(f'{r["mode"]} {r["size"]}' for r in records))
     models = list(dict.fromkeys(r['model'] for r in records))
-    kinds = [kind for kind in ('time ratio', 'memory ratio')
-             if any(r[kind] is not None for r in records)] or ['time ratio']
+    kinds = [
+        kind for kind in ('time ratio', 'memory ratio') if any(r[kind] is not None for r in records)
+    ] or ['time ratio']
     figure, axes = new_figure(len(kinds))
     for axis, kind in zip(axes, kinds):
         for i, model in enumerate(models):
             heights = [r[kind] or 0 for r in records if r['model'] == model]
-            left = [group + .8 * (i / len(models) - .5) for group in range(len(groups))]
-            axis.bar(left, heights, .8 / len(models), align='edge', label=model)
+            left = [group + 0.8 * (i / len(models) - 0.5) for group in range(len(groups))]
+            axis.bar(left, heights, 0.8 / len(models), align='edge', label=model)
         axis.set_xticks(range(len(groups)), groups)
-        axis.axhline(1, color='black', linewidth=.5)
+        axis.axhline(1, color='black', linewidth=0.5)
         axis.set_title(f'{kind} to the baseline')
         axis.legend()
     figure.savefig(path)
@@ -53,8 +58,11 @@ def plot_attention(records: list[Record], path: Path) -> None:
     figure, axes = new_figure(2)
     for axis, kind in zip(axes, ('bytes per token', 'ns per pair')):
         for form in dict.fromkeys(r['form'] for r in records):
-            points = [(int(r['tokens']), r[kind]) for r in records
-                      if r['form'] == form and r[kind] is not None]
+            points = [
+                (int(r['tokens']), r[kind])
+                for r in records
+                if r['form'] == form and r[kind] is not None
+            ]
             axis.plot([x for x, _ in points], [y for _, y in points], marker='o', label=form)
         axis.set_xscale('log', base=2)
         axis.set_ylim(bottom=0)
@@ -66,8 +74,11 @@ def plot_attention(records: list[Record], path: Path) -> None:
 
 def new_figure(columns: int):
     import matplotlib
+
     matplotlib.use('Agg')
     from matplotlib import pyplot
-    figure, axes = pyplot.subplots(1, columns, figsize=(6 * columns, 4), squeeze=False,
-                                   layout='constrained')
+
+    figure, axes = pyplot.subplots(
+        1, columns, figsize=(6 * columns, 4), squeeze=False, layout='constrained'
+    )
     return figure, axes[0]

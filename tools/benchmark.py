@@ -15,6 +15,7 @@ without optimizer.
 
 How time and memory are measured is told at the head of tools/_measure.py.
 """
+
 import argparse
 import dataclasses
 import os
@@ -45,41 +46,71 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-BUSY_LOAD = .5  # a core, of other processes
-NOISY_SPREAD = .1  # interquartile range over the median
+BUSY_LOAD = 0.5  # a core, of other processes
+NOISY_SPREAD = 0.1  # interquartile range over the median
 PROFILE_ROWS = 12
 MIB = 1 << 20
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     what = parser.add_argument_group('what to measure, at least one')
-    what.add_argument('--models', nargs='+', type=model, metavar='MODEL', default=[],
-                      help='models to compare')
-    what.add_argument('--attention', nargs='+', type=positive, metavar='TOKENS', default=[],
-                      help='forward and backward of polynomial attention alone')
-    what.add_argument('--profile', type=model, metavar='MODEL',
-                      help='where the time goes, by operation (at the first mode and size)')
-    what.add_argument('--floor', type=model, metavar='MODEL',
-                      help="the least time that the model's operations can take on this machine")
+    what.add_argument(
+        '--models', nargs='+', type=model, metavar='MODEL', default=[], help='models to compare'
+    )
+    what.add_argument(
+        '--attention',
+        nargs='+',
+        type=positive,
+        metavar='TOKENS',
+        default=[],
+        help='forward and backward of polynomial attention alone',
+    )
+    what.add_argument(
+        '--profile',
+        type=model,
+        metavar='MODEL',
+        help='where the time goes, by operation (at the first mode and size)',
+    )
+    what.add_argument(
+        '--floor',
+        type=model,
+        metavar='MODEL',
+        help="the least time that the model's operations can take on this machine",
+    )
     how = parser.add_argument_group('how')
     how.add_argument('--mode', nargs='+', choices=['inference', 'train'], default=['inference'])
     how.add_argument('--sizes', nargs='+', type=image_size, metavar='HxW', default=[(512, 512)])
     how.add_argument('--batch', type=positive, default=1)
     how.add_argument('--dtype', choices=DTYPES, default='float32', help='half types by autocast')
     how.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
-    how.add_argument('--threads', type=positive, default=torch.get_num_threads(),
-                     help='of the CPU (default: %(default)s)')
+    how.add_argument(
+        '--threads',
+        type=positive,
+        default=torch.get_num_threads(),
+        help='of the CPU (default: %(default)s)',
+    )
     how.add_argument('--rounds', type=positive, default=10)
     how.add_argument('--warmup', type=positive, default=2, help='steps before the rounds')
-    how.add_argument('--memory', action='store_true',
-                     help='peak memory too (--attention always measures it)')
-    how.add_argument('--matrix-up-to', type=int, default=4096, metavar='TOKENS',
-                     help='most tokens at which attention with the whole matrix is measured, too')
+    how.add_argument(
+        '--memory', action='store_true', help='peak memory too (--attention always measures it)'
+    )
+    how.add_argument(
+        '--matrix-up-to',
+        type=int,
+        default=4096,
+        metavar='TOKENS',
+        help='most tokens at which attention with the whole matrix is measured, too',
+    )
     how.add_argument('--baseline', metavar='MODEL', help='of the ratios (default: the first model)')
-    how.add_argument('--out', type=Path, metavar='DIR',
-                     help='write results.md, and a CSV file and a plot of every comparison')
+    how.add_argument(
+        '--out',
+        type=Path,
+        metavar='DIR',
+        help='write results.md, and a CSV file and a plot of every comparison',
+    )
     args = parser.parse_args()
     try:
         check(args)
@@ -125,8 +156,10 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError(f'{subject.label} is for inference alone: leave out +fuse or train')
     for subject in single:
         if subject.memory_format is None:
-            raise ValueError(f'{subject.label}: --profile and --floor need a memory format: write '
-                             f'timm:{subject.name}:channels_last, say')
+            raise ValueError(
+                f'{subject.label}: --profile and --floor need a memory format: write '
+                f'timm:{subject.name}:channels_last, say'
+            )
     if args.floor is not None and (args.dtype != 'float32' or args.device != 'cpu'):
         raise ValueError('--floor is for float32 on the CPU')
     labels = [subject.label for subject in args.models]
@@ -141,6 +174,7 @@ def check(args: argparse.Namespace) -> None:
 @dataclasses.dataclass
 class Result:
     """What was measured of a subject; no times if it did not fit into memory."""
+
     subject: Subject
     setting: Setting
     times: list[float]  # seconds, one a round
@@ -166,11 +200,13 @@ def make_setting(args: argparse.Namespace, mode: str, size: tuple[int, ...]) -> 
     return Setting(mode, size, args.batch, args.dtype, args.device, args.threads)
 
 
-def measure(subjects: list[Subject], setting: Setting, rounds: int, warmup: int,
-            memory: bool) -> list[Result]:
+def measure(
+    subjects: list[Subject], setting: Setting, rounds: int, warmup: int, memory: bool
+) -> list[Result]:
     """One result a subject, in order, at one setting."""
-    times = measure_times([variant for subject in subjects for variant in subject.variants()],
-                          setting, rounds, warmup)
+    times = measure_times(
+        [variant for subject in subjects for variant in subject.variants()], setting, rounds, warmup
+    )
     results = [fastest(subject, setting, times) for subject in subjects]
     if setting.device == 'cuda':
         torch.cuda.empty_cache()  # for the processes that measure memory
@@ -181,16 +217,20 @@ def measure(subjects: list[Subject], setting: Setting, rounds: int, warmup: int,
     return results
 
 
-def measure_times(subjects: list[Subject], setting: Setting, rounds: int,
-                  warmup: int) -> dict[Subject, list[float]]:
+def measure_times(
+    subjects: list[Subject], setting: Setting, rounds: int, warmup: int
+) -> dict[Subject, list[float]]:
     """Seconds of every subject that fits into memory, one a round."""
     torch.compiler.reset()  # what was compiled for other settings serves nobody any more
     works = {}
     for subject in subjects:
         say(f'{subject.label} ({subject.memory_format}), {setting.mode}, {setting.shown_size}')
         works[subject] = warmed_up(subject, setting, warmup)
-    return take_turns({subject: work for subject, work in works.items() if work is not None},
-                      rounds, setting.device)
+    return take_turns(
+        {subject: work for subject, work in works.items() if work is not None},
+        rounds,
+        setting.device,
+    )
 
 
 def fastest(subject: Subject, setting: Setting, times: dict[Subject, list[float]]) -> Result:
@@ -222,14 +262,16 @@ def comparison(result: Result, baseline: Result) -> Record:
         **time_columns(result),
         'time ratio': time_ratio(result, baseline),
         'peak MiB': None if result.peak is None else result.peak / MIB,
-        'memory ratio': None if None in (result.peak, baseline.peak) else
-        result.peak / baseline.peak,
+        'memory ratio': None
+        if None in (result.peak, baseline.peak)
+        else result.peak / baseline.peak,
     }
 
 
 def time_columns(result: Result) -> Record:
-    first, median, third = ((1e3 * t for t in result.quartiles) if result.times
-                            else (None, None, None))
+    first, median, third = (
+        (1e3 * t for t in result.quartiles) if result.times else (None, None, None)
+    )
     return {'median ms': median, 'q1 ms': first, 'q3 ms': third}
 
 
@@ -244,10 +286,14 @@ def attention(args: argparse.Namespace) -> tuple[list[Record], list[Result]]:
     """Records of polynomial attention in blocks, and with the whole matrix where that is asked."""
     everything = []
     for tokens in args.attention:
-        forms = [Subject(form, 'attention', form, 'contiguous') for form in ATTENTION
-                 if form == 'blocks' or tokens <= args.matrix_up_to]
-        everything += measure(forms, make_setting(args, 'train', (tokens,)), args.rounds,
-                              args.warmup, memory=True)
+        forms = [
+            Subject(form, 'attention', form, 'contiguous')
+            for form in ATTENTION
+            if form == 'blocks' or tokens <= args.matrix_up_to
+        ]
+        everything += measure(
+            forms, make_setting(args, 'train', (tokens,)), args.rounds, args.warmup, memory=True
+        )
     return [attention_record(result) for result in everything], everything
 
 
@@ -258,8 +304,9 @@ def attention_record(result: Result) -> Record:
         'tokens': result.setting.shown_size,
         'form': result.subject.label,
         **time_columns(result),
-        'ns per pair': 1e9 * statistics.median(result.times) / (batch * tokens ** 2)
-        if result.times else None,
+        'ns per pair': 1e9 * statistics.median(result.times) / (batch * tokens**2)
+        if result.times
+        else None,
         'peak MiB': None if result.peak is None else result.peak / MIB,
         'bytes per token': None if result.peak is None else result.peak / (batch * tokens),
     }
@@ -279,13 +326,22 @@ def profile(subject: Subject, setting: Setting, rounds: int, warmup: int) -> lis
         for _ in range(rounds):
             seconds(work.step, setting.device)
     # a GPU's kernels are listed once more by themselves: the operations have their time
-    events = {event.key: (getattr(event, own_time), event.count)
-              for event in profiler.key_averages() if event.device_type == DeviceType.CPU}
+    events = {
+        event.key: (getattr(event, own_time), event.count)
+        for event in profiler.key_averages()
+        if event.device_type == DeviceType.CPU
+    }
     total = sum(microseconds for microseconds, _ in events.values())
     top = sorted(events.items(), key=lambda item: item[1], reverse=True)[:PROFILE_ROWS]
-    return [{'operation': key, 'share': f'{microseconds / total:.1%}',
-             'ms per step': microseconds / 1e3 / rounds, 'calls per step': count / rounds}
-            for key, (microseconds, count) in top]
+    return [
+        {
+            'operation': key,
+            'share': f'{microseconds / total:.1%}',
+            'ms per step': microseconds / 1e3 / rounds,
+            'calls per step': count / rounds,
+        }
+        for key, (microseconds, count) in top
+    ]
 
 
 class Roofline(TorchDispatchMode):
@@ -309,9 +365,11 @@ class Roofline(TorchDispatchMode):
         if not is_view(func) and func._schema.name not in self.UNMOVED:
             formula = flop_registry.get(func._overloadpacket)
             flops = formula(*args, **kwargs, out_val=out) if formula else 0
-            moved = sum(leaf.numel() * leaf.element_size()
-                        for leaf in tree_leaves((args, kwargs, out))
-                        if isinstance(leaf, torch.Tensor))
+            moved = sum(
+                leaf.numel() * leaf.element_size()
+                for leaf in tree_leaves((args, kwargs, out))
+                if isinstance(leaf, torch.Tensor)
+            )
             self.flops += flops
             self.bytes += moved
             self.seconds += max(flops / self.rates[0], moved / self.rates[1])
@@ -328,11 +386,12 @@ def floor(subject: Subject, setting: Setting, rounds: int, warmup: int) -> Recor
     """The least time of a step, by :class:`Roofline` at this machine's rates, and the real one."""
     roofline = Roofline(gemm_rate(), copy_rate())
     eager = tuple(modifier for modifier in subject.modifiers if modifier != 'compile')
-    work = make_workload(dataclasses.replace(subject, modifiers=eager),
-                         dataclasses.replace(setting, device='meta'))
+    work = make_workload(
+        dataclasses.replace(subject, modifiers=eager), dataclasses.replace(setting, device='meta')
+    )
     with roofline:
         work.step()
-    result, = measure([subject], setting, rounds, warmup, memory=False)
+    (result,) = measure([subject], setting, rounds, warmup, memory=False)
     measured = statistics.median(result.times) if result.times else None
     return {
         'mode': setting.mode,
@@ -351,7 +410,7 @@ def floor(subject: Subject, setting: Setting, rounds: int, warmup: int) -> Recor
 def gemm_rate(n: int = 1024) -> float:
     """Floating-point operations a second of the best of ten float32 products of (n, n)."""
     a, b, out = (torch.ones(n, n) for _ in range(3))
-    return 2 * n ** 3 / min(seconds(lambda: torch.mm(a, b, out=out), 'cpu') for _ in range(10))
+    return 2 * n**3 / min(seconds(lambda: torch.mm(a, b, out=out), 'cpu') for _ in range(10))
 
 
 def copy_rate(count: int = 1 << 26) -> float:
@@ -379,8 +438,10 @@ def environment(args: argparse.Namespace) -> str:
     if args.device == 'cuda':
         lines.append(torch.cuda.get_device_name())
     if load[0] > BUSY_LOAD * cores:
-        lines.append(f'**WARNING: the machine is busy (load {load[0]:.2f} on {cores} cores): the '
-                     'times are not to be trusted**')
+        lines.append(
+            f'**WARNING: the machine is busy (load {load[0]:.2f} on {cores} cores): the '
+            'times are not to be trusted**'
+        )
     return '\n'.join(f'- {line}' for line in lines)
 
 
@@ -403,14 +464,18 @@ def notes(results: list[Result]) -> str:
         if not result.times:
             lines.append(f'{where}: did not fit into memory.')
         elif result.spread > NOISY_SPREAD:
-            lines.append(f'**WARNING: {where}: spread {result.spread:.1%}: measure again on a '
-                         'quieter machine, or with more rounds.**')
+            lines.append(
+                f'**WARNING: {where}: spread {result.spread:.1%}: measure again on a '
+                'quieter machine, or with more rounds.**'
+            )
         if result.method is not None and result.peak is None:
             lines.append(f'{where}: no peak memory: {result.method}.')
     methods = {result.method for result in results if result.peak is not None}
     if methods:
-        lines.append('Peak memory: weights, gradients, activations and scratch space of a step, in '
-                     f'a process of its own, by {", ".join(sorted(methods))}.')
+        lines.append(
+            'Peak memory: weights, gradients, activations and scratch space of a step, in '
+            f'a process of its own, by {", ".join(sorted(methods))}.'
+        )
     return '\n'.join(f'- {line}' for line in lines)
 
 
@@ -434,19 +499,38 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
     report(environment(args))
     if args.models:
-        report_table(f'Against {args.baseline}', 'results.csv', 'results.png', plot_comparison,
-                     *compare(args))
+        report_table(
+            f'Against {args.baseline}',
+            'results.csv',
+            'results.png',
+            plot_comparison,
+            *compare(args),
+        )
     if args.attention:
-        report_table(f'Attention alone, whole matrix up to {args.matrix_up_to} tokens',
-                     'attention.csv', 'curve.png', plot_attention, *attention(args))
+        report_table(
+            f'Attention alone, whole matrix up to {args.matrix_up_to} tokens',
+            'attention.csv',
+            'curve.png',
+            plot_attention,
+            *attention(args),
+        )
     if args.profile is not None:
         setting = all_settings(args)[0]
-        report(f'## Where the time goes: {args.profile.label}, {setting.mode}, '
-               f'{setting.shown_size}\n\n' +
-               markdown(profile(args.profile, setting, args.rounds, args.warmup)))
+        report(
+            f'## Where the time goes: {args.profile.label}, {setting.mode}, '
+            f'{setting.shown_size}\n\n'
+            + markdown(profile(args.profile, setting, args.rounds, args.warmup))
+        )
     if args.floor is not None:
-        report('## Floor\n\n' + markdown([floor(args.floor, setting, args.rounds, args.warmup)
-                                          for setting in all_settings(args)]))
+        report(
+            '## Floor\n\n'
+            + markdown(
+                [
+                    floor(args.floor, setting, args.rounds, args.warmup)
+                    for setting in all_settings(args)
+                ]
+            )
+        )
     if args.out is not None:
         (args.out / 'results.md').write_text('\n\n'.join(sections) + '\n')
 

@@ -1,4 +1,5 @@
 """Write a checkpoint in the authors' names in ours, or back: ``tools/convert_checkpoint.py IN OUT``."""
+
 import argparse
 import sys
 
@@ -10,10 +11,18 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Rename the weights of a backbone or a segmentor')
     parser.add_argument('source', metavar='IN', help='checkpoint: a path or a url')
     parser.add_argument('target', metavar='OUT', help='file to write (.pt or .pth)')
-    parser.add_argument('--to', choices=['ours', 'authors'], default='ours',
-                        help='whose names to write (default: ours)')
-    parser.add_argument('--arch', choices=list(ARCHS), metavar='NAME',
-                        help='arch of the file (default: told from its weights)')
+    parser.add_argument(
+        '--to',
+        choices=['ours', 'authors'],
+        default='ours',
+        help='whose names to write (default: ours)',
+    )
+    parser.add_argument(
+        '--arch',
+        choices=list(ARCHS),
+        metavar='NAME',
+        help='arch of the file (default: told from its weights)',
+    )
     parser.add_argument('--force', action='store_true', help='replace OUT if it exists')
     return parser.parse_args()
 

@@ -4,6 +4,7 @@ The training is tools/train.py and the evaluation tools/test.py, as a user runs 
 stands mmdet's ResNet-18 with the same neck, head and data, trained for the same time: a short run of
 each tells how many iterations that is on this machine.
 """
+
 import argparse
 import json
 import statistics
@@ -25,10 +26,18 @@ PACE_ITERS = 24
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train and evaluate on the tree crown sample')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs'),
-                        help='where each config gets a folder of its own')
-    parser.add_argument('--seconds', type=float, default=SECONDS,
-                        help='of training, for each of the two (default: %(default)s)')
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        default=Path('work_dirs'),
+        help='where each config gets a folder of its own',
+    )
+    parser.add_argument(
+        '--seconds',
+        type=float,
+        default=SECONDS,
+        help='of training, for each of the two (default: %(default)s)',
+    )
     return parser.parse_args()
 
 
@@ -39,11 +48,21 @@ def run_tool(name: str, *args) -> None:
 def train(config: Path, iterations: int, work_dir: Path) -> list[float]:
     """Train for a number of iterations and return the seconds of each."""
     warm_up = min(Config.fromfile(config).param_scheduler[0].end, iterations // 2)
-    run_tool('train.py', config, '--work-dir', work_dir, '--cfg-options',
-             f'train_cfg.max_iters={iterations}', f'train_cfg.val_interval={iterations}',
-             f'param_scheduler.0.end={warm_up}', f'param_scheduler.1.begin={warm_up}',
-             f'param_scheduler.1.end={iterations}', f'default_hooks.checkpoint.interval={iterations}',
-             'default_hooks.logger.interval=1', 'log_processor.window_size=1')
+    run_tool(
+        'train.py',
+        config,
+        '--work-dir',
+        work_dir,
+        '--cfg-options',
+        f'train_cfg.max_iters={iterations}',
+        f'train_cfg.val_interval={iterations}',
+        f'param_scheduler.0.end={warm_up}',
+        f'param_scheduler.1.begin={warm_up}',
+        f'param_scheduler.1.end={iterations}',
+        f'default_hooks.checkpoint.interval={iterations}',
+        'default_hooks.logger.interval=1',
+        'log_processor.window_size=1',
+    )
     records = map(json.loads, newest(work_dir, '*/vis_data/scalars.json').read_text().splitlines())
     return [record['time'] for record in records if 'loss' in record]
 
@@ -55,8 +74,15 @@ def pace(config: Path, work_dir: Path) -> float:
 
 def evaluate(config: Path, iterations: int, work_dir: Path) -> dict[str, float]:
     """COCO's metrics on the validation tiles, and their pictures: truth left, detections right."""
-    run_tool('test.py', config, work_dir / f'iter_{iterations}.pth', '--work-dir', work_dir,
-             '--show-dir', work_dir / 'pictures')
+    run_tool(
+        'test.py',
+        config,
+        work_dir / f'iter_{iterations}.pth',
+        '--work-dir',
+        work_dir,
+        '--show-dir',
+        work_dir / 'pictures',
+    )
     return json.loads(newest(work_dir, '*/*.json').read_text())
 
 
@@ -69,19 +95,27 @@ def main() -> None:
     start = time.monotonic()
     folders = {config: args.work_dir / config.stem for config in NAMES}
     # two at least: one to warm up
-    iterations = {config: max(2, round(args.seconds / pace(config, folder / 'pace')))
-                  for config, folder in folders.items()}
+    iterations = {
+        config: max(2, round(args.seconds / pace(config, folder / 'pace')))
+        for config, folder in folders.items()
+    }
     rows = []
     for config, folder in folders.items():
         seconds = sum(train(config, iterations[config], folder))
         rows.append((config, seconds, evaluate(config, iterations[config], folder)))
 
-    print(f'\n{"tree crowns, from scratch":<26}{"iterations":>11}{"seconds":>9}{"AP":>8}{"AP50":>8}')
+    print(
+        f'\n{"tree crowns, from scratch":<26}{"iterations":>11}{"seconds":>9}{"AP":>8}{"AP50":>8}'
+    )
     for config, seconds, metrics in rows:
-        print(f'{NAMES[config]:<26}{iterations[config]:>11}{seconds:>9.0f}'
-              f'{metrics["coco/bbox_mAP"]:>8.3f}{metrics["coco/bbox_mAP_50"]:>8.3f}')
-    print(f'\n{time.monotonic() - start:.0f} s in all; pictures of the validation tiles, truth on the '
-          'left and detections on the right:')
+        print(
+            f'{NAMES[config]:<26}{iterations[config]:>11}{seconds:>9.0f}'
+            f'{metrics["coco/bbox_mAP"]:>8.3f}{metrics["coco/bbox_mAP_50"]:>8.3f}'
+        )
+    print(
+        f'\n{time.monotonic() - start:.0f} s in all; pictures of the validation tiles, truth on the '
+        'left and detections on the right:'
+    )
     for folder in folders.values():
         print(f'  {folder / "pictures"}')
 

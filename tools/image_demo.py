@@ -2,6 +2,7 @@
 
 The config may be a segmentor's or a detector's; IMAGE may be a folder of pictures.
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -28,11 +29,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('image', type=Path, help='a picture, or a folder of pictures')
     parser.add_argument('config', type=Path, help='config file of a segmentor or a detector')
     parser.add_argument('checkpoint', help="checkpoint: ours, or one of the authors' segmentors")
-    parser.add_argument('--out', type=Path,
-                        help='file to write, or folder if IMAGE is one (default: below predictions/)')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        help='file to write, or folder if IMAGE is one (default: below predictions/)',
+    )
     parser.add_argument('--device', default='cuda:0' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--score-thr', type=float, default=0.3,
-                        help='of the detections drawn (default: 0.3)')
+    parser.add_argument(
+        '--score-thr', type=float, default=0.3, help='of the detections drawn (default: 0.3)'
+    )
     return parser.parse_args()
 
 
@@ -60,8 +65,10 @@ def load_config(path: Path) -> Config:
         raise UsageError(f'there is no config {path}')
     cfg = Config.fromfile(path)
     if cfg.get('default_scope') not in TASKS:
-        raise UsageError(f'{path}: default_scope must be one of {TASKS} to tell the task, '
-                         f'got {cfg.get("default_scope")!r}')
+        raise UsageError(
+            f'{path}: default_scope must be one of {TASKS} to tell the task, '
+            f'got {cfg.get("default_scope")!r}'
+        )
     return cfg
 
 
@@ -73,7 +80,9 @@ def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
         from mmseg.apis import init_model as init
     with safe_reading():
         model = init(cfg, checkpoint, device=device)
-        if isinstance(model.backbone, polynext_mm.PolyNeXt):  # mm only warns of heads that do not fit
+        if isinstance(
+            model.backbone, polynext_mm.PolyNeXt
+        ):  # mm only warns of heads that do not fit
             weights = files.read(checkpoint)['state_dict']
             loading.check(model, weights, checkpoint, evaluation=True)
     return model
@@ -83,15 +92,22 @@ def draw(model: nn.Module, source: Path, target: Path, score_thr: float) -> None
     """Write the picture with what the model finds in it."""
     if model.cfg.default_scope == 'mmdet':
         from mmdet.apis import inference_detector as infer
+
         options = dict(pred_score_thr=score_thr)
     else:
         from mmseg.apis import inference_model as infer
+
         options = {}
     visualizer = VISUALIZERS.build(model.cfg.visualizer)
     visualizer.dataset_meta = model.dataset_meta
     visualizer.add_datasample(
-        source.stem, mmcv.imread(str(source), channel_order='rgb'), infer(model, str(source)),
-        draw_gt=False, out_file=str(target), **options)
+        source.stem,
+        mmcv.imread(str(source), channel_order='rgb'),
+        infer(model, str(source)),
+        draw_gt=False,
+        out_file=str(target),
+        **options,
+    )
 
 
 def main() -> None:

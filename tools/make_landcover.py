@@ -8,6 +8,7 @@ same Pillow give the same bytes.
     python tools/make_landcover.py
     python tools/make_landcover.py --source FOLDER_WITH_THE_WHEELS --out SOMEWHERE_ELSE
 """
+
 import argparse
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +44,7 @@ JPEG_QUALITY = 95
 
 class Tile(NamedTuple):
     """A place in the grid; its top left corner is the pixel (top, left)."""
+
     row: int
     col: int
     split: str
@@ -104,7 +106,7 @@ def cut_tiles(picture, ids):
         ids (np.ndarray): Its class ids, (H, W) uint8.
     """
     for tile in tile_grid(*ids.shape):
-        window = np.s_[tile.top:tile.top + TILE, tile.left:tile.left + TILE]
+        window = np.s_[tile.top : tile.top + TILE, tile.left : tile.left + TILE]
         if is_useful(ids[window]):
             yield tile, picture[window], ids[window]
 
@@ -125,10 +127,15 @@ def write_tiles(tiles, out):
                 stale.unlink()
     for tile, pixels, ids in tiles:
         # Colour at full resolution: the source halved it already, on another grid than the tiles'.
-        Image.fromarray(pixels).save(out / 'images' / tile.split / f'{tile.name}.jpg',
-                                     quality=JPEG_QUALITY, subsampling=0, optimize=True)
-        Image.fromarray(ids).save(out / 'annotations' / tile.split / f'{tile.name}.png',
-                                  optimize=True)
+        Image.fromarray(pixels).save(
+            out / 'images' / tile.split / f'{tile.name}.jpg',
+            quality=JPEG_QUALITY,
+            subsampling=0,
+            optimize=True,
+        )
+        Image.fromarray(ids).save(
+            out / 'annotations' / tile.split / f'{tile.name}.png', optimize=True
+        )
         counts[tile.split] += np.bincount(ids.ravel(), minlength=1 + len(CLASSES))
     return counts
 
@@ -140,8 +147,10 @@ def load_globe(folder):
         path = find_file(folder, pattern, requirement)
         with Image.open(path) as image:
             if image.mode != mode or image.width != 2 * image.height:
-                raise SystemExit(f'{path} is no map of the whole globe in mode {mode}: its mode is '
-                                 f'{image.mode}, its size {image.width} x {image.height}.')
+                raise SystemExit(
+                    f'{path} is no map of the whole globe in mode {mode}: its mode is '
+                    f'{image.mode}, its size {image.width} x {image.height}.'
+                )
             arrays.append(np.asarray(image))
     picture, igbp = arrays
     return picture, merge_classes(resample_nearest(igbp, *picture.shape[:2]))
@@ -151,19 +160,29 @@ def report(counts):
     """Say how many tiles each split got, and what they show."""
     for split, pixels in counts.items():
         total = pixels.sum()
-        shares = ', '.join(f'{name} {count / max(total, 1):.1%}' for name, count
-                           in zip(('ignored', *CLASSES), pixels, strict=True))
+        shares = ', '.join(
+            f'{name} {count / max(total, 1):.1%}'
+            for name, count in zip(('ignored', *CLASSES), pixels, strict=True)
+        )
         print(f'{split}: {total // TILE**2} tiles; {shares}')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--source', type=Path, metavar='DIR',
-                        help=f'folder with the wheels of {IMAGERY} and {LABELS}, or with their '
-                        'unpacked files (default: download them)')
-    parser.add_argument('--out', type=Path, metavar='DIR',
-                        default=Path(__file__).resolve().parents[1] / 'demo' / 'landcover',
-                        help='folder to write to (default: demo/landcover)')
+    parser.add_argument(
+        '--source',
+        type=Path,
+        metavar='DIR',
+        help=f'folder with the wheels of {IMAGERY} and {LABELS}, or with their '
+        'unpacked files (default: download them)',
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        metavar='DIR',
+        default=Path(__file__).resolve().parents[1] / 'demo' / 'landcover',
+        help='folder to write to (default: demo/landcover)',
+    )
     args = parser.parse_args()
     with package_files([IMAGERY, LABELS], args.source) as folder:
         report(write_tiles(cut_tiles(*load_globe(folder)), args.out))

@@ -7,6 +7,7 @@ and the same Pillow give the same bytes.
     python tools/make_treecrowns.py
     python tools/make_treecrowns.py --source FOLDER_WITH_THE_WHEEL --out SOMEWHERE_ELSE
 """
+
 import argparse
 import itertools
 import json
@@ -19,7 +20,7 @@ from PIL import Image
 
 PACKAGE = 'deepforest==2.1.0'
 PHOTOS = {
-    'train': ('2019_YELL_2_528000_4978000_image_crop2', ),
+    'train': ('2019_YELL_2_528000_4978000_image_crop2',),
     'val': ('2019_YELL_2_541000_4977000_image_crop', 'OSBS_029', 'SOAP_061'),
 }
 
@@ -34,8 +35,10 @@ def read_boxes(path):
     VOC numbers pixels from 1 and its boxes include their last pixel. Ours count from 0 and end
     before theirs, so that right - left is the width. All labels (tree, alive, dead) are trees.
     """
-    found = [[int(box.findtext(side)) for side in ('xmin', 'ymin', 'xmax', 'ymax')]
-             for box in ET.parse(path).getroot().iter('bndbox')]
+    found = [
+        [int(box.findtext(side)) for side in ('xmin', 'ymin', 'xmax', 'ymax')]
+        for box in ET.parse(path).getroot().iter('bndbox')
+    ]
     return np.array(found, dtype=np.int64).reshape(-1, 4) - [1, 1, 0, 0]
 
 
@@ -93,17 +96,28 @@ def make_split(photos, folder):
             file_name = f'{name}_{suffix}.jpg'
             tile.save(folder / file_name, quality=JPEG_QUALITY, optimize=True)
             image_id = len(images) + 1
-            images.append({'id': image_id, 'file_name': file_name,
-                           'width': tile.width, 'height': tile.height})
+            images.append(
+                {'id': image_id, 'file_name': file_name, 'width': tile.width, 'height': tile.height}
+            )
             for left, top, right, bottom in tile_boxes.tolist():
                 width, height = right - left, bottom - top
                 # From 1, because COCO's evaluation takes a match with box 0 for no match.
-                annotations.append({'id': len(annotations) + 1, 'image_id': image_id,
-                                    'category_id': 1, 'bbox': [left, top, width, height],
-                                    'area': width * height, 'iscrowd': 0})
-    return {'info': {'description': f'Tree crowns, cut from the photographs of {PACKAGE}'},
-            'images': images, 'annotations': annotations,
-            'categories': [{'id': 1, 'name': 'tree'}]}
+                annotations.append(
+                    {
+                        'id': len(annotations) + 1,
+                        'image_id': image_id,
+                        'category_id': 1,
+                        'bbox': [left, top, width, height],
+                        'area': width * height,
+                        'iscrowd': 0,
+                    }
+                )
+    return {
+        'info': {'description': f'Tree crowns, cut from the photographs of {PACKAGE}'},
+        'images': images,
+        'annotations': annotations,
+        'categories': [{'id': 1, 'name': 'tree'}],
+    }
 
 
 def load_photo(folder, name):
@@ -113,8 +127,10 @@ def load_photo(folder, name):
     voc = find_file(folder, f'{name}.xml', PACKAGE)
     boxes = read_boxes(voc)
     if boxes.min(initial=0) < 0 or (boxes[:, 2:] > photo.size).any():
-        raise SystemExit(f'{voc} has boxes outside of its photograph, which is '
-                         f'{photo.width} x {photo.height} pixels.')
+        raise SystemExit(
+            f'{voc} has boxes outside of its photograph, which is '
+            f'{photo.width} x {photo.height} pixels.'
+        )
     return photo, boxes
 
 
@@ -123,18 +139,28 @@ def report(split, coco):
     sizes = [annotation['bbox'][2:] for annotation in coco['annotations']]
     width, height = np.median(sizes, axis=0)
     empty = len(coco['images']) - len({box['image_id'] for box in coco['annotations']})
-    print(f'{split}: {len(coco["images"])} tiles, {empty} of them without trees; '
-          f'{len(sizes)} boxes, median size {width:g} x {height:g} pixels')
+    print(
+        f'{split}: {len(coco["images"])} tiles, {empty} of them without trees; '
+        f'{len(sizes)} boxes, median size {width:g} x {height:g} pixels'
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--source', type=Path, metavar='DIR',
-                        help=f'folder with the wheel of {PACKAGE}, or with its unpacked files '
-                        '(default: download it)')
-    parser.add_argument('--out', type=Path, metavar='DIR',
-                        default=Path(__file__).resolve().parents[1] / 'demo' / 'treecrowns',
-                        help='folder to write to (default: demo/treecrowns)')
+    parser.add_argument(
+        '--source',
+        type=Path,
+        metavar='DIR',
+        help=f'folder with the wheel of {PACKAGE}, or with its unpacked files '
+        '(default: download it)',
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        metavar='DIR',
+        default=Path(__file__).resolve().parents[1] / 'demo' / 'treecrowns',
+        help='folder to write to (default: demo/treecrowns)',
+    )
     args = parser.parse_args()
     (args.out / 'annotations').mkdir(parents=True, exist_ok=True)
     with package_files([PACKAGE], args.source) as folder:

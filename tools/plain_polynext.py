@@ -4,6 +4,7 @@ The yardstick for polynext_mm.nn: to check it against, and for tools/benchmark.p
 its care for time and memory is worth. Autograd keeps every intermediate here. Parameters have the
 names of the authors' checkpoints.
 """
+
 import math
 from functools import partial
 
@@ -20,8 +21,9 @@ def conv(in_channels: int, out_channels: int, size: int = 1, stride: int = 1) ->
 
 
 def depthwise(channels: int, size: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(channels, channels, size, stride, dilation * (size // 2), dilation, channels,
-                     bias=False)
+    return nn.Conv2d(
+        channels, channels, size, stride, dilation * (size // 2), dilation, channels, bias=False
+    )
 
 
 class ChannelNorm(nn.Module):
@@ -55,7 +57,7 @@ class PolyAttn(nn.Module):
         super().__init__()
         self.heads = math.ceil(channels / 64)
         width = HEAD_WIDTH * self.heads
-        self.scale = nn.Parameter(torch.full((1, self.heads, 1, 1), HEAD_WIDTH ** -.5).logit())
+        self.scale = nn.Parameter(torch.full((1, self.heads, 1, 1), HEAD_WIDTH**-0.5).logit())
         self.qkv = conv(channels, 2 * width)
         self.q_conv = depthwise(width, 5)
         self.k_conv = depthwise(width, 5)
@@ -76,8 +78,9 @@ class PolyAttn(nn.Module):
         return x.reshape(len(x), self.heads, HEAD_WIDTH, -1).transpose(2, 3)
 
 
-def poly_conv(project: nn.Module, coarse: nn.Module, fine: nn.Module, finish: nn.Module,
-              x: Tensor) -> Tensor:
+def poly_conv(
+    project: nn.Module, coarse: nn.Module, fine: nn.Module, finish: nn.Module, x: Tensor
+) -> Tensor:
     b = project(x)
     return finish(coarse(b) * fine(b).flip(1))
 
@@ -106,19 +109,27 @@ class Cell(nn.Module):
             if self.attends:
                 self.ops.append(nn.Sequential(ChannelNorm(width), PolyAttn(width)))
             else:
-                self.ops.extend([
-                    conv(width, inner), depthwise(inner, 3 if stage == 0 else 5, dilation=2),
-                    depthwise(inner, 3),
-                    nn.Sequential(depthwise(inner, 3), conv(inner, width), ChannelNorm(width))])
-            self.ops.extend([conv(width, hidden),
-                             nn.Sequential(ChannelNorm(hidden // 2), conv(hidden // 2, width))])
+                self.ops.extend(
+                    [
+                        conv(width, inner),
+                        depthwise(inner, 3 if stage == 0 else 5, dilation=2),
+                        depthwise(inner, 3),
+                        nn.Sequential(depthwise(inner, 3), conv(inner, width), ChannelNorm(width)),
+                    ]
+                )
+            self.ops.extend(
+                [
+                    conv(width, hidden),
+                    nn.Sequential(ChannelNorm(hidden // 2), conv(hidden // 2, width)),
+                ]
+            )
 
     def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
         x = self.postprocess(self.preprocess0(s0) + self.preprocess1(s1))
         gate = self.skip_weight.sigmoid()
         ops, count = list(self.ops), len(self.ops) // len(self.gates)
         for i, (mixer_gate, mlp_gate) in enumerate(self.gates):
-            *mixer, project, finish = ops[count * i:count * (i + 1)]
+            *mixer, project, finish = ops[count * i : count * (i + 1)]
             mix = mixer[0] if self.attends else partial(poly_conv, *mixer)
             x = x + gate[mixer_gate] * mix(x)
             x = x + gate[mlp_gate] * poly_mlp(project, finish, x)
@@ -139,11 +150,15 @@ class PlainPolyNeXt(nn.Module):
         self.depths = arch.depths
         self.stem = nn.Conv2d(3, arch.widths[0], 7, 4, 3, bias=False)
         self.cells = nn.ModuleList(
-            Cell(arch, stage) for stage, depth in enumerate(arch.depths) for _ in range(depth))
+            Cell(arch, stage) for stage, depth in enumerate(arch.depths) for _ in range(depth)
+        )
         self.reductions = nn.ModuleList(
-            conv(before, after, 3, 2) if kind == 'full3x3' else
-            nn.Sequential(depthwise(before, 3, 2), conv(before, after))
-            for before, after in zip(arch.widths, arch.widths[1:]) for kind in arch.downsampling)
+            conv(before, after, 3, 2)
+            if kind == 'full3x3'
+            else nn.Sequential(depthwise(before, 3, 2), conv(before, after))
+            for before, after in zip(arch.widths, arch.widths[1:])
+            for kind in arch.downsampling
+        )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         s0 = s1 = self.stem(x)

@@ -1,4 +1,5 @@
 """Evaluate a segmentor (mIoU) or a detector (COCO AP): ``tools/test.py CONFIG CHECKPOINT``."""
+
 import argparse
 from pathlib import Path
 
@@ -13,8 +14,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help="checkpoint: ours, or one of the authors' segmentors")
     launch.add_arguments(parser)
-    parser.add_argument('--out', help='keep the predictions: a folder of label images (segmentation) '
-                                      'or a .pkl file (detection)')
+    parser.add_argument(
+        '--out',
+        help='keep the predictions: a folder of label images (segmentation) '
+        'or a .pkl file (detection)',
+    )
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='write pictures of the predictions there')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds a shown picture stays')

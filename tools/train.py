@@ -1,4 +1,5 @@
 """Train a segmentor or a detector: ``tools/train.py CONFIG``."""
+
 import argparse
 
 from mmengine.config import Config
@@ -11,12 +12,20 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a segmentor or a detector')
     parser.add_argument('config', help='config file')
     launch.add_arguments(parser)
-    parser.add_argument('--resume', nargs='?', const='auto',
-                        help='continue from the given checkpoint, or from the latest in the work dir')
-    parser.add_argument('--amp', action='store_true',
-                        help='bfloat16 autocast, for configs that train in float32')
-    parser.add_argument('--auto-scale-lr', action='store_true',
-                        help="scale the learning rate to the config's base_batch_size")
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='continue from the given checkpoint, or from the latest in the work dir',
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='bfloat16 autocast, for configs that train in float32'
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate to the config's base_batch_size",
+    )
     return parser.parse_args()
 
 

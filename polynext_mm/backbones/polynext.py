@@ -1,4 +1,5 @@
 """PolyNeXt as a backbone of mmseg, mmdet and whatever else looks into mmengine's root registry."""
+
 import copy
 from collections.abc import Mapping, Sequence
 
@@ -56,25 +57,43 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
         out_strides (tuple[int]): Of the outputs; sizes are ceil(H / stride), ceil(W / stride).
     """
 
-    def __init__(self, arch: str | Mapping = 'cpolynext_s', in_channels: int = 3,
-                 out_indices: Sequence[int] = (0, 1, 2, 3), drop_path_rate: float = 0.,
-                 frozen_stages: int = -1, out_norm: bool = True, with_cp: bool = False,
-                 grad_clip_norm: float | None = None, compile_cells: bool = False,
-                 init_cfg: dict | list[dict] | None = None):
-        for name, value in (('out_norm', out_norm), ('with_cp', with_cp),
-                            ('compile_cells', compile_cells)):
+    def __init__(
+        self,
+        arch: str | Mapping = 'cpolynext_s',
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        out_norm: bool = True,
+        with_cp: bool = False,
+        grad_clip_norm: float | None = None,
+        compile_cells: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ):
+        for name, value in (
+            ('out_norm', out_norm),
+            ('with_cp', with_cp),
+            ('compile_cells', compile_cells),
+        ):
             if not isinstance(value, bool):  # 'no' on a command line would mean yes
                 raise ValueError(f'{name} must be True or False, got {value!r}')
         super().__init__(arch, in_channels, drop_path_rate, with_cp, grad_clip_norm)
         self.init_cfg = copy.deepcopy(init_cfg)
         num_stages = len(self.stages)
-        if isinstance(out_indices, int) or not set(out_indices) <= set(range(num_stages)) or (
-                not out_indices or list(out_indices) != sorted(set(out_indices))):
-            raise ValueError(f'out_indices must be ascending and of {tuple(range(num_stages))}, '
-                             f'got {out_indices!r}')
+        if (
+            isinstance(out_indices, int)
+            or not set(out_indices) <= set(range(num_stages))
+            or (not out_indices or list(out_indices) != sorted(set(out_indices)))
+        ):
+            raise ValueError(
+                f'out_indices must be ascending and of {tuple(range(num_stages))}, '
+                f'got {out_indices!r}'
+            )
         if type(frozen_stages) is not int or not -1 <= frozen_stages <= num_stages:
-            raise ValueError(f'frozen_stages must be within -1 (nothing), 0 (the stem), ..., '
-                             f'{num_stages} (everything), got {frozen_stages!r}')
+            raise ValueError(
+                f'frozen_stages must be within -1 (nothing), 0 (the stem), ..., '
+                f'{num_stages} (everything), got {frozen_stages!r}'
+            )
         self.out_indices = tuple(out_indices)
         self.out_channels = tuple(self.arch.widths[i] for i in self.out_indices)
         self.out_strides = tuple(self.arch.strides[i] for i in self.out_indices)
@@ -156,18 +175,21 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
     def _refuse_unknown_loss_scale(self, device: str) -> None:
         # whoever autocasts may scale the loss too, as mmengine's AmpOptimWrapper does for any dtype
         if self.training and torch.is_grad_enabled() and torch.is_autocast_enabled(device):
-            raise ValueError('grad_clip_norm clips gradients of the unscaled loss, and under autocast '
-                             'the scale of the loss is not known: use optim_wrapper=dict('
-                             "type='AutocastOptimWrapper', ...), or call set_loss_scale(1.) if the "
-                             'loss is not scaled')
+            raise ValueError(
+                'grad_clip_norm clips gradients of the unscaled loss, and under autocast '
+                'the scale of the loss is not known: use optim_wrapper=dict('
+                "type='AutocastOptimWrapper', ...), or call set_loss_scale(1.) if the "
+                'loss is not scaled'
+            )
 
     def _frozen(self) -> list[nn.Module]:
         if self.frozen_stages < 0:
             return []
-        return [self.stem, *self.stages[:self.frozen_stages]]
+        return [self.stem, *self.stages[: self.frozen_stages]]
 
 
-def _adapt_state_dict(backbone: PolyNeXt, state_dict: dict, prefix: str, local_metadata: dict,
-                      *_) -> None:
+def _adapt_state_dict(
+    backbone: PolyNeXt, state_dict: dict, prefix: str, local_metadata: dict, *_
+) -> None:
     source = local_metadata.get('source')
     print_log(loading.adapt(backbone, state_dict, prefix, source), logger='current')

@@ -1,4 +1,5 @@
 """Hooks of every config of ours: strict checkpoints, and what differs from machine to machine."""
+
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
@@ -23,6 +24,7 @@ class CheckpointGuardHook(Hook):
         reset_mismatched_heads (bool): Let layers of the heads whose shape differs (another number of
             classes) keep their initialization. Defaults to False.
     """
+
     priority = 'VERY_HIGH'
 
     def __init__(self, reset_mismatched_heads: bool = False):
@@ -33,8 +35,9 @@ class CheckpointGuardHook(Hook):
         source = runner._load_from or (resumes and 'the latest checkpoint')
         for backbone in _backbones(runner.model) if source else ():
             if backbone.init_cfg:
-                print_log(f'{source} brings the backbone: its init_cfg is not fetched',
-                          logger='current')
+                print_log(
+                    f'{source} brings the backbone: its init_cfg is not fetched', logger='current'
+                )
                 backbone.init_cfg = None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -45,8 +48,12 @@ class CheckpointGuardHook(Hook):
         # heads are of interest here; the backbone's keys are checked by the backbone
         source = getattr(state_dict, '_metadata', {}).get('', {}).get('source', runner._load_from)
         training = isinstance(runner._train_loop, BaseLoop)
-        print_log(loading.check(model, state_dict, source, self.reset_mismatched_heads,
-                                evaluation=not training), logger='current')
+        print_log(
+            loading.check(
+                model, state_dict, source, self.reset_mismatched_heads, evaluation=not training
+            ),
+            logger='current',
+        )
 
 
 @HOOKS.register_module()
@@ -68,24 +75,28 @@ class MachineHook(Hook):
         for name, module in model.named_modules():
             # mmseg's pyramid pooling: a 1x1 pool leaves BN one value a channel
             if 1 in getattr(module, 'pool_scales', ()) and any(
-                    isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()):
+                isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()
+            ):
                 raise ValueError(
                     f'training with a batch of 1 cannot work: {name} pools each image to 1x1, and batch '
                     'normalization needs more than one value for each channel. Set '
-                    'train_dataloader.batch_size=2 or more, or train on several GPUs (SyncBN)')
+                    'train_dataloader.batch_size=2 or more, or train on several GPUs (SyncBN)'
+                )
 
     @staticmethod
     def _refuse_unknown_loss_scale(runner: Runner) -> None:
         wrapper = runner.optim_wrapper
         if isinstance(wrapper, AutocastOptimWrapper) or not any(
-                backbone.grad_clip_norm for backbone in _backbones(runner.model)):
+            backbone.grad_clip_norm for backbone in _backbones(runner.model)
+        ):
             return
         if isinstance(wrapper, AmpOptimWrapper) or wrapper._accumulative_counts != 1:
             raise ValueError(
                 'grad_clip_norm clips gradients of the unscaled loss, and '
                 f'{type(wrapper).__name__} with accumulative_counts={wrapper._accumulative_counts} '
                 'scales it without telling: use '
-                "optim_wrapper=dict(type='AutocastOptimWrapper', ...)")
+                "optim_wrapper=dict(type='AutocastOptimWrapper', ...)"
+            )
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

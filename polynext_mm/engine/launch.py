@@ -1,4 +1,5 @@
 """From a config to a Runner, on whatever machine: what tools/train.py and tools/test.py share."""
+
 import argparse
 import os
 import sys
@@ -20,11 +21,13 @@ _SOURCES = {
     'ADEChallengeData2016': (
         'ADE20K (scene parsing benchmark): http://sceneparsing.csail.mit.edu, ADEChallengeData2016.zip',
         'images/training/*.jpg        annotations/training/*.png\n'
-        'images/validation/*.jpg      annotations/validation/*.png'),
+        'images/validation/*.jpg      annotations/validation/*.png',
+    ),
     'coco': (
         'COCO 2017: https://cocodataset.org, train2017.zip, val2017.zip, annotations_trainval2017.zip',
         'train2017/*.jpg  val2017/*.jpg\nannotations/instances_train2017.json  '
-        'annotations/instances_val2017.json'),
+        'annotations/instances_val2017.json',
+    ),
 }
 
 
@@ -34,8 +37,10 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
 
     def __init__(self, module: nn.Module, **options):
         if any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
-            print_log('SyncBN works on GPUs alone: on the CPU it is BN, each process for itself',
-                      logger='current')
+            print_log(
+                'SyncBN works on GPUs alone: on the CPU it is BN, each process for itself',
+                logger='current',
+            )
             module = revert_sync_batchnorm(module)
         super().__init__(module, **options)
 
@@ -59,8 +64,10 @@ def require_dataset(dataset: ConfigDict) -> None:
     missing = next((path for path in needed or [root] if not path.exists()), None)
     if missing is None:
         return
-    source, layout = next((value for name, value in _SOURCES.items() if name in str(root)),
-                          ('your own data set', '\n'.join(map(str, needed))))
+    source, layout = next(
+        (value for name, value in _SOURCES.items() if name in str(root)),
+        ('your own data set', '\n'.join(map(str, needed))),
+    )
     indented = '\n'.join(f'      {line}' for line in layout.splitlines())
     demo = 'make demo-detection' if 'coco' in str(root) else 'make demo'
     raise DatasetNotFoundError(
@@ -68,7 +75,8 @@ def require_dataset(dataset: ConfigDict) -> None:
         f'  looked for: {source}\n'
         f'  expected below {root.absolute()}:\n{indented}\n'
         '  elsewhere: link it there, or set data_root of the dataloaders with --cfg-options\n'
-        f'  without the data set: `{demo}` trains on a sample that is part of this repository')
+        f'  without the data set: `{demo}` trains on a sample that is part of this repository'
+    )
 
 
 def init_distributed(launcher: str, cfg: Config) -> None:
@@ -93,16 +101,23 @@ def init_distributed(launcher: str, cfg: Config) -> None:
         raise ValueError(f'launcher {launcher!r} needs GPUs: without any, use pytorch or slurm')
     torch.distributed.init_process_group('gloo')
     cfg.model_wrapper_cfg = {
-        'type': 'CPUDistributedDataParallel', 'broadcast_buffers': False,
+        'type': 'CPUDistributedDataParallel',
+        'broadcast_buffers': False,
         'find_unused_parameters': cfg.get('find_unused_parameters', False),
-        **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+        **(cfg.get('model_wrapper_cfg') or {}),
+        'device_ids': None,
+    }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that training and evaluation share."""
     parser.add_argument('--work-dir', help='for logs and results (default: work_dirs/CONFIG)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        help='settings of the config to override, as key=value')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings of the config to override, as key=value',
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 

@@ -1,4 +1,5 @@
 """The optimizer of the published recipe: parameter groups, and mixed precision on what is there."""
+
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -44,26 +45,32 @@ class PolyNeXtOptimWrapperConstructor:
         wrapper_cfg = self.optim_wrapper_cfg.copy()
         wrapper_cfg.setdefault('type', 'OptimWrapper')
         optimizer_cfg = wrapper_cfg.pop('optimizer').copy()
-        groups = self.groups(model, optimizer_cfg['lr'], optimizer_cfg.get('weight_decay', 0.))
+        groups = self.groups(model, optimizer_cfg['lr'], optimizer_cfg.get('weight_decay', 0.0))
         print_log(_table(groups), logger='current')
-        optimizer_cfg['params'] = [{key: group[key] for key in ('params', 'lr', 'weight_decay')}
-                                   for group in groups]
-        return OPTIM_WRAPPERS.build(wrapper_cfg,
-                                    default_args=dict(optimizer=OPTIMIZERS.build(optimizer_cfg)))
+        optimizer_cfg['params'] = [
+            {key: group[key] for key in ('params', 'lr', 'weight_decay')} for group in groups
+        ]
+        return OPTIM_WRAPPERS.build(
+            wrapper_cfg, default_args=dict(optimizer=OPTIMIZERS.build(optimizer_cfg))
+        )
 
     def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict]:
         """Parameter groups with ``params``, ``names``, ``lr`` and ``weight_decay``."""
         backbone = getattr(model, 'backbone', None)
         if not isinstance(backbone, PolyNeXt):
-            raise ValueError(f'{type(self).__name__} is for models whose backbone is a PolyNeXt, '
-                             f'got {type(backbone).__name__}')
+            raise ValueError(
+                f'{type(self).__name__} is for models whose backbone is a PolyNeXt, '
+                f'got {type(backbone).__name__}'
+            )
         exempt = self._exempt(model)
         groups: dict[tuple, dict] = {}
         for name, param in model.named_parameters():
             if not param.requires_grad:
                 continue
-            key = (lr * self._lr_mult(name, backbone), 0. if name in exempt else weight_decay)
-            group = groups.setdefault(key, dict(params=[], names=[], lr=key[0], weight_decay=key[1]))
+            key = (lr * self._lr_mult(name, backbone), 0.0 if name in exempt else weight_decay)
+            group = groups.setdefault(
+                key, dict(params=[], names=[], lr=key[0], weight_decay=key[1])
+            )
             group['params'].append(param)
             group['names'].append(name)
         return list(groups.values())
@@ -72,42 +79,61 @@ class PolyNeXtOptimWrapperConstructor:
         if not name.startswith('backbone.'):
             return self.head_lr_mult
         if self.layer_decay_rate is None:
-            return 1.
+            return 1.0
         depth, total = backbone.get_layer_depth(name)
         return self.layer_decay_rate ** (total - 1 - depth)
 
     def _exempt(self, model: nn.Module) -> set[str]:
         """Names of the parameters without decay."""
-        exempt = {name for name, _ in model.backbone.named_parameters(prefix='backbone')
-                  if name.endswith(_SCALES) or '.out_norms.' in name}
+        exempt = {
+            name
+            for name, _ in model.backbone.named_parameters(prefix='backbone')
+            if name.endswith(_SCALES) or '.out_norms.' in name
+        }
         if self.no_decay == 'paper':
-            exempt |= {f'{name}.{param}' for name, module in model.named_modules()
-                       if isinstance(module, _NORMS) or type(module).__name__ == 'LayerNorm'
-                       for param, _ in module.named_parameters(recurse=False)}
+            exempt |= {
+                f'{name}.{param}'
+                for name, module in model.named_modules()
+                if isinstance(module, _NORMS) or type(module).__name__ == 'LayerNorm'
+                for param, _ in module.named_parameters(recurse=False)
+            }
         return exempt
 
 
-def _options(no_decay: str = 'released', head_lr_mult: float = 1.,
-             layer_decay_rate: float | None = None, **unknown) -> tuple:
+def _options(
+    no_decay: str = 'released',
+    head_lr_mult: float = 1.0,
+    layer_decay_rate: float | None = None,
+    **unknown,
+) -> tuple:
     if unknown:
-        raise ValueError(f'paramwise_cfg: unknown {", ".join(unknown)}; the options are no_decay, '
-                         'head_lr_mult and layer_decay_rate')
+        raise ValueError(
+            f'paramwise_cfg: unknown {", ".join(unknown)}; the options are no_decay, '
+            'head_lr_mult and layer_decay_rate'
+        )
     if no_decay not in _NO_DECAY:
         raise ValueError(f'paramwise_cfg: no_decay must be of {_NO_DECAY}, got {no_decay!r}')
     if not head_lr_mult > 0:
         raise ValueError(f'paramwise_cfg: head_lr_mult must be positive, got {head_lr_mult!r}')
     if layer_decay_rate is not None and not 0 < layer_decay_rate <= 1:
-        raise ValueError('paramwise_cfg: layer_decay_rate must be within (0, 1] or None, '
-                         f'got {layer_decay_rate!r}')
+        raise ValueError(
+            'paramwise_cfg: layer_decay_rate must be within (0, 1] or None, '
+            f'got {layer_decay_rate!r}'
+        )
     return no_decay, head_lr_mult, layer_decay_rate
 
 
 def _table(groups: list[dict]) -> str:
-    lines = ['Parameter groups:', f'{"lr":>10} {"decay":>8} {"tensors":>8} {"parameters":>11}  e.g.']
+    lines = [
+        'Parameter groups:',
+        f'{"lr":>10} {"decay":>8} {"tensors":>8} {"parameters":>11}  e.g.',
+    ]
     for group in groups:
         count = sum(param.numel() for param in group['params'])
-        lines.append(f'{group["lr"]:>10.3g} {group["weight_decay"]:>8.3g} {len(group["params"]):>8} '
-                     f'{count:>11,}  {group["names"][0]}')
+        lines.append(
+            f'{group["lr"]:>10.3g} {group["weight_decay"]:>8.3g} {len(group["params"]):>8} '
+            f'{count:>11,}  {group["names"][0]}'
+        )
     return '\n'.join(lines)
 
 
@@ -134,9 +160,15 @@ class AutocastOptimWrapper(OptimWrapper):
         ValueError: For another dtype, and in training for a name that the model does not have.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, dtype: str = 'bfloat16',
-                 loss_scale: float = 65536., accumulative_counts: int = 1,
-                 clip_grad: dict | None = None, modules: Sequence[str] | None = None):
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        dtype: str = 'bfloat16',
+        loss_scale: float = 65536.0,
+        accumulative_counts: int = 1,
+        clip_grad: dict | None = None,
+        modules: Sequence[str] | None = None,
+    ):
         super().__init__(optimizer, accumulative_counts=accumulative_counts, clip_grad=clip_grad)
         dtypes = ('bfloat16', 'float16', 'float32')
         if dtype not in dtypes:
@@ -147,15 +179,17 @@ class AutocastOptimWrapper(OptimWrapper):
         if dtype != 'float32' and not _can_autocast(device, dtype):
             print_log(f'{device} has no {dtype} autocast: training in float32', logger='current')
             self.cast_dtype = torch.float32
-        self.loss_scaler = torch.amp.GradScaler(device, init_scale=loss_scale,
-                                                enabled=self.cast_dtype is torch.float16)
+        self.loss_scaler = torch.amp.GradScaler(
+            device, init_scale=loss_scale, enabled=self.cast_dtype is torch.float16
+        )
         self.modules = modules
         self._clipping: list[PolyNeXt] = []
 
     @contextlib.contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        self._clipping = [m for m in model.modules()
-                          if isinstance(m, PolyNeXt) and m.grad_clip_norm is not None]
+        self._clipping = [
+            m for m in model.modules() if isinstance(m, PolyNeXt) and m.grad_clip_norm is not None
+        ]
         factor = self.scale_loss(torch.ones(())).item() * self.loss_scaler.get_scale()
         for backbone in self._clipping:
             backbone.set_loss_scale(factor)
@@ -171,10 +205,13 @@ class AutocastOptimWrapper(OptimWrapper):
         parts = dict(model.named_modules())
         for name in self.modules:
             if name not in parts:
-                raise ValueError(f'modules: {type(model).__name__} has no {name!r}; its parts are '
-                                 f'{", ".join(name for name, _ in model.named_children())}')
-        return _autocast_within([parts[name] for name in self.modules], self.device_type,
-                                self.cast_dtype)
+                raise ValueError(
+                    f'modules: {type(model).__name__} has no {name!r}; its parts are '
+                    f'{", ".join(name for name, _ in model.named_children())}'
+                )
+        return _autocast_within(
+            [parts[name] for name in self.modules], self.device_type, self.cast_dtype
+        )
 
     def backward(self, loss: Tensor, **kwargs) -> None:
         self.loss_scaler.scale(loss).backward(**kwargs)
@@ -202,7 +239,9 @@ class AutocastOptimWrapper(OptimWrapper):
 
 
 @contextlib.contextmanager
-def _autocast_within(modules: Sequence[nn.Module], device: str, dtype: torch.dtype) -> Iterator[None]:
+def _autocast_within(
+    modules: Sequence[nn.Module], device: str, dtype: torch.dtype
+) -> Iterator[None]:
     """Autocast in the calls of ``modules`` alone; what they return is float32."""
     entered = []
 

@@ -1,4 +1,5 @@
 """PolyNeXt in torch alone: nothing below this door knows of configs, files or mm."""
+
 from .attention import polynomial_attention
 from .polynext import ARCHS, Arch, PolyNeXt, PolyNeXtClassifier, get_arch
 

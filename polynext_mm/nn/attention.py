@@ -10,6 +10,7 @@ keeps q, k, v, the output and one row sum a query; backward forms the blocks aga
 operators of ``torch.library``: a Python loop over blocks inside a compiled graph would recompile for
 every size, and an operator without formulas would count as no operations.
 """
+
 from collections.abc import Iterator
 
 import torch
@@ -94,7 +95,7 @@ def _scores(q: Tensor, k_t: Tensor) -> tuple[Tensor, Tensor | float]:
     value is that divisor."""
     r = wide(torch.bmm(q, k_t)).add_(1)
     if q.dtype is not torch.float16:
-        return r, 1.
+        return r, 1.0
     top = r.abs().amax(-1, keepdim=True).clamp_min_(EPS)
     return r.div_(top), top
 
@@ -123,19 +124,24 @@ def _forward_op(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 @_forward_op.register_fake
 def _(q, k, v):
-    return (torch.empty_like(v, memory_format=torch.contiguous_format),
-            q.new_empty(q.shape[0], q.shape[1], 1, dtype=wide_dtype(q)))
+    return (
+        torch.empty_like(v, memory_format=torch.contiguous_format),
+        q.new_empty(q.shape[0], q.shape[1], 1, dtype=wide_dtype(q)),
+    )
 
 
 @torch.library.custom_op('polynext_mm::poly_attention_backward', mutates_args=())
-def _backward_op(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor,
-                 row_sum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_op(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, row_sum: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
     # keys and values gather from every block: their sums are kept wide
     grad_k = torch.zeros_like(k, dtype=wide_dtype(k), memory_format=torch.contiguous_format)
     grad_v = torch.zeros_like(v, dtype=wide_dtype(v), memory_format=torch.contiguous_format)
     for heads, queries, parts in _blocks(q, k.shape[1]):
-        q_b, grad_b, out_b, sum_b = (_cut(t[heads, queries], parts) for t in (q, grad, out, row_sum))
+        q_b, grad_b, out_b, sum_b = (
+            _cut(t[heads, queries], parts) for t in (q, grad, out, row_sum)
+        )
         k_b, v_b = (_shared(t[heads], parts) for t in (k, v))
         r, top = _scores(q_b, k_b.transpose(1, 2))
         # d out_i / d r_ij = 4 r_ij^3 (v_j - out_i) / sum_i: the factors of a row go to what is small

@@ -4,6 +4,7 @@
 size. :func:`conv` and :func:`conv_backward` are its two directions for code that has a backward of its
 own; their maps are (B, C, H, W) in channels-last memory.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,12 +44,20 @@ def channels_last(x: Tensor) -> Tensor:
 
 def conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
     """Depthwise, stride 1, same padding, in the type of ``x``."""
-    return F.conv2d(x, weight.to(x.dtype), None, 1, dilation * (weight.shape[-1] // 2), dilation,
-                    weight.shape[0])
+    return F.conv2d(
+        x,
+        weight.to(x.dtype),
+        None,
+        1,
+        dilation * (weight.shape[-1] // 2),
+        dilation,
+        weight.shape[0],
+    )
 
 
-def conv_backward(grad: Tensor, x: Tensor, weight: Tensor,
-                  dilation: int = 1) -> tuple[Tensor, Tensor]:
+def conv_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, dilation: int = 1
+) -> tuple[Tensor, Tensor]:
     """The gradients of x and weight. That of x is the same convolution with the kernel turned round."""
     grad_x = conv(grad, weight.flip(2, 3), dilation)
     return grad_x, _weight_grad(grad, x, weight, dilation).to(weight.dtype)
@@ -69,8 +78,18 @@ def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tens
 def _plain_weight_grad(grad: Tensor, x: Tensor, size: int, dilation: int) -> Tensor:
     channels = x.shape[1]
     _, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x, x.new_empty(channels, 1, size, size), None, [1, 1], [dilation * (size // 2)] * 2,
-        [dilation] * 2, False, [0, 0], channels, [False, True, False])
+        grad,
+        x,
+        x.new_empty(channels, 1, size, size),
+        None,
+        [1, 1],
+        [dilation * (size // 2)] * 2,
+        [dilation] * 2,
+        False,
+        [0, 0],
+        channels,
+        [False, True, False],
+    )
     return grad_weight
 
 
@@ -94,10 +113,14 @@ def _correlation(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tens
     rows = max(1, CPU_KERNEL // width)
     total = torch.zeros_like(weight)
     for start in range(0, height, rows):
-        kernel = grad[:, :, start:start + rows]
-        band = x[:, :, start:start + kernel.shape[2] + 2 * margin]
-        taps = F.conv2d(band.reshape(1, -1, *band.shape[2:]), kernel.reshape(-1, 1, *kernel.shape[2:]),
-                        stride=dilation, groups=batch * channels)
+        kernel = grad[:, :, start : start + rows]
+        band = x[:, :, start : start + kernel.shape[2] + 2 * margin]
+        taps = F.conv2d(
+            band.reshape(1, -1, *band.shape[2:]),
+            kernel.reshape(-1, 1, *kernel.shape[2:]),
+            stride=dilation,
+            groups=batch * channels,
+        )
         total += taps.view(batch, *weight.shape).to(weight.dtype).sum(0)
     return total
 

@@ -6,6 +6,7 @@ into the smallest weight at the branch's end: the result is the same and neither
 scaled. After ``fuse()`` it is part of the weights for good and is passed as None. ``keep`` (B, 1, 1, 1)
 or None is what drop path multiplies the branch by.
 """
+
 import math
 
 import torch
@@ -73,8 +74,9 @@ class PolyMLP(nn.Module):
         self.proj_out = nn.Linear(width // 2, channels, bias=False)
 
     def forward(self, x: Tensor, gate: Tensor | None, keep: Tensor | None) -> Tensor:
-        return ops.add_poly_mlp(x, keep, self.proj_in.weight, _gated(self.norm.weight, gate),
-                                self.proj_out.weight)
+        return ops.add_poly_mlp(
+            x, keep, self.proj_in.weight, _gated(self.norm.weight, gate), self.proj_out.weight
+        )
 
     @torch.no_grad()
     def fuse(self, gate: Tensor) -> None:
@@ -104,9 +106,16 @@ class PolyConv(nn.Module):
         self.norm = LayerNorm(channels)
 
     def forward(self, x: Tensor, gate: Tensor | None, keep: Tensor | None) -> Tensor:
-        return ops.add_poly_conv(x, keep, self.proj_in.weight, self.coarse_conv.weight,
-                                 self.fine_conv.weight, self.smooth.weight, self.proj_out.weight,
-                                 _gated(self.norm.weight, gate))
+        return ops.add_poly_conv(
+            x,
+            keep,
+            self.proj_in.weight,
+            self.coarse_conv.weight,
+            self.fine_conv.weight,
+            self.smooth.weight,
+            self.proj_out.weight,
+            _gated(self.norm.weight, gate),
+        )
 
     @torch.no_grad()
     def fuse(self, gate: Tensor) -> None:

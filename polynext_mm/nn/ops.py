@@ -11,6 +11,7 @@ drop path, or as it is where that is None. Where nothing needs a gradient, x its
 Under autocast, convolutions and matrix products run in its type; norms and the residual stream are
 float32.
 """
+
 import math
 from collections.abc import Iterator
 
@@ -32,7 +33,9 @@ CPU_BLOCK = 1 << 19
 
 def layer_norm(x: Tensor, weight: Tensor | None) -> Tensor:
     """LN over the last dimension, without bias, in float32 or wider."""
-    return F.layer_norm(wide(x), x.shape[-1:], None if weight is None else wide(weight), None, LN_EPS)
+    return F.layer_norm(
+        wide(x), x.shape[-1:], None if weight is None else wide(weight), None, LN_EPS
+    )
 
 
 def norm_of_pair(s0: Tensor, s1: Tensor, scale0: Tensor, scale1: Tensor, w_norm: Tensor) -> Tensor:
@@ -50,8 +53,9 @@ def norm_of_pair(s0: Tensor, s1: Tensor, scale0: Tensor, scale1: Tensor, w_norm:
     return _call(_NormOfPair, s0, s1, scale0, scale1, w_norm)
 
 
-def add_poly_mlp(x: Tensor, keep: Tensor | None, w_in: Tensor, w_norm: Tensor | None,
-                 w_out: Tensor) -> Tensor:
+def add_poly_mlp(
+    x: Tensor, keep: Tensor | None, w_in: Tensor, w_norm: Tensor | None, w_out: Tensor
+) -> Tensor:
     """``x + keep * LN(u * v) w_out^T`` with u, v the two halves of ``x w_in^T`` (paper: PolyMLP).
 
     Args:
@@ -67,8 +71,16 @@ def add_poly_mlp(x: Tensor, keep: Tensor | None, w_in: Tensor, w_norm: Tensor | 
     return _call(_PolyMLP, x, keep, w_in, w_norm, w_out)
 
 
-def add_poly_conv(x: Tensor, keep: Tensor | None, w_in: Tensor, w_coarse: Tensor, w_fine: Tensor,
-                  w_smooth: Tensor, w_out: Tensor, w_norm: Tensor) -> Tensor:
+def add_poly_conv(
+    x: Tensor,
+    keep: Tensor | None,
+    w_in: Tensor,
+    w_coarse: Tensor,
+    w_fine: Tensor,
+    w_smooth: Tensor,
+    w_out: Tensor,
+    w_norm: Tensor,
+) -> Tensor:
     """``x + keep * LN(smooth(coarse(b) * swap(fine(b))) w_out^T)`` with ``b = x w_in^T`` (paper:
     PolyConv).
 
@@ -99,7 +111,7 @@ def partner_order(channels: int) -> Tensor:
     """
     half = channels // 2
     order = torch.arange(channels)
-    return torch.cat((order[:half], order.flip(0)[:half], order[half:channels - half]))
+    return torch.cat((order[:half], order.flip(0)[:half], order[half : channels - half]))
 
 
 def add_linear(x: Tensor, keep: Tensor | None, y: Tensor, weight: Tensor) -> Tensor:
@@ -107,11 +119,13 @@ def add_linear(x: Tensor, keep: Tensor | None, y: Tensor, weight: Tensor) -> Ten
     if compiling() or _need_grad(x, y, weight):
         return x + _scaled(_linear(y, weight), keep)
     dtype = matmul_dtype(y)
-    _add_product(_rows(x), _rows(y).to(dtype), weight.to(dtype).t(), _keep_rows(keep, x), out=_rows(x))
+    _add_product(
+        _rows(x), _rows(y).to(dtype), weight.to(dtype).t(), _keep_rows(keep, x), out=_rows(x)
+    )
     return x
 
 
-def clip_gradient(x: Tensor, max_norm: float, scale: Tensor | float = 1.) -> Tensor:
+def clip_gradient(x: Tensor, max_norm: float, scale: Tensor | float = 1.0) -> Tensor:
     """The identity, whose gradient is multiplied by ``max_norm / (n + 1e-6)`` where its L2 norm n over
     the whole tensor exceeds ``max_norm``.
 
@@ -138,11 +152,12 @@ def _blocks(width: int, *maps: Tensor | None) -> Iterator[tuple[Tensor | None, .
         yield maps
         return
     for start in range(0, positions, size):
-        yield tuple(None if m is None else m[start:start + size] for m in maps)
+        yield tuple(None if m is None else m[start : start + size] for m in maps)
 
 
-def _bands(width: int, x: Tensor,
-           keep: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None, range]]:
+def _bands(
+    width: int, x: Tensor, keep: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor | None, range]]:
     """Samples of a batch, with the rows at which bands of them start, for chains of operations on
     neighbourhoods: on a CPU a map of ``width`` channels of a band stays in cache. A map that is not much
     larger is left whole, since bands overlap."""
@@ -153,7 +168,7 @@ def _bands(width: int, x: Tensor,
     count = math.ceil(height * columns * width / CPU_BLOCK)
     rows = max(16, math.ceil(height / count))
     for i in range(batch):
-        yield x[i:i + 1], None if keep is None else keep[i:i + 1], range(0, height, rows)
+        yield x[i : i + 1], None if keep is None else keep[i : i + 1], range(0, height, rows)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -199,12 +214,25 @@ def _norm_forward(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Ten
     return torch.native_layer_norm(wide(x), x.shape[-1:], weight, None, LN_EPS)
 
 
-def _norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None,
-                   grad_weight: Tensor | None) -> Tensor:
+def _norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    grad_weight: Tensor | None,
+) -> Tensor:
     """The gradient of x; that of the weight is added to ``grad_weight``."""
     grad_x, of_weight, _ = torch.ops.aten.native_layer_norm_backward(
-        wide(grad), wide(x), x.shape[-1:], mean, rstd, None if weight is None else wide(weight), None,
-        [True, weight is not None, False])
+        wide(grad),
+        wide(x),
+        x.shape[-1:],
+        mean,
+        rstd,
+        None if weight is None else wide(weight),
+        None,
+        [True, weight is not None, False],
+    )
     if weight is not None:
         grad_weight += of_weight
     return grad_x
@@ -241,8 +269,8 @@ def _swapped_product(x: Tensor, y: Tensor) -> Tensor:
 def _swap(x: Tensor) -> Tensor:
     """Partners exchanged, of (B, H, W, C)."""
     half = x.shape[-1] // 2
-    swapped = x[..., :2 * half].unflatten(-1, (2, half)).flip(-2).flatten(-2)
-    return swapped if x.shape[-1] == 2 * half else torch.cat((swapped, x[..., 2 * half:]), -1)
+    swapped = x[..., : 2 * half].unflatten(-1, (2, half)).flip(-2).flatten(-2)
+    return swapped if x.shape[-1] == 2 * half else torch.cat((swapped, x[..., 2 * half :]), -1)
 
 
 def _sum_of_pair(s0: Tensor, s1: Tensor, scale0: Tensor, scale1: Tensor) -> Tensor:
@@ -250,11 +278,12 @@ def _sum_of_pair(s0: Tensor, s1: Tensor, scale0: Tensor, scale1: Tensor) -> Tens
 
 
 class _NormOfPair(torch.autograd.Function):
-
     @staticmethod
     def infer(s0, s1, scale0, scale1, w_norm):
-        blocks = [layer_norm(_sum_of_pair(s0_b, s1_b, scale0, scale1), w_norm)
-                  for s0_b, s1_b in _blocks(s0.shape[-1], _rows(s0), _rows(s1))]
+        blocks = [
+            layer_norm(_sum_of_pair(s0_b, s1_b, scale0, scale1), w_norm)
+            for s0_b, s1_b in _blocks(s0.shape[-1], _rows(s0), _rows(s1))
+        ]
         rows = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
         # not a view: a compiler would tell the first stack of a cell from the others by it
         return torch.ops.aten._unsafe_view(rows, s0.shape)
@@ -272,7 +301,8 @@ class _NormOfPair(torch.autograd.Function):
         grad_s0, grad_s1 = torch.empty_like(s0), torch.empty_like(s1)
         grad_scale0, grad_scale1, grad_w_norm = grad_weights = _zeros_like(*weights)
         for g, s0_b, s1_b, grad_s0_b, grad_s1_b in _blocks(
-                s0.shape[-1], *map(_rows, (grad.contiguous(), s0, s1, grad_s0, grad_s1))):
+            s0.shape[-1], *map(_rows, (grad.contiguous(), s0, s1, grad_s0, grad_s1))
+        ):
             x = _sum_of_pair(s0_b, s1_b, scale0, scale1)
             _, mean, rstd = _norm_forward(x, w_norm)
             g = _norm_backward(g, x, mean, rstd, w_norm, grad_w_norm)
@@ -284,7 +314,6 @@ class _NormOfPair(torch.autograd.Function):
 
 
 class _PolyMLP(torch.autograd.Function):
-
     @staticmethod
     def infer(x, keep, w_in, w_norm, w_out):
         dtype = matmul_dtype(x)
@@ -302,7 +331,8 @@ class _PolyMLP(torch.autograd.Function):
         ctx.save_for_backward(x, keep, w_in, w_norm, w_out, halves)
         w_in, w_out = w_in.to(dtype), w_out.to(dtype)
         for y_b, x_b, keep_b, halves_b in _blocks(
-                w_in.shape[0], _rows(y), _rows(x), _keep_rows(keep, x), _rows(halves)):
+            w_in.shape[0], _rows(y), _rows(x), _keep_rows(keep, x), _rows(halves)
+        ):
             u, v = torch.mm(x_b.to(dtype), w_in.t(), out=halves_b).chunk(2, -1)
             _add_product(x_b, layer_norm(u * v, w_norm).to(dtype), w_out.t(), keep_b, out=y_b)
         return y
@@ -317,14 +347,16 @@ class _PolyMLP(torch.autograd.Function):
         grad_x = torch.empty_like(grad)
         w_in, w_out = w_in.to(dtype), w_out.to(dtype)
         for g, grad_x_b, x_b, keep_b, halves_b in _blocks(
-                w_in.shape[0], _rows(grad), _rows(grad_x), _rows(x), _keep_rows(keep, x), _rows(halves)):
+            w_in.shape[0], _rows(grad), _rows(grad_x), _rows(x), _keep_rows(keep, x), _rows(halves)
+        ):
             u, v = halves_b.chunk(2, -1)
             product = u * v
             normed, mean, rstd = _norm_forward(product, w_norm)
             g_out = _scaled(g, keep_b).to(dtype)
             _add_outer_(grad_w_out, g_out, normed.to(dtype))
-            g_product = _norm_backward(g_out @ w_out, product, mean, rstd, w_norm,
-                                       grad_w_norm).to(dtype)
+            g_product = _norm_backward(g_out @ w_out, product, mean, rstd, w_norm, grad_w_norm).to(
+                dtype
+            )
             g_halves = torch.empty_like(halves_b)
             g_u, g_v = g_halves.chunk(2, -1)
             torch.mul(g_product, v, out=g_u)
@@ -335,7 +367,6 @@ class _PolyMLP(torch.autograd.Function):
 
 
 class _PolyConv(torch.autograd.Function):
-
     @staticmethod
     def infer(x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
         dtype = matmul_dtype(x)
@@ -348,13 +379,15 @@ class _PolyConv(torch.autograd.Function):
                 # the convolutions of this band look at rows first..last, of which the ones from known on
                 # are still unchanged in x
                 first, last = max(start - reach, 0), min(stop + reach, x.shape[1])
-                torch.mm(_rows(x_s[:, known:last]).to(dtype), w_in.t(), out=_rows(base[:, known:last]))
+                torch.mm(
+                    _rows(x_s[:, known:last]).to(dtype), w_in.t(), out=_rows(base[:, known:last])
+                )
                 known = last
 
                 maps = channels_first(base[:, first:last])
                 coarse = conv(maps, w_coarse, dilation=2)
                 product = _crosswise(coarse, conv(maps, w_fine), out=coarse)
-                smooth = channels_last(conv(product, w_smooth))[:, start - first:stop - first]
+                smooth = channels_last(conv(product, w_smooth))[:, start - first : stop - first]
                 branch = layer_norm(F.linear(_rows(smooth), w_out), w_norm)
                 band = x_s[:, start:stop]
                 _rows(band).add_(_scaled(branch, _keep_rows(keep_s, band)))
@@ -369,12 +402,32 @@ class _PolyConv(torch.autograd.Function):
         y, z = torch.empty_like(x), torch.empty_like(x, dtype=dtype)
         # means and reciprocal deviations
         moments = z.new_empty(2, z[..., 0].numel(), 1, dtype=wide_dtype(z))
-        ctx.save_for_backward(x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm,
-                              base, coarse, fine, smooth, z, *moments)
+        ctx.save_for_backward(
+            x,
+            keep,
+            w_in,
+            w_coarse,
+            w_fine,
+            w_smooth,
+            w_out,
+            w_norm,
+            base,
+            coarse,
+            fine,
+            smooth,
+            z,
+            *moments,
+        )
         w_out = w_out.to(dtype)
         for y_b, x_b, keep_b, smooth_b, z_b, mean_b, rstd_b in _blocks(
-                max(w_out.shape), _rows(y), _rows(x), _keep_rows(keep, x), _rows(smooth), _rows(z),
-                *moments):
+            max(w_out.shape),
+            _rows(y),
+            _rows(x),
+            _keep_rows(keep, x),
+            _rows(smooth),
+            _rows(z),
+            *moments,
+        ):
             torch.mm(smooth_b, w_out.t(), out=z_b)
             branch, mean, rstd = _norm_forward(z_b, w_norm)
             mean_b.copy_(mean)
@@ -385,32 +438,61 @@ class _PolyConv(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        (x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm,
-         base, coarse, fine, smooth, z, *moments) = ctx.saved_tensors
+        (
+            x,
+            keep,
+            w_in,
+            w_coarse,
+            w_fine,
+            w_smooth,
+            w_out,
+            w_norm,
+            base,
+            coarse,
+            fine,
+            smooth,
+            z,
+            *moments,
+        ) = ctx.saved_tensors
         dtype = z.dtype
         grad_w_in, grad_w_out, grad_w_norm = _zeros_like(w_in, w_out, w_norm)
         grad = grad.contiguous()
         g_smooth = torch.empty_like(smooth)
         w_in, w_out = w_in.to(dtype), w_out.to(dtype)
         for g, keep_b, z_b, smooth_b, g_smooth_b, mean, rstd in _blocks(
-                max(w_out.shape), _rows(grad), _keep_rows(keep, x), _rows(z), _rows(smooth),
-                _rows(g_smooth), *moments):
+            max(w_out.shape),
+            _rows(grad),
+            _keep_rows(keep, x),
+            _rows(z),
+            _rows(smooth),
+            _rows(g_smooth),
+            *moments,
+        ):
             g = _norm_backward(_scaled(g, keep_b), z_b, mean, rstd, w_norm, grad_w_norm).to(dtype)
             _add_outer_(grad_w_out, g, smooth_b)
             torch.mm(g, w_out, out=g_smooth_b)
-        g, grad_w_smooth = conv_backward(channels_first(g_smooth), _crosswise(coarse, fine), w_smooth)
+        g, grad_w_smooth = conv_backward(
+            channels_first(g_smooth), _crosswise(coarse, fine), w_smooth
+        )
         from_fine, grad_w_fine = conv_backward(_swapped_product(g, coarse), base, w_fine)
         g, grad_w_coarse = conv_backward(_crosswise(g, fine, out=g), base, w_coarse, dilation=2)
         g = _rows(channels_last(g.add_(from_fine)))
         _add_outer_(grad_w_in, g, _rows(x).to(dtype))
         grad_x = torch.empty_like(grad)
         _add_product(_rows(grad), g, w_in, None, out=_rows(grad_x))
-        return (grad_x, None, grad_w_in, grad_w_coarse, grad_w_fine, grad_w_smooth, grad_w_out,
-                grad_w_norm)
+        return (
+            grad_x,
+            None,
+            grad_w_in,
+            grad_w_coarse,
+            grad_w_fine,
+            grad_w_smooth,
+            grad_w_out,
+            grad_w_norm,
+        )
 
 
 class _ClipGradient(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, x, max_norm, scale):
         ctx.max_norm, ctx.scale = max_norm, scale
@@ -420,5 +502,5 @@ class _ClipGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         norm = torch.linalg.vector_norm(grad, dtype=wide_dtype(grad)) / ctx.scale
-        factor = torch.where(norm > ctx.max_norm, ctx.max_norm / (norm + 1e-6), 1.)
+        factor = torch.where(norm > ctx.max_norm, ctx.max_norm / (norm + 1e-6), 1.0)
         return grad * factor.to(grad.dtype), None, None

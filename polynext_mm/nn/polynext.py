@@ -3,6 +3,7 @@
 Source: "Activation-Free Backbones for Image Recognition: Polynomial Alternatives within
 MetaFormer-Style Vision Models" (ICML 2026, arXiv 2605.20839) and its authors' release.
 """
+
 import dataclasses
 import math
 import os
@@ -40,6 +41,7 @@ class Arch:
     Raises:
         ValueError: For values that make no network, naming the field.
     """
+
     widths: tuple[int, ...]
     depths: tuple[int, ...]
     stacks: tuple[int, ...]
@@ -59,20 +61,25 @@ class Arch:
                 raise ValueError(f'arch: {field.name} must be a sequence, got {value!r}')
         for name in ('depths', 'stacks', 'mixers', 'conv_ratios', 'mlp_ratios'):
             if len(getattr(self, name)) != len(self.widths):
-                raise ValueError(f'arch: {name} needs one entry for each of the {len(self.widths)} '
-                                 f'widths, got {getattr(self, name)!r}')
+                raise ValueError(
+                    f'arch: {name} needs one entry for each of the {len(self.widths)} '
+                    f'widths, got {getattr(self, name)!r}'
+                )
         for name in ('widths', 'depths', 'stacks'):
             if not self.widths or any(type(n) is not int or n < 1 for n in getattr(self, name)):
-                raise ValueError(f'arch: {name} must be positive integers, '
-                                 f'got {getattr(self, name)!r}')
+                raise ValueError(
+                    f'arch: {name} must be positive integers, got {getattr(self, name)!r}'
+                )
         for name in ('conv_ratios', 'mlp_ratios', 'gate_init'):
             if not all(map(_is_number, getattr(self, name))):
                 raise ValueError(f'arch: {name} must be numbers, got {getattr(self, name)!r}')
         if not set(self.mixers) <= set(MIXERS):
             raise ValueError(f'arch: mixers must be of {MIXERS}, got {self.mixers!r}')
         if len(self.downsampling) != 2 or not set(self.downsampling) <= set(DOWNSAMPLINGS):
-            raise ValueError(f'arch: downsampling must be two of {DOWNSAMPLINGS} (for s0 and s1), '
-                             f'got {self.downsampling!r}')
+            raise ValueError(
+                f'arch: downsampling must be two of {DOWNSAMPLINGS} (for s0 and s1), '
+                f'got {self.downsampling!r}'
+            )
         if not isinstance(self.paired_gates, bool):
             raise ValueError(f'arch: paired_gates must be a bool, got {self.paired_gates!r}')
         for width, ratio in zip(self.widths, self.conv_ratios):
@@ -80,12 +87,16 @@ class Arch:
                 raise ValueError(f'arch: conv_ratios {ratio} leaves no channel of width {width}')
         for width, ratio in zip(self.widths, self.mlp_ratios):
             if int(width * ratio) < 2 or int(width * ratio) % 2:
-                raise ValueError('arch: int(width * mlp_ratio) must be even and positive, got '
-                                 f'{int(width * ratio)} for width {width} and ratio {ratio}')
+                raise ValueError(
+                    'arch: int(width * mlp_ratio) must be even and positive, got '
+                    f'{int(width * ratio)} for width {width} and ratio {ratio}'
+                )
         needed = max(max(self.gates(i)) for i in range(max(self.stacks))) + 1
         if len(self.gate_init) < needed:
-            raise ValueError(f'arch: gate_init needs at least {needed} entries for '
-                             f'{max(self.stacks)} stacks, got {len(self.gate_init)}')
+            raise ValueError(
+                f'arch: gate_init needs at least {needed} entries for '
+                f'{max(self.stacks)} stacks, got {len(self.gate_init)}'
+            )
 
     def gates(self, stack: int) -> tuple[int, int]:
         """Indices into lam of a stack's mixer and PolyMLP."""
@@ -94,7 +105,7 @@ class Arch:
     @property
     def strides(self) -> tuple[int, ...]:
         """Output stride of every stage."""
-        return tuple(STEM_STRIDE * 2 ** i for i in range(len(self.widths)))
+        return tuple(STEM_STRIDE * 2**i for i in range(len(self.widths)))
 
 
 def _is_number(value) -> bool:
@@ -102,8 +113,8 @@ def _is_number(value) -> bool:
 
 
 def _archs() -> dict[str, Arch]:
-    tiny_gates = tuple(math.log(g / (1 - g)) for g in (.5, .5, .25, .125, .0625, .03125))
-    halves = tuple(-.5 * i for i in range(9))
+    tiny_gates = tuple(math.log(g / (1 - g)) for g in (0.5, 0.5, 0.25, 0.125, 0.0625, 0.03125))
+    halves = tuple(-0.5 * i for i in range(9))
     mixed = ('sep3x3', 'full3x3')
     #          C  cells           stacks        (s0, s1)              lam          paired
     sizes = {
@@ -115,8 +126,16 @@ def _archs() -> dict[str, Arch]:
     families = {'cpolynext': ('conv',) * 4, 'apolynext': ('conv', 'conv', 'attn', 'attn')}
     return {
         f'{family}_{size}': Arch(
-            tuple(width * m for m in (1, 2, 4, 6)), depths, stacks, mixers, (1, 1, .75, .75),
-            (2, 2, 1.75, 1.75), downsampling, gate_init, paired)
+            tuple(width * m for m in (1, 2, 4, 6)),
+            depths,
+            stacks,
+            mixers,
+            (1, 1, 0.75, 0.75),
+            (2, 2, 1.75, 1.75),
+            downsampling,
+            gate_init,
+            paired,
+        )
         for family, mixers in families.items()
         for size, (width, depths, stacks, downsampling, gate_init, paired) in sizes.items()
     }
@@ -140,14 +159,20 @@ def get_arch(arch: str | Mapping | Arch) -> Arch:
     if isinstance(arch, Mapping):
         fields = {field.name: field for field in dataclasses.fields(Arch)}
         unknown = sorted(set(arch) - set(fields))
-        missing = [name for name, field in fields.items()
-                   if name not in arch and field.default is dataclasses.MISSING]
+        missing = [
+            name
+            for name, field in fields.items()
+            if name not in arch and field.default is dataclasses.MISSING
+        ]
         if unknown or missing:
-            raise ValueError(f'arch: unknown fields {unknown}, missing fields {missing}; '
-                             f'the fields are {", ".join(fields)}')
+            raise ValueError(
+                f'arch: unknown fields {unknown}, missing fields {missing}; '
+                f'the fields are {", ".join(fields)}'
+            )
         return Arch(**arch)
-    raise ValueError(f'arch must be one of {", ".join(ARCHS)}, or a dict of the fields of Arch, '
-                     f'got {arch!r}')
+    raise ValueError(
+        f'arch must be one of {", ".join(ARCHS)}, or a dict of the fields of Arch, got {arch!r}'
+    )
 
 
 class DropPath(nn.Module):
@@ -178,8 +203,9 @@ class Stack(nn.Module):
             self.mixer = PolyConv(width, arch.conv_ratios[stage], 3 if stage == 0 else 5)
         self.mlp = PolyMLP(width, arch.mlp_ratios[stage])
 
-    def forward(self, x: Tensor, gates: tuple[Tensor | None, ...],
-                keeps: tuple[Tensor | None, ...]) -> Tensor:
+    def forward(
+        self, x: Tensor, gates: tuple[Tensor | None, ...], keeps: tuple[Tensor | None, ...]
+    ) -> Tensor:
         """Of ``gates`` and ``keeps`` the first is the mixer's, the second the PolyMLP's."""
         for branch, gate, keep in zip((self.mixer, self.mlp), gates, keeps):
             x = branch(x, gate, keep)
@@ -238,8 +264,9 @@ class Downsample(nn.Module):
     def __init__(self, kind: str, in_channels: int, out_channels: int):
         super().__init__()
         if kind == 'sep3x3':
-            self.depthwise = nn.Conv2d(in_channels, in_channels, 3, 2, 1, groups=in_channels,
-                                       bias=False)
+            self.depthwise = nn.Conv2d(
+                in_channels, in_channels, 3, 2, 1, groups=in_channels, bias=False
+            )
             self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         else:
             self.conv = nn.Conv2d(in_channels, out_channels, 3, 2, 1, bias=False)
@@ -262,20 +289,27 @@ class Stage(nn.Module):
         grad_clip_norm (float | None): Largest norm of the gradient at a cell's output.
     """
 
-    def __init__(self, arch: Arch, index: int, drop_paths: list[float], with_cp: bool,
-                 grad_clip_norm: float | None):
+    def __init__(
+        self,
+        arch: Arch,
+        index: int,
+        drop_paths: list[float],
+        with_cp: bool,
+        grad_clip_norm: float | None,
+    ):
         super().__init__()
         self.with_cp = with_cp
         self.grad_clip_norm = grad_clip_norm
         if index > 0:
             self.downsample = nn.ModuleList(
                 Downsample(kind, arch.widths[index - 1], arch.widths[index])
-                for kind in arch.downsampling)
+                for kind in arch.downsampling
+            )
         else:
             self.downsample = None
         self.cells = nn.ModuleList(Cell(arch, index, rate) for rate in drop_paths)
 
-    def forward(self, s0: Tensor, s1: Tensor, loss_scale: float = 1.) -> tuple[Tensor, Tensor]:
+    def forward(self, s0: Tensor, s1: Tensor, loss_scale: float = 1.0) -> tuple[Tensor, Tensor]:
         """Map the pair to the last two features; ``loss_scale`` concerns the clip alone."""
         if self.downsample is not None:
             s0, s1 = (shrink(s) for shrink, s in zip(self.downsample, (s0, s1)))
@@ -304,9 +338,14 @@ class PolyNeXt(nn.Module):
         ValueError: For an unknown arch or a value out of range.
     """
 
-    def __init__(self, arch: str | Mapping | Arch, in_channels: int = 3,
-                 drop_path_rate: float = 0., with_cp: bool = False,
-                 grad_clip_norm: float | None = None):
+    def __init__(
+        self,
+        arch: str | Mapping | Arch,
+        in_channels: int = 3,
+        drop_path_rate: float = 0.0,
+        with_cp: bool = False,
+        grad_clip_norm: float | None = None,
+    ):
         super().__init__()
         if not _is_number(drop_path_rate) or not 0 <= drop_path_rate <= 1:
             raise ValueError(f'drop_path_rate must be within [0, 1], got {drop_path_rate!r}')
@@ -321,7 +360,8 @@ class PolyNeXt(nn.Module):
         rates = (drop_path_rate * cell / last for cell in range(last + 1))
         self.stages = nn.ModuleList(
             Stage(self.arch, i, [next(rates) for _ in range(depth)], with_cp, grad_clip_norm)
-            for i, depth in enumerate(self.arch.depths))
+            for i, depth in enumerate(self.arch.depths)
+        )
         self.reset_parameters()
 
     @torch.no_grad()
@@ -330,7 +370,7 @@ class PolyNeXt(nn.Module):
         truncated normal, std .02; norms, scales and gates at their start."""
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear, DepthwiseConv)):
-                nn.init.trunc_normal_(module.weight, std=.02)
+                nn.init.trunc_normal_(module.weight, std=0.02)
             elif isinstance(module, LayerNorm):
                 nn.init.ones_(module.weight)
             elif isinstance(module, Cell):
@@ -338,7 +378,7 @@ class PolyNeXt(nn.Module):
                 nn.init.ones_(module.scale1)
                 module.gate_logits.copy_(torch.tensor(self.arch.gate_init))
             elif isinstance(module, PolyAttn):
-                module.scale_logit.fill_(-math.log(HEAD_WIDTH ** .5 - 1))  # the logit of 32^-.5
+                module.scale_logit.fill_(-math.log(HEAD_WIDTH**0.5 - 1))  # the logit of 32^-.5
 
     def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
         """Yield every stage's feature of an image (B, in_channels, H, W), from stride 4 to 32, as
@@ -347,7 +387,7 @@ class PolyNeXt(nn.Module):
         s0 = x.permute(0, 2, 3, 1).contiguous()
         s1 = s0.view_as(s0)  # the same, as a second tensor: Dynamo allows a Function none twice
         for stage in self.stages:
-            s0, s1 = stage(s0, s1, self.loss_scale or 1.)
+            s0, s1 = stage(s0, s1, self.loss_scale or 1.0)
             yield s1.permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -366,8 +406,10 @@ class PolyNeXt(nn.Module):
         """
         compiler = os.environ.get('CXX', 'g++')
         if not any(shutil.which(name) for name in (compiler, 'clang++')):
-            raise RuntimeError(f'torch.compile needs a C++ compiler and there is no {compiler}: '
-                               'install one (Debian: apt install g++) or turn compilation off')
+            raise RuntimeError(
+                f'torch.compile needs a C++ compiler and there is no {compiler}: '
+                'install one (Debian: apt install g++) or turn compilation off'
+            )
         # All stacks are one function to Dynamo: its default of 8 versions would not do for four stages,
         # with and without drop path, in training and evaluation, and what exceeds it runs uncompiled.
         dynamo = torch._dynamo.config
@@ -396,7 +438,7 @@ class Classifier(nn.Module):
         dropout (float): Before the last layer.
     """
 
-    def __init__(self, channels: int, num_classes: int, dropout: float = 0.):
+    def __init__(self, channels: int, num_classes: int, dropout: float = 0.0):
         super().__init__()
         self.norm = LayerNorm(channels)
         self.proj = nn.Linear(channels, 4 * channels, bias=False)
@@ -420,8 +462,13 @@ class PolyNeXtClassifier(PolyNeXt):
         drop_path_rate (float): Defaults to 0.
     """
 
-    def __init__(self, arch: str | Mapping | Arch, num_classes: int = 1000, in_channels: int = 3,
-                 drop_path_rate: float = 0.):
+    def __init__(
+        self,
+        arch: str | Mapping | Arch,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        drop_path_rate: float = 0.0,
+    ):
         super().__init__(arch, in_channels, drop_path_rate)
         self.head = Classifier(self.arch.widths[-1], num_classes)
 

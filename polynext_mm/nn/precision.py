@@ -1,4 +1,5 @@
 """In which types things are computed, with and without autocast."""
+
 import torch
 from torch import Tensor
 

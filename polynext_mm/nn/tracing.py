@@ -1,4 +1,5 @@
 """For whom the code runs that is running now: for itself, or for a graph that is being recorded."""
+
 import torch
 
 

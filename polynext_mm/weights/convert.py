@@ -1,4 +1,5 @@
 """Checkpoint files in the authors' names written in ours, and back."""
+
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,13 @@ from .files import BACKBONE, CheckpointError
 _NAMINGS = {'ours': 'our names', 'authors': "the authors' names"}
 
 
-def convert(source: str | os.PathLike, target: str | os.PathLike, to: str = 'ours',
-            arch: str | None = None, overwrite: bool = False) -> str:
+def convert(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    to: str = 'ours',
+    arch: str | None = None,
+    overwrite: bool = False,
+) -> str:
     """Write a backbone or a whole segmentor under the other names. Values and heads stay as they are.
 
     What is written holds weights and the plain part of ``meta``: a backbone in the authors' names is a
@@ -46,24 +52,33 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, to: str = 'our
         raise FileExistsError(f'{target} is there already')
     checkpoint = files.read(source)
     weights = checkpoint['state_dict']
-    backbone = {key.removeprefix(BACKBONE): value for key, value in weights.items()
-                if key.startswith(BACKBONE)}
+    backbone = {
+        key.removeprefix(BACKBONE): value
+        for key, value in weights.items()
+        if key.startswith(BACKBONE)
+    }
     heads = {key: value for key, value in weights.items() if not key.startswith(BACKBONE)}
     arch = arch or _inferred(backbone, source)
     converted = _renamed(backbone, to, arch, source)
     if heads:
         converted = {BACKBONE + key: value for key, value in converted.items()} | heads
     bare = to == 'authors' and not heads
-    _write(converted if bare else dict(meta=_plain(checkpoint['meta']), state_dict=converted), target)
-    return (f'{target}: {arch} in {_NAMINGS[to]}, {len(backbone)} tensors of the backbone and '
-            f'{len(heads)} of heads')
+    _write(
+        converted if bare else dict(meta=_plain(checkpoint['meta']), state_dict=converted), target
+    )
+    return (
+        f'{target}: {arch} in {_NAMINGS[to]}, {len(backbone)} tensors of the backbone and '
+        f'{len(heads)} of heads'
+    )
 
 
 def _inferred(backbone: Mapping[str, Tensor], source) -> str:
     try:
         return names.infer_arch(backbone)
     except ValueError as error:
-        raise CheckpointError(f'{source}: {error}; give the arch to learn what does not fit') from error
+        raise CheckpointError(
+            f'{source}: {error}; give the arch to learn what does not fit'
+        ) from error
 
 
 def _renamed(backbone: dict[str, Tensor], to: str, arch: str, source) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ The form is mmengine's: ``dict(state_dict=..., meta=...)`` and whatever else an 
 keys of the backbone behind ``backbone.``, in the names of whoever wrote the file. Names are translated
 where the arch is known: on loading (:mod:`polynext_mm.weights.loading`).
 """
+
 import argparse
 import contextlib
 import io
@@ -82,7 +83,8 @@ def fetch(url: str) -> Path:
     if failure:
         raise CheckpointError(
             f'could not download {url} ({failure}). Put the file at {path}, or give its path in place '
-            'of the url; to start from scratch instead, set the init_cfg of the backbone to None')
+            'of the url; to start from scratch instead, set the init_cfg of the backbone to None'
+        )
     return path
 
 
@@ -112,6 +114,7 @@ def _may_be_whole(path: Path) -> bool:
 def _history_buffer_attribute(owner: Any, name: str) -> Any:
     """Stands for ``getattr`` in pickled HistoryBuffers, which refer to their own methods with it."""
     from mmengine.logging import HistoryBuffer
+
     if owner is not HistoryBuffer and not isinstance(owner, HistoryBuffer):
         raise pickle.UnpicklingError(f'getattr of {owner!r} is not a HistoryBuffer statistic')
     return getattr(owner, name)
@@ -120,24 +123,41 @@ def _history_buffer_attribute(owner: Any, name: str) -> Any:
 def _harmless() -> list:
     """What checkpoints hold besides tensors, and what reading it runs no code of the file's."""
     from mmengine.logging import HistoryBuffer
+
     multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
-    dtypes = {type(np.dtype(code)) for code in np.typecodes['AllInteger'] + np.typecodes['AllFloat']}
-    allowed = [argparse.Namespace, HistoryBuffer, slice, np.ndarray, np.dtype, type(np.dtype(bool)),
-               type(np.dtype(str)), *dtypes, (_history_buffer_attribute, 'builtins.getattr')]
+    dtypes = {
+        type(np.dtype(code)) for code in np.typecodes['AllInteger'] + np.typecodes['AllFloat']
+    }
+    allowed = [
+        argparse.Namespace,
+        HistoryBuffer,
+        slice,
+        np.ndarray,
+        np.dtype,
+        type(np.dtype(bool)),
+        type(np.dtype(str)),
+        *dtypes,
+        (_history_buffer_attribute, 'builtins.getattr'),
+    ]
     for core in ('numpy.core', 'numpy._core'):  # NumPy 1's name and NumPy 2's
-        allowed += [(multiarray.scalar, f'{core}.multiarray.scalar'),
-                    (multiarray._reconstruct, f'{core}.multiarray._reconstruct')]
+        allowed += [
+            (multiarray.scalar, f'{core}.multiarray.scalar'),
+            (multiarray._reconstruct, f'{core}.multiarray._reconstruct'),
+        ]
     return allowed
 
 
 def _load(path: Path, map_location: Any) -> Any:
     """``torch.load`` that executes nothing and explains what it refuses."""
     if not path.is_file():
-        raise FileNotFoundError(f'there is no checkpoint {path}: check the path (it is taken from '
-                                f'{Path.cwd()} if it is relative)')
+        raise FileNotFoundError(
+            f'there is no checkpoint {path}: check the path (it is taken from '
+            f'{Path.cwd()} if it is relative)'
+        )
     try:
         if path.suffix == '.safetensors':
             from safetensors.torch import load_file
+
             return load_file(path)
         with torch.serialization.safe_globals(_harmless()):
             return torch.load(path, map_location=map_location, weights_only=True)
@@ -147,11 +167,13 @@ def _load(path: Path, map_location: Any) -> Any:
             raise CheckpointError(
                 f'{path} holds more than weights and was not read, since reading all of it could '
                 f'execute code: {refused}\nIf you trust whoever made it, read it the way mmengine '
-                f'does: {UNSAFE}{path}') from error
+                f'does: {UNSAFE}{path}'
+            ) from error
         reason = next(iter(str(error).strip().splitlines()), '')
         raise CheckpointError(
             f'{path} ({path.stat().st_size} bytes) is damaged, truncated or no checkpoint: '
-            f'{type(error).__name__}: {reason}. Delete it and get it again') from error
+            f'{type(error).__name__}: {reason}. Delete it and get it again'
+        ) from error
 
 
 def _refused(error: Exception) -> str | None:
@@ -159,8 +181,10 @@ def _refused(error: Exception) -> str | None:
     if not isinstance(error, pickle.UnpicklingError):
         return None
     marks = ('GLOBAL', 'getattr', 'unrecognized function', 'Can only')
-    return next((line.strip() for line in str(error).splitlines()
-                 if any(mark in line for mark in marks)), None)
+    return next(
+        (line.strip() for line in str(error).splitlines() if any(mark in line for mark in marks)),
+        None,
+    )
 
 
 def normalize(checkpoint: Any, source: str | os.PathLike) -> dict:
@@ -180,11 +204,15 @@ def normalize(checkpoint: Any, source: str | os.PathLike) -> dict:
     else:
         whole = {'meta': {}}
         weights = _weights_of(checkpoint)
-    weights = {unwrapped(key): value for key, value in weights.items()
-               if isinstance(key, str)} if isinstance(weights, Mapping) else {}
+    weights = (
+        {unwrapped(key): value for key, value in weights.items() if isinstance(key, str)}
+        if isinstance(weights, Mapping)
+        else {}
+    )
     if not any(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(f'{source} holds no weights: its keys are '
-                              f'{", ".join(map(str, list(checkpoint)[:8]))}')
+        raise CheckpointError(
+            f'{source} holds no weights: its keys are {", ".join(map(str, list(checkpoint)[:8]))}'
+        )
     problem = names.unsupported(_bare(weights))
     if problem:
         raise CheckpointError(f'{source}: {problem}')
@@ -226,7 +254,9 @@ def _weights_of(checkpoint: Mapping) -> Mapping:
 
 def is_polynext_file(path: str | os.PathLike) -> bool:
     """Whether the keys of a PolyNeXt are anywhere in a file, told without loading or executing it."""
-    return any(is_backbone({unwrapped(text).removeprefix(BACKBONE)}) for text in _pickled_text(path))
+    return any(
+        is_backbone({unwrapped(text).removeprefix(BACKBONE)}) for text in _pickled_text(path)
+    )
 
 
 def _pickled_text(path: str | os.PathLike) -> Iterator[str]:
@@ -310,6 +340,9 @@ def install_loader() -> None:
         path = fetch(source) if is_url(source) else Path(source).expanduser()
         return normalize(torch.load(path, map_location, weights_only=False), source)
 
-    for prefixes, loader in (('', load_from_local), (('http://', 'https://'), load_from_http),
-                             (UNSAFE, load_from_unsafe)):
+    for prefixes, loader in (
+        ('', load_from_local),
+        (('http://', 'https://'), load_from_http),
+        (UNSAFE, load_from_unsafe),
+    ):
         CheckpointLoader.register_scheme(prefixes, loader, force=True)

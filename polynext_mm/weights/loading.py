@@ -1,4 +1,5 @@
 """Loading, strictly: every key accounted for, or an error that names what was wrong."""
+
 import os
 from collections.abc import Callable, Collection, Mapping
 
@@ -52,12 +53,15 @@ def adapt(backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, sourc
     """
     weights = {}
     for key in [key for key in state_dict if key.startswith(prefix)]:
-        weights[files.unwrapped(key[len(prefix):])] = state_dict.pop(key)
+        weights[files.unwrapped(key[len(prefix) :])] = state_dict.pop(key)
     left_over = []
     if not prefix and any(key.startswith(BACKBONE) for key in weights):
         left_over = [key for key in weights if not key.startswith(BACKBONE)]
-        weights = {key[len(BACKBONE):]: value for key, value in weights.items()
-                   if key.startswith(BACKBONE)}
+        weights = {
+            key[len(BACKBONE) :]: value
+            for key, value in weights.items()
+            if key.startswith(BACKBONE)
+        }
     problem = names.unsupported(weights)
     if problem:
         raise CheckpointError(f'{_named(source)}: {problem}')
@@ -65,21 +69,35 @@ def adapt(backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, sourc
     if names.is_authors(weights):
         weights = names.translate(weights, backbone.arch)
     expected = backbone.state_dict()
-    optional = [key for key in weights if key not in expected
-                and (key.startswith(('head.', 'out_norms.')) or key == names.DROPOUT_RATE)]
+    optional = [
+        key
+        for key in weights
+        if key not in expected
+        and (key.startswith(('head.', 'out_norms.')) or key == names.DROPOUT_RATE)
+    ]
     left_over += optional
     for key in optional:
         del weights[key]
     missing = [key for key in expected if key not in weights]
     fresh = [key for key in missing if key.startswith('out_norms.')]
-    _raise_unless_equal(expected, weights, [key for key in missing if key not in fresh], source,
-                        lambda: _hint(given, backbone))
+    _raise_unless_equal(
+        expected,
+        weights,
+        [key for key in missing if key not in fresh],
+        source,
+        lambda: _hint(given, backbone),
+    )
     state_dict.update({prefix + key: value for key, value in weights.items()})
     return report('PolyNeXt', len(weights), len(expected), source, fresh, left_over)
 
 
-def check(model: nn.Module, state_dict: dict[str, Tensor], source=None,
-          reset_mismatched_heads: bool = False, evaluation: bool = False) -> str:
+def check(
+    model: nn.Module,
+    state_dict: dict[str, Tensor],
+    source=None,
+    reset_mismatched_heads: bool = False,
+    evaluation: bool = False,
+) -> str:
     """Check that a whole model takes ``state_dict``, the keys of whose backbone are for :func:`adapt`.
 
     Args:
@@ -97,29 +115,37 @@ def check(model: nn.Module, state_dict: dict[str, Tensor], source=None,
     Raises:
         CheckpointError: If heads are missing in part, left over, or of another shape.
     """
-    expected = {key: value for key, value in model.state_dict().items()
-                if not key.startswith(BACKBONE)}
+    expected = {
+        key: value for key, value in model.state_dict().items() if not key.startswith(BACKBONE)
+    }
     heads = {key: value for key, value in state_dict.items() if not key.startswith(BACKBONE)}
     if evaluation:
         _raise_if_norms_differ(model.backbone, state_dict, source)
     elif not heads:
-        return report(type(model).__name__ + ' heads', 0, len(expected), source,
-                      _groups(expected), [])
-    mismatched = [key for key, value in heads.items()
-                  if key in expected and value.shape != expected[key].shape]
+        return report(
+            type(model).__name__ + ' heads', 0, len(expected), source, _groups(expected), []
+        )
+    mismatched = [
+        key
+        for key, value in heads.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
     if reset_mismatched_heads and not evaluation:
         for key in mismatched:
             del heads[key], state_dict[key]
-    missing = [key for key in expected
-               if key not in heads and not key.endswith('num_batches_tracked')]
+    missing = [
+        key for key in expected if key not in heads and not key.endswith('num_batches_tracked')
+    ]
     reset = [key for key in missing if key in mismatched]
 
     def hint() -> str:
         if not heads:
             return 'the file has no heads: it is a backbone alone and cannot be evaluated'
         if mismatched:
-            return ('for another number of classes, set reset_mismatched_heads=True of the config\'s '
-                    'CheckpointGuardHook: those layers then start afresh')
+            return (
+                "for another number of classes, set reset_mismatched_heads=True of the config's "
+                'CheckpointGuardHook: those layers then start afresh'
+            )
         return 'the file is of another kind of model'
 
     _raise_unless_equal(expected, heads, [key for key in missing if key not in reset], source, hint)
@@ -127,18 +153,24 @@ def check(model: nn.Module, state_dict: dict[str, Tensor], source=None,
 
 
 def _raise_if_norms_differ(backbone: nn.Module, state_dict: Mapping[str, Tensor], source) -> None:
-    in_file = {key.split('.')[2] for key in state_dict
-               if key.startswith((f'{BACKBONE}out_norms.', f'{BACKBONE}extra_norms.'))}
+    in_file = {
+        key.split('.')[2]
+        for key in state_dict
+        if key.startswith((f'{BACKBONE}out_norms.', f'{BACKBONE}extra_norms.'))
+    }
     absent = sorted(set(backbone.out_norms) - in_file)
     if in_file and not len(backbone.out_norms):
         raise CheckpointError(f'{_named(source)} was trained with output norms: set out_norm=True')
     if absent:
-        raise CheckpointError(f'{_named(source)} has no output norms for the stages '
-                              f'{", ".join(absent)}: set out_norm=False if it was trained without')
+        raise CheckpointError(
+            f'{_named(source)} has no output norms for the stages '
+            f'{", ".join(absent)}: set out_norm=False if it was trained without'
+        )
 
 
-def report(what: str, loaded: int, total: int, source, fresh: Collection[str],
-           left_over: Collection[str]) -> str:
+def report(
+    what: str, loaded: int, total: int, source, fresh: Collection[str], left_over: Collection[str]
+) -> str:
     """One line for the log."""
     line = f'{what}: loaded {loaded} of {total} tensors from {_named(source)}'
     if fresh:
@@ -170,14 +202,25 @@ def _hint(weights: Mapping[str, Tensor], backbone: nn.Module) -> str:
     return 'check in_channels, and that the file is whole'
 
 
-def _raise_unless_equal(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor],
-                        missing: Collection[str], source, hint: Callable[[], str]) -> None:
+def _raise_unless_equal(
+    expected: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    missing: Collection[str],
+    source,
+    hint: Callable[[], str],
+) -> None:
     problems = []
     unexpected = [key for key in weights if key not in expected]
-    shapes = [f'{key} is {tuple(value.shape)} instead of {tuple(expected[key].shape)}'
-              for key, value in weights.items()
-              if key in expected and value.shape != expected[key].shape]
-    for what, keys in (('missing', missing), ('unexpected', unexpected), ('of a wrong shape', shapes)):
+    shapes = [
+        f'{key} is {tuple(value.shape)} instead of {tuple(expected[key].shape)}'
+        for key, value in weights.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    for what, keys in (
+        ('missing', missing),
+        ('unexpected', unexpected),
+        ('of a wrong shape', shapes),
+    ):
         if keys:
             more = f' and {len(keys) - 4} more' if len(keys) > 4 else ''
             problems.append(f'{len(keys)} {what}: {", ".join(list(keys)[:4])}{more}')

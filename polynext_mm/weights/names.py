@@ -1,4 +1,5 @@
 """The authors' parameter names and ours, as one table an arch."""
+
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -73,18 +74,25 @@ def authors_to_ours(arch: Arch) -> dict[str, str]:
         if stage > 0:
             for member, kind in enumerate(arch.downsampling):
                 reduction = 2 * (stage - 1) + member
-                names.update({
-                    f'reductions.{reduction}.{theirs}': f'stages.{stage}.downsample.{member}.{ours}'
-                    for ours, theirs in _DOWNSAMPLE[kind]})
+                names.update(
+                    {
+                        f'reductions.{reduction}.{theirs}': f'stages.{stage}.downsample.{member}.{ours}'
+                        for ours, theirs in _DOWNSAMPLE[kind]
+                    }
+                )
         ops, stack_names = _STACKS[arch.mixers[stage]]
         for i in range(depth):
             theirs_cell, our_cell = f'cells.{cell}', f'stages.{stage}.cells.{i}'
-            names.update({f'{theirs_cell}.{theirs}': f'{our_cell}.{ours}'
-                          for ours, theirs in _CELL})
+            names.update(
+                {f'{theirs_cell}.{theirs}': f'{our_cell}.{ours}' for ours, theirs in _CELL}
+            )
             for stack in range(arch.stacks[stage]):
-                names.update({
-                    f'{theirs_cell}.ops.{ops * stack + op}.{rest}': f'{our_cell}.stacks.{stack}.{ours}'
-                    for ours, (op, rest) in stack_names})
+                names.update(
+                    {
+                        f'{theirs_cell}.ops.{ops * stack + op}.{rest}': f'{our_cell}.stacks.{stack}.{ours}'
+                        for ours, (op, rest) in stack_names
+                    }
+                )
             cell += 1
         for kind in ('weight', 'bias'):
             names[f'extra_norms.{stage}.{kind}'] = f'out_norms.{stage}.{kind}'
@@ -119,8 +127,10 @@ def translate_back(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Te
     unknown = [key for key in state_dict if key not in names]
     if unknown:
         raise ValueError(f'not weights of this arch: {", ".join(unknown[:5])}')
-    return {names[key]: _authors_shape(_reordered(value, key, arch, back=True), names[key])
-            for key, value in state_dict.items()}
+    return {
+        names[key]: _authors_shape(_reordered(value, key, arch, back=True), names[key])
+        for key, value in state_dict.items()
+    }
 
 
 def infer_arch(state_dict: Mapping[str, Tensor]) -> str:
@@ -132,13 +142,17 @@ def infer_arch(state_dict: Mapping[str, Tensor]) -> str:
     stem = state_dict.get('stem.weight')
     keys = {key for key in state_dict if key.startswith(('cells.', 'reductions.', 'stages.'))}
     for name, arch in ARCHS.items():
-        names = {k: v for k, v in authors_to_ours(arch).items()
-                 if k.startswith(('cells.', 'reductions.'))}
+        names = {
+            k: v
+            for k, v in authors_to_ours(arch).items()
+            if k.startswith(('cells.', 'reductions.'))
+        }
         expected = set(names if is_authors(state_dict) else names.values())
         if keys == expected and stem is not None and stem.shape[0] == arch.widths[0]:
             return name
-    raise ValueError(unsupported(state_dict) or
-                     f'not the weights of a known arch ({", ".join(ARCHS)})')
+    raise ValueError(
+        unsupported(state_dict) or f'not the weights of a known arch ({", ".join(ARCHS)})'
+    )
 
 
 def unsupported(state_dict: Mapping[str, Tensor]) -> str | None:

@@ -1,4 +1,5 @@
 """The authors' published files, as data."""
+
 import dataclasses
 
 _BASE = 'https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/'
@@ -14,6 +15,7 @@ class Published:
         holds (str): 'imagenet', a backbone with its classifier, or 'ade20k', a UperNet segmentor.
         figure (float): Published top-1 accuracy or mIoU in percent.
     """
+
     file: str
     arch: str
     holds: str
@@ -25,7 +27,8 @@ class Published:
 
 
 PUBLISHED: dict[str, Published] = {
-    file.rpartition('.')[0]: Published(file, arch, holds, figure) for file, arch, holds, figure in (
+    file.rpartition('.')[0]: Published(file, arch, holds, figure)
+    for file, arch, holds, figure in (
         ('cpolynext_t.pt', 'cpolynext_t', 'imagenet', 80.2),
         ('cpolynext_s.pt', 'cpolynext_s', 'imagenet', 83.9),
         ('cpolynext_b.pt', 'cpolynext_b', 'imagenet', 84.7),

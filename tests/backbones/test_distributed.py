@@ -1,9 +1,10 @@
 """DDP: checkpointing and freezing compose with it, in two processes on the CPU."""
+
 import textwrap
 
 from helpers import ROOT, python
 
-PROGRAM = textwrap.dedent('''
+PROGRAM = textwrap.dedent("""
     import sys
     import torch
     from torch import distributed
@@ -34,12 +35,13 @@ PROGRAM = textwrap.dedent('''
             torch.testing.assert_close(many.grad, one.grad, rtol=1e-4, atol=1e-7, msg=name)
     distributed.barrier()
     print(f'RANK {rank} agrees')
-''')
+""")
 
 
 def test_two_processes_average_to_the_gradients_of_one(tmp_path):
     program = tmp_path / 'program.py'
     program.write_text(PROGRAM)
-    printed = python('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', program,
-                     ROOT / 'tests')
+    printed = python(
+        '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', program, ROOT / 'tests'
+    )
     assert 'RANK 0 agrees' in printed and 'RANK 1 agrees' in printed

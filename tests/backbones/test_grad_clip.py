@@ -1,4 +1,5 @@
 """The per-cell clip of the A recipe: what it computes, and under loss scaling and accumulation."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from mmengine.runner import Runner
 
 from polynext_mm.engine import AutocastOptimWrapper, MachineHook
 
-MAX_NORM = .85
+MAX_NORM = 0.85
 
 
 def loss_of(model, x):
@@ -41,7 +42,7 @@ def x():
     return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def assert_close(ours, expected, factor=1.):
+def assert_close(ours, expected, factor=1.0):
     for name, grad in expected.items():
         assert (ours[name] / factor - grad).norm() < 1e-5 * grad.norm(), name
 
@@ -67,8 +68,12 @@ def test_a_large_norm_clips_nothing(x):
 def scaled_gradients(x, dtype, counts=1):
     """Gradients after one backward of AutocastOptimWrapper, and the factor on them."""
     model = randomized(build(grad_clip_norm=MAX_NORM))
-    wrapper = AutocastOptimWrapper(torch.optim.SGD(model.parameters(), lr=.1), dtype=dtype,
-                                   loss_scale=1024., accumulative_counts=counts)
+    wrapper = AutocastOptimWrapper(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        dtype=dtype,
+        loss_scale=1024.0,
+        accumulative_counts=counts,
+    )
     wrapper.initialize_count_status(model, 0, 2 * counts)
     with wrapper.optim_context(model):
         loss = wrapper.scale_loss(loss_of(model, x))
@@ -84,15 +89,17 @@ def test_accumulation_is_not_taken_for_small_gradients(x, counts):
     assert_close(grads, expected, factor)
 
 
-@pytest.mark.parametrize(('dtype', 'counts', 'scale'), [
-    ('float16', 1, 1024), ('float16', 4, 256), ('bfloat16', 1, 1), ('bfloat16', 4, .25)])
+@pytest.mark.parametrize(
+    ('dtype', 'counts', 'scale'),
+    [('float16', 1, 1024), ('float16', 4, 256), ('bfloat16', 1, 1), ('bfloat16', 4, 0.25)],
+)
 def test_half_precision_clips_the_unscaled_gradient(x, dtype, counts, scale):
     expected, _ = plainly_clipped(x, MAX_NORM)
     grads, factor = scaled_gradients(x, dtype, counts)
     assert factor == scale
     for name, grad in expected.items():
         off = (grads[name] / factor - grad).norm() / grad.norm()
-        assert off < (.05 if dtype == 'float16' else .25), name
+        assert off < (0.05 if dtype == 'float16' else 0.25), name
 
 
 def test_gradients_that_overflow_stay_visible(x):
@@ -107,16 +114,16 @@ def test_gradients_that_overflow_stay_visible(x):
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_autocast_of_somebody_who_does_not_tell(x, dtype):
-    model = build(grad_clip_norm=5.)
+    model = build(grad_clip_norm=5.0)
     with torch.autocast('cpu', dtype):
         with pytest.raises(ValueError, match=r"type='AutocastOptimWrapper'.*set_loss_scale\(1.\)"):
             model(x)
         with torch.no_grad():
             model(x)
         model.eval()(x)
-        model.train().set_loss_scale(1.)
+        model.train().set_loss_scale(1.0)
         model(x)
-    build(grad_clip_norm=5.)(x)
+    build(grad_clip_norm=5.0)(x)
     with torch.autocast('cpu', dtype):
         build()(x)
 
@@ -124,8 +131,12 @@ def test_autocast_of_somebody_who_does_not_tell(x, dtype):
 def test_mms_amp_wrapper_is_refused_before_the_first_step():
     wrapper = object.__new__(AmpOptimWrapper)  # it refuses to be built without a GPU
     wrapper._accumulative_counts = 1
-    runner = SimpleNamespace(model=build(grad_clip_norm=5.), optim_wrapper=wrapper, world_size=1,
-                             train_dataloader=SimpleNamespace(batch_size=2))
+    runner = SimpleNamespace(
+        model=build(grad_clip_norm=5.0),
+        optim_wrapper=wrapper,
+        world_size=1,
+        train_dataloader=SimpleNamespace(batch_size=2),
+    )
     with pytest.raises(ValueError, match="AmpOptimWrapper.*type='AutocastOptimWrapper'"):
         MachineHook().before_train(runner)
     runner.model = build()
@@ -133,14 +144,21 @@ def test_mms_amp_wrapper_is_refused_before_the_first_step():
 
 
 @pytest.mark.usefixtures('quick_configs')
-@pytest.mark.parametrize(('clip', 'counts', 'refused'), [
-    (5., 2, True), (None, 2, False), (5., 1, False)])
+@pytest.mark.parametrize(
+    ('clip', 'counts', 'refused'), [(5.0, 2, True), (None, 2, False), (5.0, 1, False)]
+)
 def test_mms_accumulation_is_refused_before_the_first_step(tmp_path, clip, counts, refused):
-    config = tiny_config(sample_as_ade20k(tmp_path), tmp_path / 'work', val_cfg=None,
-                         val_dataloader=None, val_evaluator=None)
+    config = tiny_config(
+        sample_as_ade20k(tmp_path),
+        tmp_path / 'work',
+        val_cfg=None,
+        val_dataloader=None,
+        val_evaluator=None,
+    )
     config.model.backbone.grad_clip_norm = clip
-    config.optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=.1),
-                                accumulative_counts=counts)
+    config.optim_wrapper = dict(
+        type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1), accumulative_counts=counts
+    )
     runner = Runner.from_cfg(config)
     if refused:
         with pytest.raises(ValueError, match='OptimWrapper with accumulative_counts=2'):

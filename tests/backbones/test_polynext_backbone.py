@@ -1,4 +1,5 @@
 """The backbone as a user of mm meets it."""
+
 import copy
 import math
 
@@ -32,8 +33,11 @@ def gradients(model, x) -> tuple[list, dict]:
     model.zero_grad()
     features = model(x)
     sum((f.float() * (i + 1)).square().mean() for i, f in enumerate(features)).backward()
-    return list(features), {name: param.grad.clone() for name, param in model.named_parameters()
-                            if param.grad is not None}
+    return list(features), {
+        name: param.grad.clone()
+        for name, param in model.named_parameters()
+        if param.grad is not None
+    }
 
 
 def assert_equal(first, second):
@@ -56,36 +60,46 @@ def test_builds_under_every_default_scope(scope):
     assert built().out_channels == (48, 96, 192, 288)
 
 
-@pytest.mark.parametrize(('settings', 'valid'), [
-    (dict(arch='cpolynext_x'), 'cpolynext_t, cpolynext_s, cpolynext_b, cpolynext_l, apolynext_t'),
-    (dict(arch=dict(TINY_ARCH, depth=3)), r"unknown fields \['depth'\].*the fields are widths, depths"),
-    (dict(arch=dict(widths=(8, 16))), r"missing fields \['depths'"),
-    (dict(arch=dict(TINY_ARCH, mixers=('conv', 'conv', 'attn', 'softmax'))), "'conv', 'attn'"),
-    (dict(arch=dict(TINY_ARCH, downsampling=('sep3x3', 'pool'))), "'sep3x3', 'full3x3'"),
-    (dict(arch=dict(TINY_ARCH, depths=(1, 2, 1))), 'depths needs one entry for each of the 4'),
-    (dict(arch=dict(TINY_ARCH, mlp_ratios=(2, 2, 1.6, 1.75))), 'must be even'),
-    (dict(arch=dict(TINY_ARCH, gate_init=(0, -.5))), 'gate_init needs at least 4'),
-    (dict(in_channels=0), 'positive integer'),
-    (dict(in_channels='3'), 'positive integer'),
-    (dict(out_indices=(0, 4)), r'\(0, 1, 2, 3\)'),
-    (dict(out_indices=(-1,)), r'\(0, 1, 2, 3\)'),
-    (dict(out_indices=(1, 0)), 'ascending'),
-    (dict(out_indices=(1, 1)), 'ascending'),
-    (dict(out_indices=()), 'ascending'),
-    (dict(out_indices=3), r'\(0, 1, 2, 3\)'),
-    (dict(out_indices=('0',)), r'\(0, 1, 2, 3\)'),
-    (dict(drop_path_rate=1.5), r'\[0, 1\]'),
-    (dict(drop_path_rate=-.1), r'\[0, 1\]'),
-    (dict(drop_path_rate=math.nan), r'\[0, 1\]'),
-    (dict(frozen_stages=5), r'-1 \(nothing\), 0 \(the stem\), ..., 4'),
-    (dict(frozen_stages=-2), '-1'),
-    (dict(frozen_stages=1.), '-1'),
-    (dict(grad_clip_norm=0), 'positive or None'),
-    (dict(grad_clip_norm=-5.), 'positive or None'),
-    (dict(out_norm='LN'), 'True or False'),
-    (dict(with_cp='no'), 'True or False'),
-    (dict(compile_cells=1), 'True or False'),
-], ids=str)
+@pytest.mark.parametrize(
+    ('settings', 'valid'),
+    [
+        (
+            dict(arch='cpolynext_x'),
+            'cpolynext_t, cpolynext_s, cpolynext_b, cpolynext_l, apolynext_t',
+        ),
+        (
+            dict(arch=dict(TINY_ARCH, depth=3)),
+            r"unknown fields \['depth'\].*the fields are widths, depths",
+        ),
+        (dict(arch=dict(widths=(8, 16))), r"missing fields \['depths'"),
+        (dict(arch=dict(TINY_ARCH, mixers=('conv', 'conv', 'attn', 'softmax'))), "'conv', 'attn'"),
+        (dict(arch=dict(TINY_ARCH, downsampling=('sep3x3', 'pool'))), "'sep3x3', 'full3x3'"),
+        (dict(arch=dict(TINY_ARCH, depths=(1, 2, 1))), 'depths needs one entry for each of the 4'),
+        (dict(arch=dict(TINY_ARCH, mlp_ratios=(2, 2, 1.6, 1.75))), 'must be even'),
+        (dict(arch=dict(TINY_ARCH, gate_init=(0, -0.5))), 'gate_init needs at least 4'),
+        (dict(in_channels=0), 'positive integer'),
+        (dict(in_channels='3'), 'positive integer'),
+        (dict(out_indices=(0, 4)), r'\(0, 1, 2, 3\)'),
+        (dict(out_indices=(-1,)), r'\(0, 1, 2, 3\)'),
+        (dict(out_indices=(1, 0)), 'ascending'),
+        (dict(out_indices=(1, 1)), 'ascending'),
+        (dict(out_indices=()), 'ascending'),
+        (dict(out_indices=3), r'\(0, 1, 2, 3\)'),
+        (dict(out_indices=('0',)), r'\(0, 1, 2, 3\)'),
+        (dict(drop_path_rate=1.5), r'\[0, 1\]'),
+        (dict(drop_path_rate=-0.1), r'\[0, 1\]'),
+        (dict(drop_path_rate=math.nan), r'\[0, 1\]'),
+        (dict(frozen_stages=5), r'-1 \(nothing\), 0 \(the stem\), ..., 4'),
+        (dict(frozen_stages=-2), '-1'),
+        (dict(frozen_stages=1.0), '-1'),
+        (dict(grad_clip_norm=0), 'positive or None'),
+        (dict(grad_clip_norm=-5.0), 'positive or None'),
+        (dict(out_norm='LN'), 'True or False'),
+        (dict(with_cp='no'), 'True or False'),
+        (dict(compile_cells=1), 'True or False'),
+    ],
+    ids=str,
+)
 def test_wrong_values_are_refused_with_the_valid_ones(settings, valid):
     with pytest.raises(ValueError, match=valid):
         build(**settings)
@@ -97,8 +111,10 @@ def test_an_unknown_option_is_an_error(option):
         build(**{option: None})
 
 
-@pytest.mark.parametrize('arch', [TINY_ARCH, {k: list(v) for k, v in TINY_ARCH.items()},
-                                  dict(TINY_ARCH, paired_gates=True)])
+@pytest.mark.parametrize(
+    'arch',
+    [TINY_ARCH, {k: list(v) for k, v in TINY_ARCH.items()}, dict(TINY_ARCH, paired_gates=True)],
+)
 def test_a_custom_arch(arch):
     model = build(arch=copy.deepcopy(arch))
     assert [len(stage.cells) for stage in model.stages] == [1, 2, 1, 1]
@@ -114,7 +130,8 @@ def test_any_subset_of_stages(out_indices, out_norm):
     assert model.out_channels == tuple(TINY_ARCH['widths'][i] for i in out_indices)
     assert model.out_strides == tuple((4, 8, 16, 32)[i] for i in out_indices)
     assert [tuple(out.shape) for out in outs] == [
-        (2, c, 64 // s, 64 // s) for c, s in zip(model.out_channels, model.out_strides)]
+        (2, c, 64 // s, 64 // s) for c, s in zip(model.out_channels, model.out_strides)
+    ]
     assert set(model.out_norms) == ({str(i) for i in out_indices} if out_norm else set())
 
 
@@ -133,8 +150,9 @@ def test_output_norms_are_channelwise_with_weight_and_bias():
     for i, (normed, raw) in enumerate(zip(with_norm(x), without(x))):
         mean, var = raw.mean(1, keepdim=True), raw.var(1, keepdim=True, correction=0)
         norm = with_norm.out_norms[str(i)]
-        expected = ((raw - mean) / (var + 1e-5).sqrt() * norm.weight[:, None, None]
-                    + norm.bias[:, None, None])
+        expected = (raw - mean) / (var + 1e-5).sqrt() * norm.weight[:, None, None] + norm.bias[
+            :, None, None
+        ]
         torch.testing.assert_close(normed, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -142,7 +160,8 @@ def test_output_norms_are_channelwise_with_weight_and_bias():
 def test_odd_sizes_round_up(size):
     outs = backbone()(torch.randn(1, 3, *size))
     assert [tuple(out.shape[2:]) for out in outs] == [
-        tuple(math.ceil(n / stride) for n in size) for stride in (4, 8, 16, 32)]
+        tuple(math.ceil(n / stride) for n in size) for stride in (4, 8, 16, 32)
+    ]
     assert all(out.isfinite().all() for out in outs)
 
 
@@ -161,6 +180,7 @@ def test_more_channels():
 
 class ProductTypes(TorchDispatchMode):
     """The types in which matrix products and convolutions are computed, by operator."""
+
     NAMES = ('mm', 'convolution')
 
     def __init__(self):
@@ -201,7 +221,7 @@ def test_autocast_stays_close(dtype):
         with torch.autocast('cpu', dtype):
             close = model(image((96, 160)))
     for a, b in zip(exact, close):
-        assert (a - b).abs().mean() < min(.03, 8 * torch.finfo(dtype).eps) * a.abs().mean()
+        assert (a - b).abs().mean() < min(0.03, 8 * torch.finfo(dtype).eps) * a.abs().mean()
         assert not torch.equal(a, b)
 
 
@@ -215,9 +235,16 @@ def test_a_double_backbone_stays_double():
 # Freezing and checkpointing
 
 
-@pytest.mark.parametrize('settings', [dict(frozen_stages=4), dict(frozen_stages=2), dict(with_cp=True),
-                                      dict(with_cp=True, frozen_stages=1, drop_path_rate=.5),
-                                      dict(grad_clip_norm=5.)])
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(frozen_stages=4),
+        dict(frozen_stages=2),
+        dict(with_cp=True),
+        dict(with_cp=True, frozen_stages=1, drop_path_rate=0.5),
+        dict(grad_clip_norm=5.0),
+    ],
+)
 def test_in_eval_mode_options_of_training_change_nothing(settings):
     plain, other = backbone().eval(), backbone(**settings).eval()
     x = torch.randn(2, 3, 64, 64)
@@ -226,17 +253,25 @@ def test_in_eval_mode_options_of_training_change_nothing(settings):
 
 def expected_frozen(k: int) -> set[str]:
     """Prefixes, written out."""
-    return {-1: set(), 0: {'stem'}, 1: {'stem', 'stages.0'}, 2: {'stem', 'stages.0', 'stages.1'},
-            3: {'stem', 'stages.0', 'stages.1', 'stages.2'},
-            4: {'stem', 'stages.0', 'stages.1', 'stages.2', 'stages.3'}}[k]
+    return {
+        -1: set(),
+        0: {'stem'},
+        1: {'stem', 'stages.0'},
+        2: {'stem', 'stages.0', 'stages.1'},
+        3: {'stem', 'stages.0', 'stages.1', 'stages.2'},
+        4: {'stem', 'stages.0', 'stages.1', 'stages.2', 'stages.3'},
+    }[k]
 
 
 @pytest.mark.parametrize('k', range(-1, 5))
 def test_frozen_stages(k):
-    model = backbone(frozen_stages=k, drop_path_rate=.5).train()
+    model = backbone(frozen_stages=k, drop_path_rate=0.5).train()
     frozen = {name for name, param in model.named_parameters() if not param.requires_grad}
-    expected = {name for name, _ in model.named_parameters()
-                if any(name.startswith(prefix + '.') for prefix in expected_frozen(k))}
+    expected = {
+        name
+        for name, _ in model.named_parameters()
+        if any(name.startswith(prefix + '.') for prefix in expected_frozen(k))
+    }
     assert frozen == expected
     assert (k < 2) == (not any('stages.1.downsample' in name for name in frozen))
     assert not any(name.startswith('out_norms') for name in frozen)
@@ -250,15 +285,15 @@ def test_frozen_stages(k):
 
 
 def test_frozen_parts_do_not_drop_paths():
-    model = backbone(frozen_stages=4, drop_path_rate=.9, out_norm=False).train()
+    model = backbone(frozen_stages=4, drop_path_rate=0.9, out_norm=False).train()
     x = torch.randn(2, 3, 64, 64)
     assert_equal(model(x), model(x))
 
 
-@pytest.mark.parametrize('settings', [dict(), dict(frozen_stages=1), dict(grad_clip_norm=.01)])
+@pytest.mark.parametrize('settings', [dict(), dict(frozen_stages=1), dict(grad_clip_norm=0.01)])
 def test_checkpointing_changes_nothing_in_training(settings):
-    plain = backbone(drop_path_rate=.5, **settings).train()
-    saving = backbone(drop_path_rate=.5, with_cp=True, **settings).train()
+    plain = backbone(drop_path_rate=0.5, **settings).train()
+    saving = backbone(drop_path_rate=0.5, with_cp=True, **settings).train()
     x = torch.randn(3, 3, 64, 64)
     runs = []
     for model in (plain, saving):
@@ -282,13 +317,13 @@ def test_checkpointing_computes_cells_again():
 
 
 def test_drop_path_rates_rise_linearly():
-    rates = [cell.drop_path.rate for cell in build(drop_path_rate=.4).cells()]
-    assert rates == pytest.approx([.4 * i / (CELLS - 1) for i in range(CELLS)])
+    rates = [cell.drop_path.rate for cell in build(drop_path_rate=0.4).cells()]
+    assert rates == pytest.approx([0.4 * i / (CELLS - 1) for i in range(CELLS)])
 
 
 def test_drop_path_drops_whole_samples_in_training_alone():
     x = torch.randn(1, 3, 64, 64).repeat(8, 1, 1, 1)
-    model = backbone(drop_path_rate=.5, out_norm=False)
+    model = backbone(drop_path_rate=0.5, out_norm=False)
     plain = backbone(out_norm=False)
     for a, b in zip(model.eval()(x), plain(x)):
         assert torch.equal(a, b)
@@ -300,10 +335,18 @@ def test_drop_path_drops_whole_samples_in_training_alone():
 # Layer-wise depth, compilation
 
 
-@pytest.mark.parametrize(('name', 'depth'), [
-    ('stem.weight', 0), ('stages.0.cells.0.norm.weight', 1), ('stages.1.downsample.1.conv.weight', 2),
-    ('stages.1.cells.0.scale0', 2), ('stages.1.cells.1.scale0', 3),
-    ('stages.3.cells.0.gate_logits', 5), ('out_norms.0.weight', 6)])
+@pytest.mark.parametrize(
+    ('name', 'depth'),
+    [
+        ('stem.weight', 0),
+        ('stages.0.cells.0.norm.weight', 1),
+        ('stages.1.downsample.1.conv.weight', 2),
+        ('stages.1.cells.0.scale0', 2),
+        ('stages.1.cells.1.scale0', 3),
+        ('stages.3.cells.0.gate_logits', 5),
+        ('out_norms.0.weight', 6),
+    ],
+)
 def test_layer_depth(name, depth):
     assert build().get_layer_depth(f'backbone.{name}') == (depth, CELLS + 2)
 
@@ -323,8 +366,13 @@ def graphs(monkeypatch):
     """The count of the graphs that are compiled, by a backend that needs no compiler."""
     monkeypatch.setattr('shutil.which', lambda name: f'/usr/bin/{name}')
     compile_module = nn.Module.compile
-    monkeypatch.setattr(nn.Module, 'compile', lambda module, **options: compile_module(
-        module, backend='aot_eager', fullgraph=True, **options))
+    monkeypatch.setattr(
+        nn.Module,
+        'compile',
+        lambda module, **options: compile_module(
+            module, backend='aot_eager', fullgraph=True, **options
+        ),
+    )
     torch._dynamo.reset()
     counters.clear()
     yield lambda: counters['stats']['unique_graphs']
@@ -335,7 +383,9 @@ def graphs(monkeypatch):
 def test_compiled_cells_compute_the_same(autocast, graphs):
     """Evaluated, and trained in both directions with paths dropped; exact in float64, and to the
     roundings of bfloat16 under autocast."""
-    plain, compiled = (backbone(compile_cells=option, drop_path_rate=.3) for option in (False, True))
+    plain, compiled = (
+        backbone(compile_cells=option, drop_path_rate=0.3) for option in (False, True)
+    )
     assert list(plain.state_dict()) == list(compiled.state_dict())
     dtype = torch.float32 if autocast else torch.float64
     x = torch.randn(2, 3, 64, 96, dtype=dtype)
@@ -351,12 +401,12 @@ def test_compiled_cells_compute_the_same(autocast, graphs):
         results.append([*evaluated, *features, *(p.grad for p in model.parameters())])
     assert graphs()
     for actual, expected in zip(results[1], results[0], strict=True):
-        assert (actual - expected).norm() <= (.01 if autocast else 1e-12) * expected.norm()
+        assert (actual - expected).norm() <= (0.01 if autocast else 1e-12) * expected.norm()
 
 
 @pytest.mark.parametrize('train', [False, True])
 def test_equal_stacks_share_code_for_any_size(train, graphs):
-    model = backbone(compile_cells=True, drop_path_rate=.3 * train).train(train)
+    model = backbone(compile_cells=True, drop_path_rate=0.3 * train).train(train)
 
     def run(*size):
         with torch.set_grad_enabled(train):
@@ -377,7 +427,9 @@ def test_equal_stacks_share_code_for_any_size(train, graphs):
 def test_compilation_without_a_compiler_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv('PATH', str(tmp_path))
     monkeypatch.delenv('CXX', raising=False)
-    with pytest.raises(RuntimeError, match=r'needs a C\+\+ compiler and there is no g\+\+') as caught:
+    with pytest.raises(
+        RuntimeError, match=r'needs a C\+\+ compiler and there is no g\+\+'
+    ) as caught:
         build(compile_cells=True)
     assert '\n' not in str(caught.value)
 
@@ -395,18 +447,18 @@ def test_deep_copies_load_for_themselves():
 
 
 def test_init_cfg_of_other_kinds_is_applied():
-    model = build(init_cfg=[dict(type='Constant', layer='Linear', val=.25)])
+    model = build(init_cfg=[dict(type='Constant', layer='Linear', val=0.25)])
     model.init_weights()
-    assert (model.stages[0].cells[0].stacks[0].mlp.proj_in.weight == .25).all()
+    assert (model.stages[0].cells[0].stacks[0].mlp.proj_in.weight == 0.25).all()
 
 
 def test_the_callers_settings_stay_as_they_are():
-    arch, init_cfg = copy.deepcopy(TINY_ARCH), [dict(type='Constant', layer='Linear', val=.25)]
+    arch, init_cfg = copy.deepcopy(TINY_ARCH), [dict(type='Constant', layer='Linear', val=0.25)]
     out_indices = [1, 3]
     model = build(arch=arch, init_cfg=init_cfg, out_indices=out_indices)
     model.init_weights()
     assert arch == TINY_ARCH and out_indices == [1, 3]
-    assert init_cfg == [dict(type='Constant', layer='Linear', val=.25)]
+    assert init_cfg == [dict(type='Constant', layer='Linear', val=0.25)]
 
 
 @pytest.mark.parametrize('arch', ARCHS)

@@ -1,4 +1,5 @@
 """The UperNet configs: the published recipe to the small print, and a step of training of each."""
+
 import pytest
 import torch
 from helpers import ROOT, Config, build_segmentor
@@ -7,9 +8,15 @@ from mmengine.structures import PixelData
 from polynext_mm.nn import ARCHS
 
 WIDTHS = {'t': 48, 's': 72, 'b': 84, 'l': 96}
-DROP_PATH = {'cpolynext_s': .3, 'apolynext_s': .3}  # the published ones
-IMAGENET_DROP_PATH = {'cpolynext_t': 0, 'cpolynext_b': .3, 'cpolynext_l': .5,
-                      'apolynext_t': .03, 'apolynext_b': .4, 'apolynext_l': .55}
+DROP_PATH = {'cpolynext_s': 0.3, 'apolynext_s': 0.3}  # the published ones
+IMAGENET_DROP_PATH = {
+    'cpolynext_t': 0,
+    'cpolynext_b': 0.3,
+    'cpolynext_l': 0.5,
+    'apolynext_t': 0.03,
+    'apolynext_b': 0.4,
+    'apolynext_l': 0.55,
+}
 EVERY = pytest.mark.parametrize('arch', ARCHS)
 
 
@@ -27,22 +34,47 @@ def test_model(arch):
     norm = dict(type='SyncBN', requires_grad=True)
     assert model.type == 'EncoderDecoder'
     assert without(model.data_preprocessor, 'size') == dict(
-        type='SegDataPreProcessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True, pad_val=0, seg_pad_val=255)
+        type='SegDataPreProcessor',
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_val=0,
+        seg_pad_val=255,
+    )
     assert tuple(model.data_preprocessor['size']) == (512, 512)
     assert model.decode_head == dict(
-        type='UPerHead', in_channels=[c, 2 * c, 4 * c, 6 * c], in_index=[0, 1, 2, 3],
-        pool_scales=(1, 2, 3, 6), channels=512, dropout_ratio=.1, num_classes=150, norm_cfg=norm,
+        type='UPerHead',
+        in_channels=[c, 2 * c, 4 * c, 6 * c],
+        in_index=[0, 1, 2, 3],
+        pool_scales=(1, 2, 3, 6),
+        channels=512,
+        dropout_ratio=0.1,
+        num_classes=150,
+        norm_cfg=norm,
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.))
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    )
     assert model.auxiliary_head == dict(
-        type='FCNHead', in_channels=4 * c, in_index=2, channels=256, num_convs=1, concat_input=False,
-        dropout_ratio=.1, num_classes=150, norm_cfg=norm, align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=.4))
+        type='FCNHead',
+        in_channels=4 * c,
+        in_index=2,
+        channels=256,
+        num_convs=1,
+        concat_input=False,
+        dropout_ratio=0.1,
+        num_classes=150,
+        norm_cfg=norm,
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+    )
     assert model.test_cfg == dict(mode='slide', crop_size=(512, 512), stride=(341, 341))
     assert without(model.backbone, 'init_cfg', 'grad_clip_norm') == dict(
-        type='PolyNeXt', arch=arch, out_indices=(0, 1, 2, 3), compile_cells=False,
-        drop_path_rate=model.backbone.drop_path_rate)
+        type='PolyNeXt',
+        arch=arch,
+        out_indices=(0, 1, 2, 3),
+        compile_cells=False,
+        drop_path_rate=model.backbone.drop_path_rate,
+    )
 
 
 @EVERY
@@ -52,7 +84,7 @@ def test_drop_path_is_published_or_told_to_be_ours(arch):
         assert rate == DROP_PATH[arch]
     else:
         # above that of ImageNet by what the authors added for S: .2 and .25 became .3
-        added = .1 if arch.startswith('c') else .05
+        added = 0.1 if arch.startswith('c') else 0.05
         assert rate == pytest.approx(IMAGENET_DROP_PATH[arch] + added)
         comment = (ROOT / 'configs' / f'upernet_{arch}_ade20k.py').read_text().split('_base_')[0]
         assert 'Nobody has published this one' in comment
@@ -64,14 +96,20 @@ def test_optimization(arch):
     cfg = config(arch)
     clips = arch.startswith('apolynext')
     assert without(cfg.optim_wrapper, 'clip_grad') == dict(
-        type='AutocastOptimWrapper', dtype='bfloat16', constructor='PolyNeXtOptimWrapperConstructor',
-        optimizer=dict(type='AdamW', lr=1e-4, betas=(.9, .999), weight_decay=.05),
-        paramwise_cfg=dict(no_decay='released', head_lr_mult=10.))
-    assert cfg.optim_wrapper.get('clip_grad') == (dict(max_norm=5., norm_type=2) if clips else None)
-    assert cfg.model.backbone.get('grad_clip_norm') == (5. if clips else None)
+        type='AutocastOptimWrapper',
+        dtype='bfloat16',
+        constructor='PolyNeXtOptimWrapperConstructor',
+        optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+        paramwise_cfg=dict(no_decay='released', head_lr_mult=10.0),
+    )
+    assert cfg.optim_wrapper.get('clip_grad') == (
+        dict(max_norm=5.0, norm_type=2) if clips else None
+    )
+    assert cfg.model.backbone.get('grad_clip_norm') == (5.0 if clips else None)
     assert cfg.param_scheduler == [
         dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1501),
-        dict(type='PolyLR', power=1., eta_min=0., by_epoch=False, begin=0, end=160001)]
+        dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=0, end=160001),
+    ]
     assert cfg.auto_scale_lr == dict(enable=False, base_batch_size=16)
     assert cfg.train_cfg == dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
     assert cfg.default_hooks.checkpoint.interval == 16000
@@ -87,20 +125,29 @@ def test_data(arch):
     assert train.batch_size == 8
     assert train.sampler == dict(type='InfiniteSampler', shuffle=True)
     assert train.dataset.type == 'ADE20KDataset'
-    assert train.dataset.data_prefix == dict(img_path='images/training',
-                                             seg_map_path='annotations/training')
+    assert train.dataset.data_prefix == dict(
+        img_path='images/training', seg_map_path='annotations/training'
+    )
     assert train.dataset.pipeline == [
-        *load, *labels,
-        dict(type='RandomResize', scale=(2048, 512), ratio_range=(.5, 2.), keep_ratio=True),
-        dict(type='RandomCrop', crop_size=(512, 512), cat_max_ratio=.75),
-        dict(type='RandomFlip', prob=.5), dict(type='PhotoMetricDistortion'), dict(type='PackSegInputs')]
+        *load,
+        *labels,
+        dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
+        dict(type='RandomCrop', crop_size=(512, 512), cat_max_ratio=0.75),
+        dict(type='RandomFlip', prob=0.5),
+        dict(type='PhotoMetricDistortion'),
+        dict(type='PackSegInputs'),
+    ]
     for loader in (cfg.val_dataloader, cfg.test_dataloader):
         assert loader.batch_size == 1
-        assert loader.dataset.data_prefix == dict(img_path='images/validation',
-                                                  seg_map_path='annotations/validation')
+        assert loader.dataset.data_prefix == dict(
+            img_path='images/validation', seg_map_path='annotations/validation'
+        )
         assert loader.dataset.pipeline == [
-            *load, dict(type='Resize', scale=(2048, 512), keep_ratio=True), *labels,
-            dict(type='PackSegInputs')]
+            *load,
+            dict(type='Resize', scale=(2048, 512), keep_ratio=True),
+            *labels,
+            dict(type='PackSegInputs'),
+        ]
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         assert evaluator == dict(type='IoUMetric', iou_metrics=['mIoU'])
 
@@ -109,37 +156,48 @@ def test_data(arch):
 def test_runtime(arch):
     cfg = config(arch)
     assert cfg.custom_imports == dict(imports=['polynext_mm'], allow_failed_imports=False)
-    assert cfg.custom_hooks == [dict(type='CheckpointGuardHook', reset_mismatched_heads=False),
-                                dict(type='MachineHook')]
+    assert cfg.custom_hooks == [
+        dict(type='CheckpointGuardHook', reset_mismatched_heads=False),
+        dict(type='MachineHook'),
+    ]
     assert cfg.load_from is None and cfg.resume is False
     assert cfg.default_scope == 'mmseg'
 
 
 def test_configs_inherit_from_this_repository_alone():
     for path in (ROOT / 'configs').rglob('*.py'):
-        assert '::' not in path.read_text().split("model = dict(", 1)[0], path
+        assert '::' not in path.read_text().split('model = dict(', 1)[0], path
 
 
-@pytest.mark.parametrize('arch', [
-    arch if arch[-1] in 'ts' else pytest.param(arch, marks=pytest.mark.slow) for arch in ARCHS])
+@pytest.mark.parametrize(
+    'arch',
+    [arch if arch[-1] in 'ts' else pytest.param(arch, marks=pytest.mark.slow) for arch in ARCHS],
+)
 def test_a_step_of_training(arch):
     """The heads whole, the crop small."""
     from mmengine.model import revert_sync_batchnorm
     from mmengine.optim import build_optim_wrapper
     from mmseg.structures import SegDataSample
+
     cfg = config(arch)
     cfg.model.backbone.init_cfg = None
-    cfg.model.backbone.drop_path_rate = 0.  # a branch that is dropped for the whole batch learns nothing
+    cfg.model.backbone.drop_path_rate = (
+        0.0  # a branch that is dropped for the whole batch learns nothing
+    )
     cfg.model.data_preprocessor['size'] = (64, 64)
     model = revert_sync_batchnorm(build_segmentor(cfg)).train()
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     before = {name: param.detach().clone() for name, param in model.named_parameters()}
     generator = torch.Generator().manual_seed(0)
-    samples = [SegDataSample(
-        gt_sem_seg=PixelData(data=torch.randint(0, 150, (1, 64, 64), generator=generator)))
-        for _ in range(2)]
-    images = [torch.randint(0, 256, (3, 64, 64), generator=generator, dtype=torch.uint8)
-              for _ in range(2)]
+    samples = [
+        SegDataSample(
+            gt_sem_seg=PixelData(data=torch.randint(0, 150, (1, 64, 64), generator=generator))
+        )
+        for _ in range(2)
+    ]
+    images = [
+        torch.randint(0, 256, (3, 64, 64), generator=generator, dtype=torch.uint8) for _ in range(2)
+    ]
     losses = model.train_step(dict(inputs=images, data_samples=samples), wrapper)
     assert {'decode.loss_ce', 'aux.loss_ce'} <= set(losses)
     assert all(value.isfinite().all() for value in losses.values())

@@ -1,4 +1,5 @@
 """What the tests of detectors share: a config's model at a small size, and an image with two objects."""
+
 import importlib
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def load(name: str) -> Config:
     for stage in rcnn if isinstance(rcnn, list) else [rcnn]:
         stage.sampler.num = 16
     cfg.model.test_cfg.get('rpn', {}).update(max_per_img=50)
-    cfg.model.test_cfg.get('rcnn', cfg.model.test_cfg).update(score_thr=0., max_per_img=20)
+    cfg.model.test_cfg.get('rcnn', cfg.model.test_cfg).update(score_thr=0.0, max_per_img=20)
     return cfg
 
 
@@ -50,20 +51,28 @@ def batch(size: int = 96, images: int = 1) -> dict:
     from mmdet.structures.mask import BitmapMasks
 
     torch.manual_seed(1)
-    boxes = torch.tensor([[.05, .1, .7, .6], [.45, .3, .95, .95]]) * size
+    boxes = torch.tensor([[0.05, 0.1, 0.7, 0.6], [0.45, 0.3, 0.95, 0.95]]) * size
     masks = np.zeros((2, size, size), dtype=np.uint8)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist()):
         mask[y1:y2, x1:x2] = 1
     sample = DetDataSample(
-        metainfo=dict(img_shape=(size, size), ori_shape=(size, size), pad_shape=(size, size),
-                      scale_factor=(1., 1.)),
-        gt_instances=InstanceData(bboxes=boxes, labels=torch.tensor([0, 2]),
-                                  masks=BitmapMasks(masks, size, size)),
-        ignored_instances=InstanceData(bboxes=torch.zeros(0, 4),
-                                       labels=torch.zeros(0, dtype=torch.int64)))
-    return dict(inputs=[torch.randint(0, 256, (3, size, size), dtype=torch.uint8)
-                        for _ in range(images)],
-                data_samples=[sample.clone() for _ in range(images)])
+        metainfo=dict(
+            img_shape=(size, size),
+            ori_shape=(size, size),
+            pad_shape=(size, size),
+            scale_factor=(1.0, 1.0),
+        ),
+        gt_instances=InstanceData(
+            bboxes=boxes, labels=torch.tensor([0, 2]), masks=BitmapMasks(masks, size, size)
+        ),
+        ignored_instances=InstanceData(
+            bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)
+        ),
+    )
+    return dict(
+        inputs=[torch.randint(0, 256, (3, size, size), dtype=torch.uint8) for _ in range(images)],
+        data_samples=[sample.clone() for _ in range(images)],
+    )
 
 
 def losses(model, wrapper, data: dict):

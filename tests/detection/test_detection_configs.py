@@ -1,16 +1,25 @@
 """Every COCO config builds, learns and predicts, and the families do not drift apart."""
+
 import pytest
 import torch
 from detectors import CONFIGS, ROOT, batch, build, load, losses
 from mmengine import Config
 
-RECIPES = {'mask_rcnn_{}_coco_1x': 'tsbl', 'mask_rcnn_{}_coco_3x': 's', 'retinanet_{}_coco_1x': 'ts',
-           'cascade_mask_rcnn_{}_coco_3x': 'sbl'}
+RECIPES = {
+    'mask_rcnn_{}_coco_1x': 'tsbl',
+    'mask_rcnn_{}_coco_3x': 's',
+    'retinanet_{}_coco_1x': 'ts',
+    'cascade_mask_rcnn_{}_coco_3x': 'sbl',
+}
 
 
 def test_configs_are_all_there():
-    expected = [recipe.format(f'{family}polynext_{size}') for recipe, sizes in RECIPES.items()
-                for family in 'ac' for size in sizes]
+    expected = [
+        recipe.format(f'{family}polynext_{size}')
+        for recipe, sizes in RECIPES.items()
+        for family in 'ac'
+        for size in sizes
+    ]
     assert CONFIGS == sorted(expected)
 
 
@@ -21,8 +30,11 @@ def test_a_step_and_a_prediction(name):
     assert loss.isfinite() and loss.dtype is torch.float32
     wrapper.backward(loss)
     # whatever trains takes part in every step: DDP needs no find_unused_parameters
-    assert [name for name, param in model.named_parameters()
-            if param.requires_grad and param.grad is None] == []
+    assert [
+        name
+        for name, param in model.named_parameters()
+        if param.requires_grad and param.grad is None
+    ] == []
     before = model.backbone.stem.weight.clone()
     wrapper.step()
     assert not torch.equal(before, model.backbone.stem.weight)
@@ -36,14 +48,15 @@ def test_a_step_and_a_prediction(name):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_families_differ_in_the_backbone_alone(name):
     """What the A recipe adds is the two clips; sizes differ in widths and drop path."""
+
     def common(name):
         cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
         family = cfg.model.backbone.arch[0]
         assert cfg.model.backbone.arch in name
         assert cfg.model.backbone.init_cfg.checkpoint.endswith(f'/{cfg.model.backbone.arch}.pt')
-        assert cfg.model.backbone.pop('grad_clip_norm', None) == (5. if family == 'a' else None)
+        assert cfg.model.backbone.pop('grad_clip_norm', None) == (5.0 if family == 'a' else None)
         clip = cfg.optim_wrapper.pop('clip_grad', None)
-        assert clip == (dict(max_norm=5., norm_type=2) if family == 'a' else None)
+        assert clip == (dict(max_norm=5.0, norm_type=2) if family == 'a' else None)
         for key in ('arch', 'init_cfg', 'drop_path_rate'):
             cfg.model.backbone.pop(key)
         cfg.model.neck.pop('in_channels')
@@ -53,21 +66,26 @@ def test_families_differ_in_the_backbone_alone(name):
     assert common(name) == common(f'{method}_cpolynext_s{rest[2:]}')
 
 
-@pytest.mark.parametrize('name, lr, warmup, steps, epochs', [
-    ('mask_rcnn_cpolynext_s_coco_1x', 2e-4, 500, (8, 11), 12),
-    ('retinanet_apolynext_t_coco_1x', 1e-4, 500, (8, 11), 12),
-    ('mask_rcnn_apolynext_s_coco_3x', 1e-4, 1000, (27, 33), 36),
-    ('cascade_mask_rcnn_cpolynext_b_coco_3x', 1e-4, 1000, (27, 33), 36),
-])
+@pytest.mark.parametrize(
+    'name, lr, warmup, steps, epochs',
+    [
+        ('mask_rcnn_cpolynext_s_coco_1x', 2e-4, 500, (8, 11), 12),
+        ('retinanet_apolynext_t_coco_1x', 1e-4, 500, (8, 11), 12),
+        ('mask_rcnn_apolynext_s_coco_3x', 1e-4, 1000, (27, 33), 36),
+        ('cascade_mask_rcnn_cpolynext_b_coco_3x', 1e-4, 1000, (27, 33), 36),
+    ],
+)
 def test_learning_rates(name, lr, warmup, steps, epochs):
     from mmengine.registry import PARAM_SCHEDULERS
 
     cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
     assert cfg.train_cfg.max_epochs == epochs
-    assert cfg.optim_wrapper.optimizer.lr == lr and cfg.optim_wrapper.optimizer.weight_decay == .05
+    assert cfg.optim_wrapper.optimizer.lr == lr and cfg.optim_wrapper.optimizer.weight_decay == 0.05
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=lr)
-    linear, multi_step = (PARAM_SCHEDULERS.build(dict(scheduler, optimizer=optimizer))
-                          for scheduler in cfg.param_scheduler)
+    linear, multi_step = (
+        PARAM_SCHEDULERS.build(dict(scheduler, optimizer=optimizer))
+        for scheduler in cfg.param_scheduler
+    )
 
     def rate():
         return optimizer.param_groups[0]['lr']
@@ -76,11 +94,11 @@ def test_learning_rates(name, lr, warmup, steps, epochs):
     for _ in range(warmup):
         linear.step()
         curve.append(rate())
-    assert curve[0] == pytest.approx(lr * .001)
-    assert curve[warmup // 2] == pytest.approx(lr / 2, rel=.01)
+    assert curve[0] == pytest.approx(lr * 0.001)
+    assert curve[warmup // 2] == pytest.approx(lr / 2, rel=0.01)
     assert curve[warmup - 1] == pytest.approx(lr) and curve[-1] == pytest.approx(lr)
     for epoch in range(epochs):
-        assert rate() == pytest.approx(lr * .1 ** sum(epoch >= step for step in steps))
+        assert rate() == pytest.approx(lr * 0.1 ** sum(epoch >= step for step in steps))
         multi_step.step()
 
 
@@ -90,6 +108,6 @@ def test_parameter_groups(name):
     model, wrapper = build(load(name))
     groups = wrapper.optimizer.param_groups
     assert len({group['lr'] for group in groups}) == 1
-    assert {group['weight_decay'] for group in groups} == {0., .05}
+    assert {group['weight_decay'] for group in groups} == {0.0, 0.05}
     counted = sum(len(group['params']) for group in groups)
     assert counted == sum(param.requires_grad for param in model.parameters())

@@ -1,4 +1,5 @@
 """Detectors through tools/train.py and tools/test.py, on generated data in COCO's layout."""
+
 import importlib
 import itertools
 import os
@@ -20,12 +21,18 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
 MASK_RCNN = ROOT / 'configs' / 'mask_rcnn_cpolynext_t_coco_1x.py'
-GIB = 2 ** 30
+GIB = 2**30
 
 
 def run(*command, cwd=ROOT, timeout=600):
-    result = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, text=True, timeout=timeout,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    result = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        text=True,
+        timeout=timeout,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert result.returncode == 0, result.stdout[-4000:]
     return result.stdout
 
@@ -48,13 +55,29 @@ def free_port() -> int:
 def test_two_processes(tmp_path):
     """DDP without find_unused_parameters, resuming included."""
     root = make_coco(tmp_path / 'coco', coco_classes())
-    command = ['-m', 'torch.distributed.run', '--nproc-per-node', 2, '--master-port', free_port(),
-               ROOT / 'tools' / 'train.py', MASK_RCNN, '--launcher', 'pytorch',
-               '--work-dir', tmp_path / 'work', '--cfg-options', *data_options(root),
-               'train_dataloader.batch_size=1', 'train_dataloader.dataset.pipeline.2.scale=(96,96)',
-               'val_dataloader.dataset.pipeline.1.scale=(96,96)', 'model.backbone.init_cfg=None',
-               'model.train_cfg.rcnn.sampler.num=16', 'model.test_cfg.rpn.max_per_img=50',
-               'default_hooks.logger.interval=1']
+    command = [
+        '-m',
+        'torch.distributed.run',
+        '--nproc-per-node',
+        2,
+        '--master-port',
+        free_port(),
+        ROOT / 'tools' / 'train.py',
+        MASK_RCNN,
+        '--launcher',
+        'pytorch',
+        '--work-dir',
+        tmp_path / 'work',
+        '--cfg-options',
+        *data_options(root),
+        'train_dataloader.batch_size=1',
+        'train_dataloader.dataset.pipeline.2.scale=(96,96)',
+        'val_dataloader.dataset.pipeline.1.scale=(96,96)',
+        'model.backbone.init_cfg=None',
+        'model.train_cfg.rcnn.sampler.num=16',
+        'model.test_cfg.rpn.max_per_img=50',
+        'default_hooks.logger.interval=1',
+    ]
     log = run(*command, 'train_cfg.max_epochs=1')
     assert (tmp_path / 'work' / 'epoch_1.pth').is_file()
     assert re.search(r'Epoch\(train\) +\[1\]\[2/2\]', log)
@@ -64,10 +87,15 @@ def test_two_processes(tmp_path):
 
 
 def test_without_coco_one_screen_says_what_to_do(tmp_path):
-    result = subprocess.run([sys.executable, str(ROOT / 'tools' / 'train.py'), str(MASK_RCNN)],
-                            cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, str(ROOT / 'tools' / 'train.py'), str(MASK_RCNN)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert result.returncode == 1
-    message = result.stderr[result.stderr.index('DatasetNotFoundError'):]
+    message = result.stderr[result.stderr.index('DatasetNotFoundError') :]
     assert 'Traceback' not in result.stderr and message.count('\n') < 20
     for part in ('data/coco', 'cocodataset.org', 'instances_train2017.json', 'make demo-detection'):
         assert part in message
@@ -81,7 +109,9 @@ def test_both_tasks_in_one_process(order, tmp_path):
 
     runners = {}
     for scope in order:
-        name = {'mmseg': 'upernet_cpolynext_t_ade20k', 'mmdet': 'retinanet_cpolynext_t_coco_1x'}[scope]
+        name = {'mmseg': 'upernet_cpolynext_t_ade20k', 'mmdet': 'retinanet_cpolynext_t_coco_1x'}[
+            scope
+        ]
         cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
         cfg.model.backbone.init_cfg = None
         cfg.work_dir = str(tmp_path / scope)
@@ -101,8 +131,9 @@ def test_both_tasks_in_one_process(order, tmp_path):
 def test_the_worked_example_of_the_docs(tmp_path):
     """ATSS, as docs/detection.md has it, among mmdet's own configs."""
     mmdet = importlib.import_module('mmdet')
-    example, = re.findall(r'```python\n(_base_.*?)```', (ROOT / 'docs' / 'detection.md').read_text(),
-                          flags=re.DOTALL)
+    (example,) = re.findall(
+        r'```python\n(_base_.*?)```', (ROOT / 'docs' / 'detection.md').read_text(), flags=re.DOTALL
+    )
     assert len(example.splitlines()) <= 10
     for part in ('_base_', 'atss'):
         shutil.copytree(Path(mmdet.__file__).parent / '.mim' / 'configs' / part, tmp_path / part)
@@ -126,7 +157,8 @@ def test_mask_rcnn_learns_masks(tmp_path):
     root = make_coco(tmp_path / 'coco', SHAPES, train=6, val=0)
     annotations = f'{root}/annotations/instances_train2017.json'
     config = tmp_path / 'mask_rcnn_shapes.py'
-    config.write_text(textwrap.dedent(f'''
+    config.write_text(
+        textwrap.dedent(f"""
         _base_ = '{MASK_RCNN}'
         metainfo = dict(classes={SHAPES})
         train_pipeline = [
@@ -163,14 +195,27 @@ def test_mask_rcnn_learns_masks(tmp_path):
         train_cfg = dict(max_epochs=epochs, val_interval=epochs)
         default_hooks = dict(checkpoint=dict(interval=epochs))
         randomness = dict(seed=0)
-        '''))
+        """)
+    )
     work_dir = tmp_path / 'work'
     run('tools/train.py', config, '--work-dir', work_dir)
-    log = run('tools/test.py', config, work_dir / 'epoch_32.pth', '--work-dir', work_dir,
-              '--out', tmp_path / 'found.pkl', '--show-dir', tmp_path / 'drawn',
-              '--cfg-options', 'test_evaluator.classwise=True')
+    log = run(
+        'tools/test.py',
+        config,
+        work_dir / 'epoch_32.pth',
+        '--work-dir',
+        work_dir,
+        '--out',
+        tmp_path / 'found.pkl',
+        '--show-dir',
+        tmp_path / 'drawn',
+        '--cfg-options',
+        'test_evaluator.classwise=True',
+    )
     found = average_precisions(log)
-    assert found['segm_mAP_50'] > .5 and found['segm_mAP'] > .25 and found['bbox_mAP_50'] > .5, found
+    assert found['segm_mAP_50'] > 0.5 and found['segm_mAP'] > 0.25 and found['bbox_mAP_50'] > 0.5, (
+        found
+    )
     assert all(f'| {shape}' in log for shape in SHAPES)
     assert len(pickle.loads((tmp_path / 'found.pkl').read_bytes())) == 6
     assert len(list((tmp_path / 'drawn').iterdir())) == 6
@@ -179,17 +224,26 @@ def test_mask_rcnn_learns_masks(tmp_path):
 @pytest.mark.slow
 def test_a_full_size_step_within_24_gib(tmp_path):
     root = make_coco(tmp_path / 'coco', coco_classes(), train=1, val=1, size=(1333, 800))
-    command = [sys.executable, ROOT / 'tools' / 'train.py',
-               ROOT / 'configs' / 'mask_rcnn_apolynext_s_coco_1x.py', '--work-dir', tmp_path / 'work',
-               '--cfg-options', *data_options(root), 'train_dataloader.batch_size=1',
-               'train_cfg.max_epochs=1', 'train_cfg.val_interval=2', 'model.backbone.init_cfg=None',
-               'default_hooks.logger.interval=1']
+    command = [
+        sys.executable,
+        ROOT / 'tools' / 'train.py',
+        ROOT / 'configs' / 'mask_rcnn_apolynext_s_coco_1x.py',
+        '--work-dir',
+        tmp_path / 'work',
+        '--cfg-options',
+        *data_options(root),
+        'train_dataloader.batch_size=1',
+        'train_cfg.max_epochs=1',
+        'train_cfg.val_interval=2',
+        'model.backbone.init_cfg=None',
+        'default_hooks.logger.interval=1',
+    ]
     with open(tmp_path / 'log', 'w') as log:
         process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
     text = (tmp_path / 'log').read_text()
     assert status == 0, text[-4000:]
-    loss, = re.findall(r'Epoch\(train\) +\[1\]\[1/1\].* loss: ([\d.]+)', text)
+    (loss,) = re.findall(r'Epoch\(train\) +\[1\]\[1/1\].* loss: ([\d.]+)', text)
     assert 0 < float(loss) < 100
     print(f'{usage.ru_maxrss * 1024 / GIB:.1f} GiB')  # kilobytes, on Linux
     assert usage.ru_maxrss * 1024 < 24 * GIB

@@ -1,17 +1,21 @@
 """The backbone and the neck in bfloat16, all that computes with boxes in float32."""
+
 import importlib
 
 import pytest
 import torch
 from detectors import batch, build, load, losses
 
-NAMES = ['mask_rcnn_cpolynext_t_coco_1x', 'retinanet_cpolynext_t_coco_1x',
-         'cascade_mask_rcnn_cpolynext_s_coco_3x']
+NAMES = [
+    'mask_rcnn_cpolynext_t_coco_1x',
+    'retinanet_cpolynext_t_coco_1x',
+    'cascade_mask_rcnn_cpolynext_s_coco_3x',
+]
 
 
 def built(name, **optim_wrapper):
     cfg = load(name)
-    cfg.model.backbone.drop_path_rate = 0.
+    cfg.model.backbone.drop_path_rate = 0.0
     cfg.optim_wrapper.update(optim_wrapper)
     return build(cfg)
 
@@ -29,7 +33,10 @@ def seen(monkeypatch):
 
         def spied(*args, **kwargs):
             types.setdefault(name, set()).update(
-                arg.dtype for arg in args if isinstance(arg, torch.Tensor) and arg.is_floating_point())
+                arg.dtype
+                for arg in args
+                if isinstance(arg, torch.Tensor) and arg.is_floating_point()
+            )
             types[name].add('autocast' if torch.is_autocast_enabled('cpu') else 'no autocast')
             return original(*args, **kwargs)
 
@@ -47,9 +54,11 @@ def test_boxes_are_float32(name, seen):
     model, wrapper = built(name)
     features = {}
     model.backbone.stages[2].register_forward_hook(
-        lambda *_: features.update(autocast=torch.is_autocast_enabled('cpu')))
+        lambda *_: features.update(autocast=torch.is_autocast_enabled('cpu'))
+    )
     model.neck.lateral_convs[0].register_forward_hook(
-        lambda _, args, out: features.update(inside=out.dtype))
+        lambda _, args, out: features.update(inside=out.dtype)
+    )
     model.neck.register_forward_hook(lambda _, args, out: features.update(after=out[0].dtype))
     loss, _ = losses(model, wrapper, batch())
     assert features == dict(autocast=True, inside=torch.bfloat16, after=torch.bfloat16)
@@ -77,7 +86,8 @@ def test_heads_are_those_of_float32(name):
     _, plain = losses(model, wrapper, batch())
     assert kept[0][0].dtype is torch.float32
     assert {key: value.item() for key, value in mixed.items()} == {
-        key: value.item() for key, value in plain.items()}
+        key: value.item() for key, value in plain.items()
+    }
 
 
 def test_losses_are_near_those_of_float32():
@@ -98,7 +108,7 @@ def test_the_gradients_reach_the_backbone_through_the_cast():
     loss, _ = losses(model, wrapper, batch())
     wrapper.backward(loss)
     plain = model.backbone.stem.weight.grad
-    assert torch.nn.functional.cosine_similarity(mixed.flatten(), plain.flatten(), 0) > .98
+    assert torch.nn.functional.cosine_similarity(mixed.flatten(), plain.flatten(), 0) > 0.98
 
 
 def test_autocast_ends_with_the_call_even_if_it_raises():

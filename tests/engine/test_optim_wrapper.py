@@ -1,4 +1,5 @@
 """AutocastOptimWrapper, and the learning rate over a training."""
+
 import pytest
 import torch
 from helpers import CONFIG, Config, build, randomized
@@ -11,8 +12,9 @@ from polynext_mm.engine import AutocastOptimWrapper
 
 def wrapper_of(model, **settings):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    return OPTIM_WRAPPERS.build(dict(type='AutocastOptimWrapper', **settings),
-                                default_args=dict(optimizer=optimizer))
+    return OPTIM_WRAPPERS.build(
+        dict(type='AutocastOptimWrapper', **settings), default_args=dict(optimizer=optimizer)
+    )
 
 
 def step(model, wrapper, x):
@@ -34,8 +36,10 @@ def test_other_types_are_refused(dtype):
         wrapper_of(build(), dtype=dtype)
 
 
-@pytest.mark.parametrize(('dtype', 'expected'), [
-    ('bfloat16', torch.bfloat16), ('float16', torch.float16), ('float32', torch.float32)])
+@pytest.mark.parametrize(
+    ('dtype', 'expected'),
+    [('bfloat16', torch.bfloat16), ('float16', torch.float16), ('float32', torch.float32)],
+)
 def test_products_run_in_the_type(x, dtype, expected):
     model, dtypes = build(), []
     model.stem.register_forward_hook(lambda module, inputs, out: dtypes.append(out.dtype))
@@ -60,8 +64,12 @@ def test_float32_steps_as_mms_own_wrapper_does(x):
     for kind in (AutocastOptimWrapper, OptimWrapper):
         model = randomized(build())
         options = dict(dtype='float32') if kind is AutocastOptimWrapper else {}
-        wrapper = kind(torch.optim.AdamW(model.parameters(), lr=1e-2), accumulative_counts=2,
-                       clip_grad=dict(max_norm=.1), **options)
+        wrapper = kind(
+            torch.optim.AdamW(model.parameters(), lr=1e-2),
+            accumulative_counts=2,
+            clip_grad=dict(max_norm=0.1),
+            **options,
+        )
         wrapper.initialize_count_status(model, 0, 4)
         for _ in range(4):
             step(model, wrapper, x)
@@ -72,12 +80,17 @@ def test_float32_steps_as_mms_own_wrapper_does(x):
 
 def test_float16_scales_unscales_and_clips(x):
     model = randomized(build())
-    wrapper = wrapper_of(model, dtype='float16', clip_grad=dict(max_norm=1e-3), loss_scale=1024.)
+    wrapper = wrapper_of(model, dtype='float16', clip_grad=dict(max_norm=1e-3), loss_scale=1024.0)
     grads = []
     model.stem.weight.register_hook(lambda grad: grads.append(grad.norm()))
     applied = []
-    wrapper.optimizer.register_step_pre_hook(lambda optimizer, *_: applied.append(torch.stack(
-        [p.grad.norm() for group in optimizer.param_groups for p in group['params']]).norm()))
+    wrapper.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: applied.append(
+            torch.stack(
+                [p.grad.norm() for group in optimizer.param_groups for p in group['params']]
+            ).norm()
+        )
+    )
     step(model, wrapper, x)
     assert applied[0] == pytest.approx(1e-3, rel=1e-2)
     assert grads[0] > 1  # scaled on its way
@@ -85,23 +98,23 @@ def test_float16_scales_unscales_and_clips(x):
 
 def test_float16_skips_what_overflows_and_lowers_the_scale(x):
     model = randomized(build())
-    wrapper = wrapper_of(model, dtype='float16', loss_scale=2.)
+    wrapper = wrapper_of(model, dtype='float16', loss_scale=2.0)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     step(model, wrapper, x * float('inf'))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert wrapper.loss_scaler.get_scale() == 1.
+    assert wrapper.loss_scaler.get_scale() == 1.0
 
 
 def test_the_state_goes_round_with_the_scale(x, tmp_path):
     model = randomized(build())
-    wrapper = wrapper_of(model, dtype='float16', loss_scale=512.)
+    wrapper = wrapper_of(model, dtype='float16', loss_scale=512.0)
     step(model, wrapper, x)
     torch.save(wrapper.state_dict(), tmp_path / 'state.pth')
     state = torch.load(tmp_path / 'state.pth', weights_only=True)
-    resumed = wrapper_of(model, dtype='float16', loss_scale=2.)
+    resumed = wrapper_of(model, dtype='float16', loss_scale=2.0)
     resumed.load_state_dict(state)
     assert 'loss_scaler' in state
-    assert resumed.loss_scaler.get_scale() == 512.
+    assert resumed.loss_scaler.get_scale() == 512.0
     steps = {int(s['step']) for s in resumed.optimizer.state.values()}
     assert steps == {1}
     for other in ('bfloat16', 'float32'):  # another precision may go on from it
@@ -109,15 +122,15 @@ def test_the_state_goes_round_with_the_scale(x, tmp_path):
 
 
 def test_a_resumed_scale_reaches_the_per_cell_clip(x):
-    model = randomized(build(grad_clip_norm=5.))
-    wrapper = wrapper_of(model, dtype='float16', loss_scale=512., accumulative_counts=2)
+    model = randomized(build(grad_clip_norm=5.0))
+    wrapper = wrapper_of(model, dtype='float16', loss_scale=512.0, accumulative_counts=2)
     wrapper.initialize_count_status(model, 0, 4)
     with wrapper.optim_context(model):
-        assert model.loss_scale == 256.
-    saved = wrapper_of(model, dtype='float16', loss_scale=64.)
+        assert model.loss_scale == 256.0
+    saved = wrapper_of(model, dtype='float16', loss_scale=64.0)
     wrapper.load_state_dict(saved.state_dict())
     with wrapper.optim_context(model):
-        assert model.loss_scale == 32.
+        assert model.loss_scale == 32.0
 
 
 # The learning rate
@@ -132,10 +145,13 @@ def test_the_learning_rate_is_the_published_formula():
     cfg = Config.fromfile(CONFIG)
     param = nn.Parameter(torch.zeros(1))
     heads = nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([dict(params=[param]), dict(params=[heads], lr=1e-3)],
-                                lr=cfg.optim_wrapper.optimizer.lr)
-    schedulers = [PARAM_SCHEDULERS.build(dict(scheduler), default_args=dict(optimizer=optimizer))
-                  for scheduler in cfg.param_scheduler]
+    optimizer = torch.optim.SGD(
+        [dict(params=[param]), dict(params=[heads], lr=1e-3)], lr=cfg.optim_wrapper.optimizer.lr
+    )
+    schedulers = [
+        PARAM_SCHEDULERS.build(dict(scheduler), default_args=dict(optimizer=optimizer))
+        for scheduler in cfg.param_scheduler
+    ]
     at = {0, 1, 2, 749, 1498, 1499, 1500, 1501, 1502, 2000, 40000, 80000, 159998, 159999}
     for i in range(160000):
         if i in at:

@@ -1,4 +1,5 @@
 """The parameter groups of the recipe: every parameter of the real model is in the one it should be."""
+
 import pytest
 from helpers import ROOT, Config, build, build_segmentor
 from mmengine.optim import build_optim_wrapper
@@ -6,26 +7,42 @@ from torch import nn
 
 from polynext_mm.engine import PolyNeXtOptimWrapperConstructor
 
-LR, DECAY = 1e-4, .05
+LR, DECAY = 1e-4, 0.05
 
 
 @pytest.fixture(scope='module', params=['cpolynext_t', 'apolynext_t'])
 def model(request):
     cfg = Config.fromfile(ROOT / 'configs' / f'upernet_{request.param}_ade20k.py')
-    cfg.merge_from_dict({'model.decode_head.channels': 8, 'model.auxiliary_head.channels': 8,
-                         'model.backbone.init_cfg': None})
+    cfg.merge_from_dict(
+        {
+            'model.decode_head.channels': 8,
+            'model.auxiliary_head.channels': 8,
+            'model.backbone.init_cfg': None,
+        }
+    )
     return build_segmentor(cfg)
 
 
 def grouped(model, **paramwise) -> dict:
     """Of every parameter's name: (lr, decay), by the real constructor and optimizer."""
-    wrapper = build_optim_wrapper(model, dict(
-        type='OptimWrapper', constructor='PolyNeXtOptimWrapperConstructor', paramwise_cfg=paramwise,
-        optimizer=dict(type='AdamW', lr=LR, betas=(.9, .999), weight_decay=DECAY)))
+    wrapper = build_optim_wrapper(
+        model,
+        dict(
+            type='OptimWrapper',
+            constructor='PolyNeXtOptimWrapperConstructor',
+            paramwise_cfg=paramwise,
+            optimizer=dict(type='AdamW', lr=LR, betas=(0.9, 0.999), weight_decay=DECAY),
+        ),
+    )
     groups = wrapper.optimizer.param_groups
-    settings = {id(param): (group['lr'], group['weight_decay'])
-                for group in groups for param in group['params']}
-    assert sum(len(group['params']) for group in groups) == len(settings), 'a parameter in two groups'
+    settings = {
+        id(param): (group['lr'], group['weight_decay'])
+        for group in groups
+        for param in group['params']
+    }
+    assert sum(len(group['params']) for group in groups) == len(settings), (
+        'a parameter in two groups'
+    )
     assert len(set(settings.values())) == len(groups), 'two groups of one setting'
     return {name: settings[id(param)] for name, param in model.named_parameters()}
 
@@ -43,17 +60,30 @@ def kind(name: str) -> str:
 
 
 def test_the_released_groups_are_the_default(model):
-    expected = {'weight': (LR, DECAY), 'norm': (LR, DECAY), 'scale': (LR, 0), 'output norm': (LR, 0),
-                'head': (10 * LR, DECAY), 'head norm': (10 * LR, DECAY)}
-    groups = grouped(model, head_lr_mult=10.)
+    expected = {
+        'weight': (LR, DECAY),
+        'norm': (LR, DECAY),
+        'scale': (LR, 0),
+        'output norm': (LR, 0),
+        'head': (10 * LR, DECAY),
+        'head norm': (10 * LR, DECAY),
+    }
+    groups = grouped(model, head_lr_mult=10.0)
     assert {kind(name) for name in groups} == set(expected)
     for name, setting in groups.items():
         assert setting == pytest.approx(expected[kind(name)]), name
-    assert groups == grouped(model, head_lr_mult=10., no_decay='released')
+    assert groups == grouped(model, head_lr_mult=10.0, no_decay='released')
 
 
 def test_the_papers_groups(model):
-    expected = {'weight': DECAY, 'norm': 0, 'scale': 0, 'output norm': 0, 'head': DECAY, 'head norm': 0}
+    expected = {
+        'weight': DECAY,
+        'norm': 0,
+        'scale': 0,
+        'output norm': 0,
+        'head': DECAY,
+        'head norm': 0,
+    }
     for name, (lr, decay) in grouped(model, no_decay='paper').items():
         assert decay == expected[kind(name)], name
         assert lr == LR
@@ -63,61 +93,81 @@ def test_layer_wise_decay(model):
     """Cells from the output: .9 once for each that comes after."""
     depths = model.backbone.arch.depths
     first = [sum(depths[:stage]) for stage in range(4)]
-    for name, (lr, _) in grouped(model, head_lr_mult=2., layer_decay_rate=.9).items():
+    for name, (lr, _) in grouped(model, head_lr_mult=2.0, layer_decay_rate=0.9).items():
         parts = name.split('.')
         if parts[0] != 'backbone':
             expected = 2 * LR
         elif parts[1] == 'out_norms':
             expected = LR
         elif parts[1] == 'stem':
-            expected = LR * .9 ** (sum(depths) + 1)
+            expected = LR * 0.9 ** (sum(depths) + 1)
         else:
             cell = first[int(parts[2])] + (int(parts[4]) if parts[3] == 'cells' else 0)
-            expected = LR * .9 ** (sum(depths) - cell)
+            expected = LR * 0.9 ** (sum(depths) - cell)
         assert lr == pytest.approx(expected), name
 
 
 def test_frozen_parameters_are_in_no_group():
     network = nn.Module()
     network.backbone = build(frozen_stages=2)
-    wrapper = build_optim_wrapper(network, dict(
-        type='OptimWrapper', constructor='PolyNeXtOptimWrapperConstructor',
-        optimizer=dict(type='AdamW', lr=LR, weight_decay=DECAY)))
+    wrapper = build_optim_wrapper(
+        network,
+        dict(
+            type='OptimWrapper',
+            constructor='PolyNeXtOptimWrapperConstructor',
+            optimizer=dict(type='AdamW', lr=LR, weight_decay=DECAY),
+        ),
+    )
     frozen = {id(param) for param in network.parameters() if not param.requires_grad}
     assert frozen
-    assert frozen.isdisjoint(id(p) for group in wrapper.optimizer.param_groups for p in group['params'])
+    assert frozen.isdisjoint(
+        id(p) for group in wrapper.optimizer.param_groups for p in group['params']
+    )
 
 
 def test_the_table_in_the_log(model, monkeypatch):
     logged = []
     monkeypatch.setattr('polynext_mm.engine.optim.print_log', lambda text, **_: logged.append(text))
-    grouped(model, head_lr_mult=10.)
+    grouped(model, head_lr_mult=10.0)
     lines = logged[0].splitlines()
     assert lines[0] == 'Parameter groups:'
     assert lines[1].split()[:4] == ['lr', 'decay', 'tensors', 'parameters']
     rows = [line.split() for line in lines[2:5]]
-    assert {(float(row[0]), float(row[1])) for row in rows} == {(LR, DECAY), (LR, 0), (10 * LR, DECAY)}
+    assert {(float(row[0]), float(row[1])) for row in rows} == {
+        (LR, DECAY),
+        (LR, 0),
+        (10 * LR, DECAY),
+    }
     assert sum(int(row[2]) for row in rows) == len(list(model.parameters()))
     assert sum(int(row[3].replace(',', '')) for row in rows) == sum(
-        param.numel() for param in model.parameters())
+        param.numel() for param in model.parameters()
+    )
 
 
-@pytest.mark.parametrize(('options', 'valid'), [
-    (dict(no_decay='all'), "'released', 'paper'"),
-    (dict(head_lr_mult=0), 'head_lr_mult must be positive'),
-    (dict(layer_decay_rate=1.2), r'within \(0, 1\]'),
-    (dict(layer_decay_rate=0), r'within \(0, 1\]'),
-    (dict(custom_keys={}), 'unknown custom_keys; the options are no_decay, head_lr_mult and layer_dec'),
-    (dict(norm_decay_mult=0.), 'unknown norm_decay_mult')], ids=str)
+@pytest.mark.parametrize(
+    ('options', 'valid'),
+    [
+        (dict(no_decay='all'), "'released', 'paper'"),
+        (dict(head_lr_mult=0), 'head_lr_mult must be positive'),
+        (dict(layer_decay_rate=1.2), r'within \(0, 1\]'),
+        (dict(layer_decay_rate=0), r'within \(0, 1\]'),
+        (
+            dict(custom_keys={}),
+            'unknown custom_keys; the options are no_decay, head_lr_mult and layer_dec',
+        ),
+        (dict(norm_decay_mult=0.0), 'unknown norm_decay_mult'),
+    ],
+    ids=str,
+)
 def test_wrong_options(options, valid):
     with pytest.raises(ValueError, match=valid):
-        PolyNeXtOptimWrapperConstructor(dict(optimizer=dict(type='SGD', lr=.1)), options)
+        PolyNeXtOptimWrapperConstructor(dict(optimizer=dict(type='SGD', lr=0.1)), options)
 
 
 def test_a_model_of_another_backbone():
     model = nn.Module()
     model.backbone = nn.Conv2d(3, 3, 1)
-    constructor = PolyNeXtOptimWrapperConstructor(dict(optimizer=dict(type='SGD', lr=.1)))
+    constructor = PolyNeXtOptimWrapperConstructor(dict(optimizer=dict(type='SGD', lr=0.1)))
     with pytest.raises(ValueError, match='whose backbone is a PolyNeXt, got Conv2d'):
         constructor(model)
 

@@ -1,4 +1,5 @@
 """Polynomial attention: exact, differentiable, finite in half precision, in blocks or whole."""
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,14 +13,18 @@ def naive(q, k, v):
     return a @ v / a.sum(-1, keepdim=True)
 
 
-def inputs(tokens=70, scale=1., dtype=torch.float64, heads=3):
+def inputs(tokens=70, scale=1.0, dtype=torch.float64, heads=3):
     torch.manual_seed(tokens)
-    return [(torch.randn(2, heads, tokens, 32, dtype=torch.float64) * s).to(dtype).requires_grad_()
-            for s in (scale, 1., 1.)]
+    return [
+        (torch.randn(2, heads, tokens, 32, dtype=torch.float64) * s).to(dtype).requires_grad_()
+        for s in (scale, 1.0, 1.0)
+    ]
 
 
-@pytest.fixture(params=[(1 << 7, 1), (1 << 7, 3), (1 << 13, 2), (1 << 20, 2)],
-                ids=['queries of a head', 'cut for threads', 'heads and queries', 'one block'])
+@pytest.fixture(
+    params=[(1 << 7, 1), (1 << 7, 3), (1 << 13, 2), (1 << 20, 2)],
+    ids=['queries of a head', 'cut for threads', 'heads and queries', 'one block'],
+)
 def block(request, monkeypatch):
     size, threads = request.param
     monkeypatch.setattr(attention, 'THREAD_BLOCK', size)
@@ -51,7 +56,7 @@ def test_operator_is_well_formed():
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_stays_finite_and_close(block, dtype):
-    q, k, v = inputs(300, scale=30., dtype=dtype)
+    q, k, v = inputs(300, scale=30.0, dtype=dtype)
     assert (q @ k.transpose(-2, -1)).abs().max() > 500
     wide = [t.detach().float().requires_grad_() for t in (q, k, v)]
     out, expected = polynomial_attention(q, k, v), polynomial_attention(*wide)
@@ -79,7 +84,9 @@ def test_operations_are_counted_in_both_directions():
 def test_memory_is_linear_in_tokens():
     """What autograd keeps is q, k, v, the output and a row sum: no matrix of tokens x tokens."""
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.numel()) or t, lambda t: t
+    ):
         polynomial_attention(*inputs(500, dtype=torch.float32))
     assert sum(kept) <= 2 * 3 * 500 * (4 * 32 + 1)
 

@@ -1,4 +1,5 @@
 """On a CPU large maps are taken in blocks and bands: their size changes no number."""
+
 import dataclasses
 
 import pytest
@@ -7,15 +8,20 @@ import torch
 from polynext_mm.nn import PolyNeXt, get_arch, ops
 
 # odd inner widths in the two stages of PolyConv
-ARCH = dataclasses.replace(get_arch('apolynext_t'), widths=(20, 30, 64, 64), depths=(1, 1, 1, 1),
-                           conv_ratios=(1.05, .9, 1, 1), mlp_ratios=(2, 2, 2, 2))
+ARCH = dataclasses.replace(
+    get_arch('apolynext_t'),
+    widths=(20, 30, 64, 64),
+    depths=(1, 1, 1, 1),
+    conv_ratios=(1.05, 0.9, 1, 1),
+    mlp_ratios=(2, 2, 2, 2),
+)
 BLOCKS = (1 << 9, 1 << 12, 1 << 14)
 
 
 def run(train: bool, needs_grad: bool):
     """Features and gradients of two images, float64, always of the same numbers."""
     torch.manual_seed(0)
-    model = PolyNeXt(ARCH, drop_path_rate=.5).double().train(train)
+    model = PolyNeXt(ARCH, drop_path_rate=0.5).double().train(train)
     x = torch.randn(2, 3, 101, 75).double()
     with torch.set_grad_enabled(needs_grad):
         features = model(x)
@@ -38,5 +44,6 @@ def test_the_size_of_blocks_changes_nothing(train, needs_grad, monkeypatch):
 @pytest.mark.parametrize('train', [False, True])
 def test_features_are_the_same_with_and_without_gradients(train):
     for actual, expected in zip(run(train, False), run(train, True)):
-        torch.testing.assert_close(actual, expected.detach(), rtol=0,
-                                   atol=1e-12 * expected.abs().max().item())
+        torch.testing.assert_close(
+            actual, expected.detach(), rtol=0, atol=1e-12 * expected.abs().max().item()
+        )

@@ -1,4 +1,5 @@
 """Depthwise convolution is torch's in both directions, as an operator that counts and compiles."""
+
 import itertools
 
 import pytest
@@ -12,13 +13,22 @@ from polynext_mm.nn.depthwise import depthwise
 
 def inputs(size, batch=2, height=13, width=9, channels=6, dtype=torch.float64):
     torch.manual_seed(0)
-    return (torch.randn(batch, height, width, channels, dtype=dtype, requires_grad=True),
-            torch.randn(channels, 1, size, size, dtype=dtype, requires_grad=True))
+    return (
+        torch.randn(batch, height, width, channels, dtype=dtype, requires_grad=True),
+        torch.randn(channels, 1, size, size, dtype=dtype, requires_grad=True),
+    )
 
 
 def torchs(x, weight, dilation):
-    y = F.conv2d(x.permute(0, 3, 1, 2), weight, None, 1, dilation * (weight.shape[-1] // 2), dilation,
-                 x.shape[-1])
+    y = F.conv2d(
+        x.permute(0, 3, 1, 2),
+        weight,
+        None,
+        1,
+        dilation * (weight.shape[-1] // 2),
+        dilation,
+        x.shape[-1],
+    )
     return y.permute(0, 2, 3, 1)
 
 
@@ -57,11 +67,12 @@ def test_half_of_the_channels_of_a_map():
 def test_bfloat16_gradients_are_close(size, dilation):
     x, weight = inputs(size, height=40, width=40, dtype=torch.float32)
     expected = torch.autograd.grad(depthwise(x, weight, dilation).square().sum(), (x, weight))
-    actual = torch.autograd.grad(depthwise(x.bfloat16(), weight, dilation).float().square().sum(),
-                                 (x, weight))
+    actual = torch.autograd.grad(
+        depthwise(x.bfloat16(), weight, dilation).float().square().sum(), (x, weight)
+    )
     for a, b in zip(actual, expected):
         assert a.dtype is torch.float32
-        assert (a - b).norm() < .02 * b.norm()
+        assert (a - b).norm() < 0.02 * b.norm()
 
 
 def test_operator_is_well_formed():

@@ -1,4 +1,5 @@
 """The plain formulation and the fast network are the same function."""
+
 import sys
 from pathlib import Path
 
@@ -19,8 +20,11 @@ SIZE = (64, 96)
 
 def backbone_weights(network):
     """Weights of the golden recipe with the authors' names, without the classifier, float64."""
-    return {key: value.double() for key, value in Golden(network).state_dict().items()
-            if key not in (*CLASSIFIER, DROPOUT_RATE)}
+    return {
+        key: value.double()
+        for key, value in Golden(network).state_dict().items()
+        if key not in (*CLASSIFIER, DROPOUT_RATE)
+    }
 
 
 def run(model):
@@ -33,8 +37,7 @@ def run(model):
 
 def assert_same(actual, expected):
     """Equal to 1e-12 of the largest value."""
-    torch.testing.assert_close(actual, expected, rtol=0,
-                               atol=1e-12 * expected.abs().max().item())
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize('network', ['cpolynext_t', 'apolynext_t'])
@@ -60,6 +63,9 @@ def test_plain_and_fast_agree(network):
 def test_every_arch_has_the_names_of_the_checkpoints(name):
     with torch.device('meta'):
         plain = PlainPolyNeXt(name)
-    backbone = {key for key in authors_to_ours(ARCHS[name])
-                if not key.startswith('extra_norms.') and key not in CLASSIFIER}
+    backbone = {
+        key
+        for key in authors_to_ours(ARCHS[name])
+        if not key.startswith('extra_norms.') and key not in CLASSIFIER
+    }
     assert set(plain.state_dict()) == backbone

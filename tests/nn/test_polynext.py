@@ -1,4 +1,5 @@
 """The network against the authors' release: outputs, logits, gradients, parameters, operations."""
+
 import dataclasses
 
 import golden
@@ -11,10 +12,14 @@ from polynext_mm.weights.names import authors_to_ours, translate
 
 # published: million parameters, GMACs at 224 (classifier included), and the MACs counted in the release
 PUBLISHED = {
-    'cpolynext_t': ('6.4', 1.2, 1.20), 'apolynext_t': ('6.5', 1.3, 1.34),
-    'cpolynext_s': ('26', 4.8, 4.78), 'apolynext_s': ('26', 5.3, 5.29),
-    'cpolynext_b': ('40', 8.5, 8.50), 'apolynext_b': ('41', 9.3, 9.31),
-    'cpolynext_l': ('57', 12.6, 12.62), 'apolynext_l': ('57', 13.3, 13.35),
+    'cpolynext_t': ('6.4', 1.2, 1.20),
+    'apolynext_t': ('6.5', 1.3, 1.34),
+    'cpolynext_s': ('26', 4.8, 4.78),
+    'apolynext_s': ('26', 5.3, 5.29),
+    'cpolynext_b': ('40', 8.5, 8.50),
+    'apolynext_b': ('41', 9.3, 9.31),
+    'cpolynext_l': ('57', 12.6, 12.62),
+    'apolynext_l': ('57', 13.3, 13.35),
 }
 SIZES = ((64, 64), (96, 160))
 TOLERANCE = {torch.float32: (1e-4, 1e-3), torch.float64: (1e-9, 1e-7)}
@@ -60,8 +65,8 @@ def test_parameters_and_operations_are_the_published(name):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image)
     macs = counter.get_total_flops() / 2 / 1e9
-    assert abs(macs - gmacs) <= .06
-    assert abs(macs - counted) <= .005
+    assert abs(macs - gmacs) <= 0.06
+    assert abs(macs - counted) <= 0.005
 
 
 def test_backward_counts_twice_the_operations_and_no_less():
@@ -77,21 +82,36 @@ def test_backward_counts_twice_the_operations_and_no_less():
 
 def test_a_custom_arch_is_a_dict_of_the_same_fields():
     fields = dataclasses.asdict(ARCHS['cpolynext_t']) | dict(
-        widths=[16, 32], depths=[1, 2], stacks=[1, 2], mixers=['conv', 'attn'], conv_ratios=[1, 1],
-        mlp_ratios=[2, 2])
+        widths=[16, 32],
+        depths=[1, 2],
+        stacks=[1, 2],
+        mixers=['conv', 'attn'],
+        conv_ratios=[1, 1],
+        mlp_ratios=[2, 2],
+    )
     model = PolyNeXt(fields)
-    assert [tuple(f.shape) for f in model(torch.randn(2, 3, 40, 64))] == [(2, 16, 10, 16), (2, 32, 5, 8)]
+    assert [tuple(f.shape) for f in model(torch.randn(2, 3, 40, 64))] == [
+        (2, 16, 10, 16),
+        (2, 32, 5, 8),
+    ]
     assert get_arch(fields) == Arch(**fields)
 
 
-@pytest.mark.parametrize('change, message', [
-    (dict(depths=(1, 2)), 'depths'), (dict(widths=(48, 96, 192, 0)), 'widths'),
-    (dict(mixers=('conv', 'conv', 'mlp', 'conv')), "'conv', 'attn'"),
-    (dict(downsampling=('sep3x3',)), 'full3x3'), (dict(mlp_ratios=(1.03, 2, 2, 2)), 'even'),
-    (dict(gate_init=(0., 0.)), 'gate_init'), (dict(paired_gates=1), 'paired_gates'),
-    (dict(stacks=3), 'stacks'), (dict(conv_ratios=(1, 1, 1, 'x')), 'conv_ratios'),
-    (dict(norm='bn'), 'unknown fields'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(depths=(1, 2)), 'depths'),
+        (dict(widths=(48, 96, 192, 0)), 'widths'),
+        (dict(mixers=('conv', 'conv', 'mlp', 'conv')), "'conv', 'attn'"),
+        (dict(downsampling=('sep3x3',)), 'full3x3'),
+        (dict(mlp_ratios=(1.03, 2, 2, 2)), 'even'),
+        (dict(gate_init=(0.0, 0.0)), 'gate_init'),
+        (dict(paired_gates=1), 'paired_gates'),
+        (dict(stacks=3), 'stacks'),
+        (dict(conv_ratios=(1, 1, 1, 'x')), 'conv_ratios'),
+        (dict(norm='bn'), 'unknown fields'),
+    ],
+)
 def test_a_wrong_custom_arch_says_which_field(change, message):
     fields = dataclasses.asdict(ARCHS['cpolynext_t']) | change
     with pytest.raises(ValueError, match=message):
@@ -139,7 +159,9 @@ def test_training_compiles_to_one_graph():
     golden.loss(model(image), (64, 64)).backward()
     expected = {key: p.grad.clone() for key, p in model.named_parameters()}
     model.zero_grad()
-    golden.loss(torch.compile(model, fullgraph=True, backend='aot_eager')(image), (64, 64)).backward()
+    golden.loss(
+        torch.compile(model, fullgraph=True, backend='aot_eager')(image), (64, 64)
+    ).backward()
     for key, p in model.named_parameters():
         torch.testing.assert_close(p.grad, expected[key], msg=key)
     torch._dynamo.reset()

@@ -1,4 +1,5 @@
 """tools/benchmark.py, run as its users do, at sizes that take no time. How fast is not tested."""
+
 import csv
 import math
 import subprocess
@@ -32,8 +33,9 @@ MIB = 1 << 20
 
 def run(*arguments):
     """Run the tool; the finished process with its output."""
-    return subprocess.run([sys.executable, benchmark.__file__, *map(str, arguments)],
-                          capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, benchmark.__file__, *map(str, arguments)], capture_output=True, text=True
+    )
 
 
 def read_results(folder, table='results.csv', plot='results.png'):
@@ -54,15 +56,28 @@ def assert_positive(records, *columns):
 
 
 def test_models_are_compared(tmp_path):
-    done = run('--models', *MODELS, '--mode', 'inference', 'train', '--sizes', '64x64',
-               '--baseline', MODELS[1], '--out', tmp_path, *QUICK)
+    done = run(
+        '--models',
+        *MODELS,
+        '--mode',
+        'inference',
+        'train',
+        '--sizes',
+        '64x64',
+        '--baseline',
+        MODELS[1],
+        '--out',
+        tmp_path,
+        *QUICK,
+    )
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == (tmp_path / 'results.md').read_text().strip()
     assert 'load average before' in done.stdout and 'Largest spread' in done.stdout
     records = read_results(tmp_path)
     assert [(r['mode'], r['model']) for r in records] == [
-        (mode, model) for mode in ('inference', 'train') for model in MODELS]
+        (mode, model) for mode in ('inference', 'train') for model in MODELS
+    ]
     assert_positive(records, 'median ms', 'time ratio')
     for record in records:
         assert float(record['q1 ms']) <= float(record['median ms']) <= float(record['q3 ms'])
@@ -72,8 +87,18 @@ def test_models_are_compared(tmp_path):
 
 
 def test_peak_memory_of_training(tmp_path):
-    done = run('--models', *MODELS, '--mode', 'train', '--sizes', '64x64', '--memory',
-               '--out', tmp_path, *QUICK)
+    done = run(
+        '--models',
+        *MODELS,
+        '--mode',
+        'train',
+        '--sizes',
+        '64x64',
+        '--memory',
+        '--out',
+        tmp_path,
+        *QUICK,
+    )
 
     assert done.returncode == 0, done.stderr
     assert 'process of its own' in done.stdout
@@ -87,29 +112,47 @@ def test_peak_memory_of_training(tmp_path):
 
 
 def test_attention_alone_profile_and_floor(tmp_path):
-    done = run('--attention', 512, 1024, '--matrix-up-to', 512, '--profile', 'cpolynext_t+fuse',
-               '--floor', 'cpolynext_t+fuse', '--sizes', '32x32', '--out', tmp_path, *QUICK)
+    done = run(
+        '--attention',
+        512,
+        1024,
+        '--matrix-up-to',
+        512,
+        '--profile',
+        'cpolynext_t+fuse',
+        '--floor',
+        'cpolynext_t+fuse',
+        '--sizes',
+        '32x32',
+        '--out',
+        tmp_path,
+        *QUICK,
+    )
 
     assert done.returncode == 0, done.stderr
     records = read_results(tmp_path, 'attention.csv', 'curve.png')
     assert [(r['tokens'], r['form']) for r in records] == [
-        ('512', 'blocks'), ('512', 'matrix'), ('1024', 'blocks')]
+        ('512', 'blocks'),
+        ('512', 'matrix'),
+        ('1024', 'blocks'),
+    ]
     assert_positive(records, 'ns per pair', 'peak MiB', 'bytes per token')
     for record in records:
         peak = float(record['peak MiB']) * MIB
         assert float(record['bytes per token']) == pytest.approx(peak / int(record['tokens']))
-    five_matrices = 5 * 512 ** 2 * 4
+    five_matrices = 5 * 512**2 * 4
     assert float(records[1]['peak MiB']) * MIB > 2 * five_matrices
     assert '| operation | share | ms per step | calls per step |' in done.stdout
     assert '| aten::mm |' in done.stdout
     assert 'measured / floor' in done.stdout
 
 
-@pytest.mark.parametrize('model, mode', [('apolynext_t', 'train'),
-                                         ('plain:cpolynext_t', 'inference')])
+@pytest.mark.parametrize(
+    'model, mode', [('apolynext_t', 'train'), ('plain:cpolynext_t', 'inference')]
+)
 def test_floor_counts_every_operation(model, mode):
     work = make_workload(parse_subject(model), Setting(mode, (64, 64), device='meta'))
-    roofline = benchmark.Roofline(flops=1., bandwidth=math.inf)
+    roofline = benchmark.Roofline(flops=1.0, bandwidth=math.inf)
     with roofline:
         work.step()
     with FlopCounterMode(display=False) as counter:
@@ -137,17 +180,22 @@ def test_more_than_there_is_does_not_fit():
     assert peak_memory(attention, Setting('train', (200_000,))) == (None, 'did not fit')
 
 
-@pytest.mark.parametrize('error', [
-    torch.OutOfMemoryError('CUDA out of memory'),
-    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")])
+@pytest.mark.parametrize(
+    'error',
+    [
+        torch.OutOfMemoryError('CUDA out of memory'),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"),
+    ],
+)
 def test_what_does_not_fit_is_left_out(error, monkeypatch):
     def fail(subject, setting):
         raise error
 
     monkeypatch.setattr(_measure, 'make_workload', fail)
     model = parse_subject('timm:convformer_s18')
-    result, = benchmark.measure([model], Setting('train', (64, 64)), rounds=2, warmup=1,
-                                memory=True)
+    (result,) = benchmark.measure(
+        [model], Setting('train', (64, 64)), rounds=2, warmup=1, memory=True
+    )
     record = benchmark.comparison(result, result)
     assert record['median ms'] is record['time ratio'] is record['memory ratio'] is None
     assert 'timm:convformer_s18, train, 64x64: did not fit' in benchmark.notes([result])
@@ -155,40 +203,49 @@ def test_what_does_not_fit_is_left_out(error, monkeypatch):
 
 def test_busy_times_are_doubted():
     subject, setting = Subject('ours', 'ours', 'cpolynext_t'), Setting('inference', (64, 64))
-    quiet = benchmark.Result(subject, setting, [1., 1.01, 1.02])
-    noisy = benchmark.Result(subject, setting, [1., 1.5, 2.])
+    quiet = benchmark.Result(subject, setting, [1.0, 1.01, 1.02])
+    noisy = benchmark.Result(subject, setting, [1.0, 1.5, 2.0])
     assert 'WARNING' not in benchmark.notes([quiet])
     assert 'WARNING: ours, inference, 64x64: spread 33.3%' in benchmark.notes([noisy])
     assert benchmark.time_ratio(noisy, quiet) == pytest.approx(1.5 / 1.01)
 
 
-@pytest.mark.parametrize('label, message', [
-    ('cpolynext_x', 'choose one of cpolynext_t, cpolynext_s'),
-    ('plain:convformer_s18', 'choose one of cpolynext_t, cpolynext_s'),
-    ('torchvision:convnext_tiny', 'write ARCH, plain:ARCH or timm:NAME'),
-    ('timm:convformer_s17', 'did you mean convformer_s18'),
-    ('timm:convformer_s18:fast', 'one of :contiguous, :channels_last'),
-    ('timm:convformer_s18:contiguous:fast', 'one of :contiguous, :channels_last'),
-    ('plain:cpolynext_t:contiguous', 'a timm model, and no other'),
-    ('cpolynext_t+fast', r'take \+fuse, \+compile, \+cp'),
-    ('timm:convformer_s18+cp', r'timm models take \+compile$'),
-])
+@pytest.mark.parametrize(
+    'label, message',
+    [
+        ('cpolynext_x', 'choose one of cpolynext_t, cpolynext_s'),
+        ('plain:convformer_s18', 'choose one of cpolynext_t, cpolynext_s'),
+        ('torchvision:convnext_tiny', 'write ARCH, plain:ARCH or timm:NAME'),
+        ('timm:convformer_s17', 'did you mean convformer_s18'),
+        ('timm:convformer_s18:fast', 'one of :contiguous, :channels_last'),
+        ('timm:convformer_s18:contiguous:fast', 'one of :contiguous, :channels_last'),
+        ('plain:cpolynext_t:contiguous', 'a timm model, and no other'),
+        ('cpolynext_t+fast', r'take \+fuse, \+compile, \+cp'),
+        ('timm:convformer_s18+cp', r'timm models take \+compile$'),
+    ],
+)
 def test_unknown_models_are_named_with_what_there_is(label, message):
     with pytest.raises(ValueError, match=message):
         parse_subject(label)
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ((), 'nothing to measure'),
-    (('--models', 'cpolynext_x'), 'choose one of cpolynext_t, cpolynext_s'),
-    (('--models', 'cpolynext_t', '--sizes', '512'), "'512' is not HEIGHTxWIDTH"),
-    (('--models', 'cpolynext_t', '--rounds', '0'), "'0' is not a positive integer"),
-    (('--models', 'cpolynext_t', 'cpolynext_t'), 'a model twice'),
-    (('--models', 'cpolynext_t', '--baseline', 'cpolynext_s'), 'not among --models: cpolynext_t'),
-    (('--models', 'cpolynext_t+fuse', '--mode', 'train'), 'leave out +fuse or train'),
-    (('--floor', 'timm:convformer_s18'), 'write timm:convformer_s18:channels_last, say'),
-    (('--floor', 'cpolynext_t', '--dtype', 'bfloat16'), 'for float32 on the CPU'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ((), 'nothing to measure'),
+        (('--models', 'cpolynext_x'), 'choose one of cpolynext_t, cpolynext_s'),
+        (('--models', 'cpolynext_t', '--sizes', '512'), "'512' is not HEIGHTxWIDTH"),
+        (('--models', 'cpolynext_t', '--rounds', '0'), "'0' is not a positive integer"),
+        (('--models', 'cpolynext_t', 'cpolynext_t'), 'a model twice'),
+        (
+            ('--models', 'cpolynext_t', '--baseline', 'cpolynext_s'),
+            'not among --models: cpolynext_t',
+        ),
+        (('--models', 'cpolynext_t+fuse', '--mode', 'train'), 'leave out +fuse or train'),
+        (('--floor', 'timm:convformer_s18'), 'write timm:convformer_s18:channels_last, say'),
+        (('--floor', 'cpolynext_t', '--dtype', 'bfloat16'), 'for float32 on the CPU'),
+    ],
+)
 def test_wrong_arguments_are_explained(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['benchmark.py', *arguments])
     with pytest.raises(SystemExit) as stop:
@@ -197,9 +254,17 @@ def test_wrong_arguments_are_explained(arguments, message, monkeypatch, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('label', [
-    f'{prefix}+{modifier}' for family, prefix in
-    {'ours': 'cpolynext_t', 'plain': 'plain:cpolynext_t', 'timm': 'timm:convformer_s18'}.items()
-    for modifier in MODIFIERS[family]])
+@pytest.mark.parametrize(
+    'label',
+    [
+        f'{prefix}+{modifier}'
+        for family, prefix in {
+            'ours': 'cpolynext_t',
+            'plain': 'plain:cpolynext_t',
+            'timm': 'timm:convformer_s18',
+        }.items()
+        for modifier in MODIFIERS[family]
+    ],
+)
 def test_every_modifier_can_be_asked_for(label):
     assert parse_subject(label).label == label

@@ -1,4 +1,5 @@
 """tools/convert_checkpoint.py: the authors' names to ours and back, to the last bit."""
+
 import argparse
 import importlib.util
 import sys
@@ -29,6 +30,7 @@ spec.loader.exec_module(tool)
 @pytest.fixture
 def convert(monkeypatch, capsys):
     """Run the tool in this process; return what it printed, or the message it ended with."""
+
     def run(*arguments):
         monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
         try:
@@ -36,6 +38,7 @@ def convert(monkeypatch, capsys):
         except SystemExit as end:
             return str(end)
         return capsys.readouterr().out
+
     return run
 
 
@@ -47,7 +50,8 @@ def paths(tmp_path):
 def same(first: dict, second: dict) -> bool:
     return first.keys() == second.keys() and all(
         value.dtype == second[key].dtype and torch.equal(value, second[key])
-        for key, value in first.items())
+        for key, value in first.items()
+    )
 
 
 @pytest.mark.parametrize('arch', ['cpolynext_t', 'cpolynext_s', 'apolynext_t', 'apolynext_s'])
@@ -56,8 +60,9 @@ def test_a_backbone_there_and_back(convert, paths, arch):
     torch.save(imagenet_weights(arch), authors)
     total = len(imagenet_weights(arch))
     printed = convert(authors, ours)
-    assert printed == (f'wrote {ours}: {arch} in our names, {total} tensors of the backbone and 0 of '
-                       'heads\n')
+    assert printed == (
+        f'wrote {ours}: {arch} in our names, {total} tensors of the backbone and 0 of heads\n'
+    )
     assert convert(ours, back, '--to', 'authors').startswith(f'wrote {back}: {arch} in the authors')
     assert same(torch.load(back, weights_only=True), imagenet_weights(arch))
 
@@ -68,7 +73,9 @@ def test_a_file_in_our_names_is_the_networks_state_dict(convert, paths):
     convert(authors, ours, '--arch', ARCH)
     content = torch.load(ours, weights_only=True)
     backbone = build(arch=ARCH, out_norm=False)
-    missing, unexpected = torch.nn.Module.load_state_dict(backbone, content['state_dict'], strict=False)
+    missing, unexpected = torch.nn.Module.load_state_dict(
+        backbone, content['state_dict'], strict=False
+    )
     assert not missing
     assert {key.split('.')[0] for key in content['state_dict']} - {'stem', 'stages'} == {'head'}
     assert is_golden(backbone)
@@ -86,18 +93,29 @@ def test_containers(convert, paths, container):
 @pytest.mark.parametrize('prefix', ['backbone.', 'backbone._orig_mod.'])
 def test_a_segmentor_there_and_back(convert, paths, prefix):
     authors, ours, back = paths
-    meta = dict(dataset_meta=dict(classes=('wall', 'sky'), palette=[[1, 2, 3]], scale=np.float64(2)),
-                config='raise SystemExit', time='now', args=argparse.Namespace(seed=0))
+    meta = dict(
+        dataset_meta=dict(classes=('wall', 'sky'), palette=[[1, 2, 3]], scale=np.float64(2)),
+        config='raise SystemExit',
+        time='now',
+        args=argparse.Namespace(seed=0),
+    )
     content = segmentor_file(tiny_config('', ''), prefix, **meta)
-    torch.save(dict(content, optimizer=dict(lr=.1)), authors)
+    torch.save(dict(content, optimizer=dict(lr=0.1)), authors)
     assert 'of heads' in convert(authors, ours)
     middle = torch.load(ours, weights_only=True)
-    assert middle['meta'] == dict(dataset_meta=dict(classes=('wall', 'sky'), palette=[[1, 2, 3]]),
-                                  time='now', epoch=0, iter=160000)
+    assert middle['meta'] == dict(
+        dataset_meta=dict(classes=('wall', 'sky'), palette=[[1, 2, 3]]),
+        time='now',
+        epoch=0,
+        iter=160000,
+    )
     heads = {k: v for k, v in content['state_dict'].items() if not k.startswith('backbone.')}
-    assert same({k: v for k, v in middle['state_dict'].items() if not k.startswith('backbone.')}, heads)
-    assert torch.equal(middle['state_dict']['backbone.out_norms.2.bias'],
-                       output_norms()['extra_norms.2.bias'])
+    assert same(
+        {k: v for k, v in middle['state_dict'].items() if not k.startswith('backbone.')}, heads
+    )
+    assert torch.equal(
+        middle['state_dict']['backbone.out_norms.2.bias'], output_norms()['extra_norms.2.bias']
+    )
     convert(ours, back, '--to', 'authors')
     plain = {k.replace('_orig_mod.', ''): v for k, v in content['state_dict'].items()}
     end = torch.load(back, weights_only=True)
@@ -117,22 +135,51 @@ def test_mm_takes_a_converted_segmentor(convert, paths):
 # What is refused, with nothing written
 
 
-@pytest.mark.parametrize(('content', 'arguments', 'message'), [
-    (lambda: imagenet_weights(), ['--to', 'authors'], "has the authors' names already"),
-    (lambda: imagenet_weights(), ['--arch', 'cpolynext_s'], "the file is of arch 'cpolynext_t'"),
-    (lambda: {k: v for k, v in imagenet_weights().items() if k != 'cells.3.postprocess.weight'},
-     ['--arch', ARCH],
-     '1 missing: stages.1.cells.1.norm.weight'),
-    (lambda: {k: v for k, v in imagenet_weights().items() if k != 'cells.3.postprocess.weight'}, [],
-     'give the arch'),
-    (lambda: dict(imagenet_weights(), more=torch.ones(2)), [], '1 unexpected: more'),
-    (lambda: dict(imagenet_weights(), **{'cells.3.skip_weight': torch.ones(8)}), [],
-     '(8,) instead of (6,)'),
-    (lambda: {'conv1.weight': torch.ones(2)}, [], 'not the weights of a known arch'),
-    (lambda: {}, [], 'holds no weights'),
-    (lambda: dict(imagenet_weights(), more=argparse.ArgumentParser), [], 'execute code'),
-], ids=['names', 'arch', 'missing', 'missing, no arch', 'unexpected', 'shape', 'another network',
-        'empty', 'class'])
+@pytest.mark.parametrize(
+    ('content', 'arguments', 'message'),
+    [
+        (lambda: imagenet_weights(), ['--to', 'authors'], "has the authors' names already"),
+        (
+            lambda: imagenet_weights(),
+            ['--arch', 'cpolynext_s'],
+            "the file is of arch 'cpolynext_t'",
+        ),
+        (
+            lambda: {
+                k: v for k, v in imagenet_weights().items() if k != 'cells.3.postprocess.weight'
+            },
+            ['--arch', ARCH],
+            '1 missing: stages.1.cells.1.norm.weight',
+        ),
+        (
+            lambda: {
+                k: v for k, v in imagenet_weights().items() if k != 'cells.3.postprocess.weight'
+            },
+            [],
+            'give the arch',
+        ),
+        (lambda: dict(imagenet_weights(), more=torch.ones(2)), [], '1 unexpected: more'),
+        (
+            lambda: dict(imagenet_weights(), **{'cells.3.skip_weight': torch.ones(8)}),
+            [],
+            '(8,) instead of (6,)',
+        ),
+        (lambda: {'conv1.weight': torch.ones(2)}, [], 'not the weights of a known arch'),
+        (lambda: {}, [], 'holds no weights'),
+        (lambda: dict(imagenet_weights(), more=argparse.ArgumentParser), [], 'execute code'),
+    ],
+    ids=[
+        'names',
+        'arch',
+        'missing',
+        'missing, no arch',
+        'unexpected',
+        'shape',
+        'another network',
+        'empty',
+        'class',
+    ],
+)
 def test_refusals(convert, paths, content, arguments, message):
     authors, ours, _ = paths
     torch.save(content(), authors)
@@ -178,5 +225,7 @@ def test_a_write_that_fails_leaves_the_old_file(convert, paths, monkeypatch):
 def test_from_the_command_line(paths):
     authors, ours, _ = paths
     torch.save(imagenet_weights(), authors)
-    assert python(TOOL, authors.name, ours.name, cwd=authors.parent).startswith(f'wrote {ours.name}: ')
+    assert python(TOOL, authors.name, ours.name, cwd=authors.parent).startswith(
+        f'wrote {ours.name}: '
+    )
     assert ours.is_file()

@@ -1,4 +1,5 @@
 """tools/image_demo.py draws for segmentors and detectors, and says what is wrong in one line."""
+
 import importlib.util
 import subprocess
 import sys
@@ -47,8 +48,12 @@ def checkpoint(config, path):
 
 
 def run(*args):
-    return subprocess.run([sys.executable, str(ROOT / 'tools' / 'image_demo.py'), *map(str, args)],
-                          capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, str(ROOT / 'tools' / 'image_demo.py'), *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.mark.parametrize('config', [DETECTOR, SEGMENTOR], ids=['detector', 'segmentor'])
@@ -67,21 +72,36 @@ def test_a_folder(image_demo, picture, tmp_path, monkeypatch, capsys):
     Image.open(picture).save(picture.with_name('two.jpg'))
     (picture.parent / 'notes.txt').write_text('not a picture')
     weights = checkpoint(DETECTOR, tmp_path / 'weights.pth')
-    monkeypatch.setattr(sys, 'argv', ['image_demo.py', str(picture.parent), str(DETECTOR), str(weights),
-                                      '--out', str(tmp_path / 'drawn'), '--device', 'cpu'])
+    monkeypatch.setattr(
+        sys,
+        'argv',
+        [
+            'image_demo.py',
+            str(picture.parent),
+            str(DETECTOR),
+            str(weights),
+            '--out',
+            str(tmp_path / 'drawn'),
+            '--device',
+            'cpu',
+        ],
+    )
     image_demo.main()
     assert sorted(path.name for path in (tmp_path / 'drawn').iterdir()) == ['one.png', 'two.jpg']
 
 
-@pytest.mark.parametrize('args, message', [
-    (['nowhere.png', DETECTOR, 'weights.pth'], 'there is no picture nowhere.png'),
-    (['empty', DETECTOR, 'weights.pth'], 'there is no picture (.bmp'),
-    (['one.png', 'nowhere.py', 'weights.pth'], 'there is no config nowhere.py'),
-    (['one.png', 'scopeless.py', 'weights.pth'], "default_scope must be one of"),
-    (['one.png', DETECTOR, 'nowhere.pth'], 'nowhere.pth'),
-    (['one.png', DETECTOR, 'weights.pth', '--out', 'drawn'], '--out: a picture ends in one of'),
-    (['one.png', SEGMENTOR, 'weights.pth'], 'CheckpointError: weights.pth '),
-])
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (['nowhere.png', DETECTOR, 'weights.pth'], 'there is no picture nowhere.png'),
+        (['empty', DETECTOR, 'weights.pth'], 'there is no picture (.bmp'),
+        (['one.png', 'nowhere.py', 'weights.pth'], 'there is no config nowhere.py'),
+        (['one.png', 'scopeless.py', 'weights.pth'], 'default_scope must be one of'),
+        (['one.png', DETECTOR, 'nowhere.pth'], 'nowhere.pth'),
+        (['one.png', DETECTOR, 'weights.pth', '--out', 'drawn'], '--out: a picture ends in one of'),
+        (['one.png', SEGMENTOR, 'weights.pth'], 'CheckpointError: weights.pth '),
+    ],
+)
 def test_errors_are_one_line(image_demo, picture, tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(picture.parent)
     Path('empty').mkdir()

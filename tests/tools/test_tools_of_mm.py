@@ -1,4 +1,5 @@
 """A config elsewhere, with custom_imports alone, under the training tools of mmseg and mmdet."""
+
 import textwrap
 from pathlib import Path
 
@@ -6,10 +7,10 @@ import pytest
 import torch
 from helpers import TINY_ARCH, python, sample_as_ade20k
 
-BACKBONE = f'''
+BACKBONE = f"""
 custom_imports = dict(imports=['polynext_mm'], allow_failed_imports=False)
 backbone = dict(_delete_=True, type='PolyNeXt', arch={TINY_ARCH!r}, drop_path_rate=.1)
-'''
+"""
 
 
 def tool(package: str) -> tuple[Path, Path]:
@@ -20,9 +21,11 @@ def tool(package: str) -> tuple[Path, Path]:
 
 def is_trained(work_dir: Path) -> bool:
     content = torch.load(work_dir / 'iter_1.pth', weights_only=False)
-    return (content['meta']['iter'] == 1
-            and 'backbone.stages.3.cells.0.gate_logits' in content['state_dict']
-            and all(value.isfinite().all() for value in content['state_dict'].values()))
+    return (
+        content['meta']['iter'] == 1
+        and 'backbone.stages.3.cells.0.gate_logits' in content['state_dict']
+        and all(value.isfinite().all() for value in content['state_dict'].values())
+    )
 
 
 def test_mmsegs_train(tmp_path):
@@ -30,7 +33,9 @@ def test_mmsegs_train(tmp_path):
     data_root = sample_as_ade20k(tmp_path)
     config = tmp_path / 'mine' / 'config.py'
     config.parent.mkdir()
-    config.write_text(BACKBONE + textwrap.dedent(f'''
+    config.write_text(
+        BACKBONE
+        + textwrap.dedent(f"""
         _base_ = ['{configs}/_base_/models/upernet_r50.py', '{configs}/_base_/default_runtime.py']
         norm = dict(type='BN')
         model = dict(
@@ -48,7 +53,8 @@ def test_mmsegs_train(tmp_path):
         train_cfg = dict(type='IterBasedTrainLoop', max_iters=1)
         optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))
         default_hooks = dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1))
-        '''))
+        """)
+    )
     python(train, 'mine/config.py', '--work-dir', 'work', cwd=tmp_path)
     assert is_trained(tmp_path / 'work')
 
@@ -56,9 +62,12 @@ def test_mmsegs_train(tmp_path):
 def test_mmdets_train_by_run(tmp_path):
     pytest.importorskip('pycocotools')
     from coco_sample import make_coco
+
     train, configs = tool('mmdet')
     data_root = make_coco(tmp_path / 'data', ('one', 'two'), train=2, val=1)
-    (tmp_path / 'config.py').write_text(BACKBONE + textwrap.dedent(f'''
+    (tmp_path / 'config.py').write_text(
+        BACKBONE
+        + textwrap.dedent(f"""
         _base_ = ['{configs}/_base_/models/retinanet_r50_fpn.py', '{configs}/_base_/default_runtime.py']
         model = dict(
             backbone=dict(backbone, out_indices=(1, 2, 3)),
@@ -75,7 +84,8 @@ def test_mmdets_train_by_run(tmp_path):
         train_cfg = dict(type='IterBasedTrainLoop', max_iters=1)
         optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))
         default_hooks = dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1))
-        '''))
+        """)
+    )
     python('-m', 'polynext_mm', 'run', train, 'config.py', '--work-dir', 'work', cwd=tmp_path)
     assert is_trained(tmp_path / 'work')
 
@@ -87,16 +97,25 @@ def test_run_gives_a_script_its_arguments_and_its_folder(tmp_path):
     (tmp_path / 'scripts').mkdir()
     (tmp_path / 'scripts' / 'neighbour.py').write_text('value = 3')
     script = tmp_path / 'scripts' / 'script.py'
-    script.write_text('import sys, neighbour\n'
-                      'print(__name__, sys.argv, neighbour.value, "polynext_mm" in sys.modules)')
+    script.write_text(
+        'import sys, neighbour\n'
+        'print(__name__, sys.argv, neighbour.value, "polynext_mm" in sys.modules)'
+    )
     printed = python('-m', 'polynext_mm', 'run', 'scripts/script.py', '--flag', 'a b', cwd=tmp_path)
     assert printed.splitlines()[-1] == "__main__ ['scripts/script.py', '--flag', 'a b'] 3 True"
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    ((), 'usage'), (('script.py',), 'usage'), (('run', 'absent.py'), 'there is no script absent.py')])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ((), 'usage'),
+        (('script.py',), 'usage'),
+        (('run', 'absent.py'), 'there is no script absent.py'),
+    ],
+)
 def test_run_tells_what_is_wrong(monkeypatch, arguments, message):
     from polynext_mm.__main__ import main
+
     monkeypatch.setattr('sys.argv', ['polynext_mm', *arguments])
     with pytest.raises(SystemExit, match=message):
         main()

@@ -1,4 +1,5 @@
 """tools/train.py and tools/test.py, alone and in several processes, as a user runs them."""
+
 import importlib.util
 import os
 import re
@@ -38,8 +39,14 @@ def sample(tmp_path_factory):
 def trained(sample, tmp_path_factory):
     """The work dir of a training of two iterations, and what it printed."""
     work_dir = tmp_path_factory.mktemp('work')
-    printed = python(TOOLS / 'train.py', CONFIG, '--work-dir', work_dir,
-                     *as_arguments(tiny_options(sample, iters=2)), cwd=work_dir)
+    printed = python(
+        TOOLS / 'train.py',
+        CONFIG,
+        '--work-dir',
+        work_dir,
+        *as_arguments(tiny_options(sample, iters=2)),
+        cwd=work_dir,
+    )
     return work_dir, printed
 
 
@@ -78,18 +85,25 @@ def test_training_steps_evaluates_and_saves(trained):
 def test_resuming_goes_on_from_the_latest(trained, sample, tmp_path):
     work_dir = tmp_path / 'work'
     shutil.copytree(trained[0], work_dir)
-    options = dict(tiny_options(sample, iters=3), **{
-        'val_cfg': None, 'val_dataloader': None, 'val_evaluator': None})
-    printed = python(TOOLS / 'train.py', CONFIG, '--work-dir', work_dir, '--resume',
-                     *as_arguments(options))
+    options = dict(
+        tiny_options(sample, iters=3),
+        **{'val_cfg': None, 'val_dataloader': None, 'val_evaluator': None},
+    )
+    printed = python(
+        TOOLS / 'train.py', CONFIG, '--work-dir', work_dir, '--resume', *as_arguments(options)
+    )
     assert 'resumed epoch: 0, iter: 2' in printed
     before, after = (torch.load(work_dir / f'iter_{i}.pth', weights_only=False) for i in (2, 3))
     assert after['meta']['iter'] == 3
     assert {int(state['step']) for state in after['optimizer']['state'].values()} == {3}
-    assert after['param_schedulers'][1]['last_step'] == before['param_schedulers'][1]['last_step'] + 1
+    assert (
+        after['param_schedulers'][1]['last_step'] == before['param_schedulers'][1]['last_step'] + 1
+    )
     # a step at the rates of the first iterations is tiny: these are the weights of before
     key = 'decode_head.conv_seg.weight'
-    torch.testing.assert_close(after['state_dict'][key], before['state_dict'][key], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        after['state_dict'][key], before['state_dict'][key], atol=1e-5, rtol=0
+    )
 
 
 @pytest.fixture(scope='module')
@@ -97,9 +111,18 @@ def evaluated(trained, sample, tmp_path_factory):
     """The folder of an evaluation, and what it printed."""
     folder = tmp_path_factory.mktemp('evaluation')
     printed = python(
-        TOOLS / 'test.py', CONFIG, trained[0] / 'iter_2.pth', '--work-dir', folder / 'work',
-        '--out', folder / 'out', '--show-dir', folder / 'pictures',
-        *as_arguments(tiny_options(sample)), cwd=folder)
+        TOOLS / 'test.py',
+        CONFIG,
+        trained[0] / 'iter_2.pth',
+        '--work-dir',
+        folder / 'work',
+        '--out',
+        folder / 'out',
+        '--show-dir',
+        folder / 'pictures',
+        *as_arguments(tiny_options(sample)),
+        cwd=folder,
+    )
     return folder, printed
 
 
@@ -128,8 +151,14 @@ def test_pictures_of_the_predictions_are_drawn(evaluated):
 def test_tta_with_the_authors_file(sample, tmp_path):
     config = tiny_config(sample, tmp_path)
     torch.save(segmentor_file(config, 'backbone._orig_mod.'), tmp_path / 'authors.pth')
-    printed = python(TOOLS / 'test.py', CONFIG, 'authors.pth', '--tta',
-                     *as_arguments(tiny_options(sample)), cwd=tmp_path)
+    printed = python(
+        TOOLS / 'test.py',
+        CONFIG,
+        'authors.pth',
+        '--tta',
+        *as_arguments(tiny_options(sample)),
+        cwd=tmp_path,
+    )
     assert re.search(r'PolyNeXt: loaded 393 of 393 tensors from authors.pth\n', printed)
     assert re.search(r'EncoderDecoder heads: loaded (\d+) of \1 tensors', printed)
     assert metrics(printed).keys() == {'aAcc', 'mIoU', 'mAcc'}
@@ -148,8 +177,9 @@ def test_flags_of_training(monkeypatch):
     assert not cfg.resume and cfg.load_from is None and not cfg.auto_scale_lr.enable
     cfg = load_config(monkeypatch, CONFIG, '--resume', 'some.pth', '--work-dir', 'there')
     assert cfg.resume and cfg.load_from == 'some.pth' and cfg.work_dir == 'there'
-    cfg = load_config(monkeypatch, CONFIG, '--resume', '--auto-scale-lr', '--cfg-options',
-                      'load_from=other.pth')
+    cfg = load_config(
+        monkeypatch, CONFIG, '--resume', '--auto-scale-lr', '--cfg-options', 'load_from=other.pth'
+    )
     assert cfg.resume and cfg.load_from is None and cfg.auto_scale_lr.enable
 
 
@@ -176,9 +206,17 @@ def test_an_absent_ade20k_is_one_screen(tmp_path, monkeypatch):
 
 def test_an_absent_data_set_of_ones_own_names_its_folders(tmp_path, monkeypatch):
     elsewhere = tmp_path / 'elsewhere'
-    message = main('train', monkeypatch, CONFIG, *as_arguments({
-        'train_dataloader.dataset.data_root': tmp_path / 'mine',
-        'train_dataloader.dataset.data_prefix.img_path': elsewhere}))
+    message = main(
+        'train',
+        monkeypatch,
+        CONFIG,
+        *as_arguments(
+            {
+                'train_dataloader.dataset.data_root': tmp_path / 'mine',
+                'train_dataloader.dataset.data_prefix.img_path': elsewhere,
+            }
+        ),
+    )
     assert message.startswith(f'DatasetNotFoundError: there is no {elsewhere}')
     assert f'{tmp_path}/mine/annotations/training' in message
 
@@ -187,14 +225,22 @@ def test_an_absent_data_set_of_ones_own_names_its_folders(tmp_path, monkeypatch)
 def test_an_imagenet_file_cannot_be_evaluated(sample, tmp_path, monkeypatch):
     file = tmp_path / 'imagenet.pt'
     torch.save(imagenet_weights(), file)
-    message = main('test', monkeypatch, CONFIG, file, '--work-dir', tmp_path,
-                   *as_arguments(dict(tiny_options(sample), **{'model.backbone.out_norm': False})))
+    message = main(
+        'test',
+        monkeypatch,
+        CONFIG,
+        file,
+        '--work-dir',
+        tmp_path,
+        *as_arguments(dict(tiny_options(sample), **{'model.backbone.out_norm': False})),
+    )
     assert str(file) in message and 'cannot be evaluated' in message
 
 
 @pytest.mark.usefixtures('quick_configs')
-@pytest.mark.parametrize(('tool', 'arguments'), [
-    ('test', ['absent.pth']), ('train', ['--resume', 'absent.pth'])])
+@pytest.mark.parametrize(
+    ('tool', 'arguments'), [('test', ['absent.pth']), ('train', ['--resume', 'absent.pth'])]
+)
 def test_an_absent_checkpoint(sample, tmp_path, monkeypatch, tool, arguments):
     monkeypatch.chdir(tmp_path)
     message = main(tool, monkeypatch, CONFIG, *arguments, *as_arguments(tiny_options(sample)))
@@ -203,10 +249,18 @@ def test_an_absent_checkpoint(sample, tmp_path, monkeypatch, tool, arguments):
 
 @pytest.mark.usefixtures('quick_configs')
 def test_a_batch_of_one_is_explained(sample, tmp_path):
-    config = tiny_config(sample, tmp_path, val_cfg=None, val_dataloader=None, val_evaluator=None,
-                         **{'train_dataloader.batch_size': 1})
+    config = tiny_config(
+        sample,
+        tmp_path,
+        val_cfg=None,
+        val_dataloader=None,
+        val_evaluator=None,
+        **{'train_dataloader.batch_size': 1},
+    )
     runner = Runner.from_cfg(config)
-    with pytest.raises(ValueError, match='decode_head.psp_modules pools each image to 1x1') as caught:
+    with pytest.raises(
+        ValueError, match='decode_head.psp_modules pools each image to 1x1'
+    ) as caught:
         runner.train()
     assert 'train_dataloader.batch_size=2' in str(caught.value)
     assert runner.iter == 0
@@ -216,9 +270,17 @@ def test_a_batch_of_one_is_explained(sample, tmp_path):
 
 
 def test_two_processes_train_and_evaluate(sample, tmp_path):
-    printed = run(TOOLS / 'dist_train.sh', CONFIG, 2, '--work-dir', tmp_path / 'work',
-                  *as_arguments(tiny_options(sample)), PYTHON=sys.executable, PORT=str(free_port()),
-                  cwd=tmp_path)
+    printed = run(
+        TOOLS / 'dist_train.sh',
+        CONFIG,
+        2,
+        '--work-dir',
+        tmp_path / 'work',
+        *as_arguments(tiny_options(sample)),
+        PYTHON=sys.executable,
+        PORT=str(free_port()),
+        cwd=tmp_path,
+    )
     assert 'SyncBN works on GPUs alone' in printed
     assert metrics(printed).keys() == {'aAcc', 'mIoU', 'mAcc'}
     content = torch.load(tmp_path / 'work' / 'iter_1.pth', weights_only=False)
@@ -228,8 +290,17 @@ def test_two_processes_train_and_evaluate(sample, tmp_path):
 
 
 def test_two_processes_evaluate_as_one_does(trained, evaluated, sample, tmp_path):
-    printed = run(TOOLS / 'dist_test.sh', CONFIG, trained[0] / 'iter_2.pth', 2, '--work-dir', tmp_path,
-                  *as_arguments(tiny_options(sample)), PYTHON=sys.executable, PORT=str(free_port()))
+    printed = run(
+        TOOLS / 'dist_test.sh',
+        CONFIG,
+        trained[0] / 'iter_2.pth',
+        2,
+        '--work-dir',
+        tmp_path,
+        *as_arguments(tiny_options(sample)),
+        PYTHON=sys.executable,
+        PORT=str(free_port()),
+    )
     assert metrics(printed) == metrics(evaluated[1])
 
 
@@ -244,31 +315,76 @@ def slurm(tmp_path):
 
 
 def test_slurm_train(slurm):
-    lines = run(TOOLS / 'slurm_train.sh', 'part', 'job', 'my config.py', 'work dir', '--amp',
-                GPUS='16', GPUS_PER_NODE='8', SRUN_ARGS='--qos high', **slurm).splitlines()
+    lines = run(
+        TOOLS / 'slurm_train.sh',
+        'part',
+        'job',
+        'my config.py',
+        'work dir',
+        '--amp',
+        GPUS='16',
+        GPUS_PER_NODE='8',
+        SRUN_ARGS='--qos high',
+        **slurm,
+    ).splitlines()
     assert lines[:2] == ['-p', 'part'] and '--job-name=job' in lines
-    assert {'--ntasks=16', '--gres=gpu:8', '--ntasks-per-node=8', '--cpus-per-task=5', '--qos',
-            'high', '--kill-on-bad-exit=1'} <= set(lines)
-    assert lines[lines.index('python'):] == [
-        'python', '-u', str(TOOLS / 'train.py'), 'my config.py', '--work-dir', 'work dir', '--launcher',
-        'slurm', '--amp']
+    assert {
+        '--ntasks=16',
+        '--gres=gpu:8',
+        '--ntasks-per-node=8',
+        '--cpus-per-task=5',
+        '--qos',
+        'high',
+        '--kill-on-bad-exit=1',
+    } <= set(lines)
+    assert lines[lines.index('python') :] == [
+        'python',
+        '-u',
+        str(TOOLS / 'train.py'),
+        'my config.py',
+        '--work-dir',
+        'work dir',
+        '--launcher',
+        'slurm',
+        '--amp',
+    ]
 
 
 def test_slurm_train_without_a_work_dir(slurm):
-    lines = run(TOOLS / 'slurm_train.sh', 'part', 'job', 'config.py', '--resume', **slurm).splitlines()
+    lines = run(
+        TOOLS / 'slurm_train.sh', 'part', 'job', 'config.py', '--resume', **slurm
+    ).splitlines()
     assert lines[-4:] == ['config.py', '--launcher', 'slurm', '--resume']
 
 
 def test_slurm_test_on_cpus(slurm):
-    lines = run(TOOLS / 'slurm_test.sh', 'part', 'job', 'config.py', 'file.pth', '--tta', GPUS='2',
-                GPUS_PER_NODE='0', CPUS_PER_TASK='3', **slurm).splitlines()
+    lines = run(
+        TOOLS / 'slurm_test.sh',
+        'part',
+        'job',
+        'config.py',
+        'file.pth',
+        '--tta',
+        GPUS='2',
+        GPUS_PER_NODE='0',
+        CPUS_PER_TASK='3',
+        **slurm,
+    ).splitlines()
     assert not any('gres' in line for line in lines)
     assert {'--ntasks=2', '--cpus-per-task=3'} <= set(lines)
     assert lines[-6:] == [
-        str(TOOLS / 'test.py'), 'config.py', 'file.pth', '--launcher', 'slurm', '--tta']
+        str(TOOLS / 'test.py'),
+        'config.py',
+        'file.pth',
+        '--launcher',
+        'slurm',
+        '--tta',
+    ]
 
 
-@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh'])
+@pytest.mark.parametrize(
+    'script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh']
+)
 def test_scripts_tell_their_usage(script):
     assert f'{script} ' in run(TOOLS / script, 'one', succeeds=False)
 
@@ -276,12 +392,21 @@ def test_scripts_tell_their_usage(script):
 @pytest.mark.slow
 def test_one_slurm_task_on_the_cpu_trains(slurm, sample, tmp_path):
     srun = tmp_path / 'bin' / 'srun'
-    srun.write_text('#!/usr/bin/env bash\nwhile [ "$1" != "$PYTHON" ]; do shift; done\n'
-                    'SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1 '
-                    'SLURM_LAUNCH_NODE_IPADDR=127.0.0.1 exec "$@"\n')
+    srun.write_text(
+        '#!/usr/bin/env bash\nwhile [ "$1" != "$PYTHON" ]; do shift; done\n'
+        'SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1 '
+        'SLURM_LAUNCH_NODE_IPADDR=127.0.0.1 exec "$@"\n'
+    )
     settings = dict(slurm, PYTHON=sys.executable, MASTER_PORT=str(free_port()))
-    printed = run(TOOLS / 'slurm_train.sh', 'part', 'job', CONFIG, tmp_path / 'work',
-                  *as_arguments(tiny_options(sample)), **settings)
+    printed = run(
+        TOOLS / 'slurm_train.sh',
+        'part',
+        'job',
+        CONFIG,
+        tmp_path / 'work',
+        *as_arguments(tiny_options(sample)),
+        **settings,
+    )
     assert metrics(printed).keys() == {'aAcc', 'mIoU', 'mAcc'}
 
 
@@ -293,14 +418,31 @@ def test_the_published_config_takes_a_step_as_it_is(tmp_path):
     """Model, heads, crop and optimizer of the recipe; the weights cannot be had here."""
     sample = sample_as_ade20k(tmp_path, 2)
     printed = python(
-        TOOLS / 'train.py', ROOT / 'configs' / 'upernet_cpolynext_s_ade20k.py', '--work-dir',
-        tmp_path / 'work', *as_arguments({
-            'train_dataloader.dataset.data_root': sample, 'train_dataloader.batch_size': 2,
-            'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False,
-            'model.backbone.init_cfg': None, 'train_cfg.max_iters': 1, 'val_cfg': None,
-            'val_dataloader': None, 'val_evaluator': None}))
+        TOOLS / 'train.py',
+        ROOT / 'configs' / 'upernet_cpolynext_s_ade20k.py',
+        '--work-dir',
+        tmp_path / 'work',
+        *as_arguments(
+            {
+                'train_dataloader.dataset.data_root': sample,
+                'train_dataloader.batch_size': 2,
+                'train_dataloader.num_workers': 0,
+                'train_dataloader.persistent_workers': False,
+                'model.backbone.init_cfg': None,
+                'train_cfg.max_iters': 1,
+                'val_cfg': None,
+                'val_dataloader': None,
+                'val_evaluator': None,
+            }
+        ),
+    )
     assert 'Parameter groups:' in printed
     content = torch.load(tmp_path / 'work' / 'iter_1.pth', weights_only=False)
     assert {int(state['step']) for state in content['optimizer']['state'].values()} == {1}
-    assert content['state_dict']['decode_head.fpn_bottleneck.conv.weight'].shape == (512, 2048, 3, 3)
+    assert content['state_dict']['decode_head.fpn_bottleneck.conv.weight'].shape == (
+        512,
+        2048,
+        3,
+        3,
+    )
     assert all(value.isfinite().all() for value in content['state_dict'].values())

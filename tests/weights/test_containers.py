@@ -1,4 +1,5 @@
 """The authors' files, in every container, on every path on which mm loads a checkpoint."""
+
 import argparse
 
 import numpy as np
@@ -45,24 +46,34 @@ def file(request, tmp_path):
 @pytest.fixture
 def config(sample, tmp_path):
     """One iteration at a rate that changes nothing, and nothing after it."""
-    return tiny_config(sample, tmp_path / 'work', val_cfg=None, val_dataloader=None, val_evaluator=None,
-                       **{'default_hooks.checkpoint.interval': -1,
-                          'default_hooks.checkpoint.save_last': False})
+    return tiny_config(
+        sample,
+        tmp_path / 'work',
+        val_cfg=None,
+        val_dataloader=None,
+        val_evaluator=None,
+        **{'default_hooks.checkpoint.interval': -1, 'default_hooks.checkpoint.save_last': False},
+    )
 
 
 def mm_extras() -> dict:
     """What mm's checkpoints hold besides weights and meta."""
     losses = HistoryBuffer()
     losses.update(1.5)
-    losses.update(np.float64(.5))
+    losses.update(np.float64(0.5))
     return dict(
-        message_hub=dict(log_scalars={'train/loss': losses},
-                         runtime_info=dict(iter=3, loss=np.float32(.5), done=np.bool_(True)),
-                         resumed_keys={'train/loss': True}),
-        optimizer=dict(state={0: dict(step=torch.tensor(3.), exp_avg=torch.ones(2))},
-                       param_groups=[dict(lr=np.float64(1e-4), betas=(.9, .999), params=[0])]),
+        message_hub=dict(
+            log_scalars={'train/loss': losses},
+            runtime_info=dict(iter=3, loss=np.float32(0.5), done=np.bool_(True)),
+            resumed_keys={'train/loss': True},
+        ),
+        optimizer=dict(
+            state={0: dict(step=torch.tensor(3.0), exp_avg=torch.ones(2))},
+            param_groups=[dict(lr=np.float64(1e-4), betas=(0.9, 0.999), params=[0])],
+        ),
         param_schedulers=[dict(last_step=3, _global_step=4)],
-        args=argparse.Namespace(seed=np.int64(0), sizes=np.arange(3)))
+        args=argparse.Namespace(seed=np.int64(0), sizes=np.arange(3)),
+    )
 
 
 # A backbone's own init_cfg
@@ -86,9 +97,12 @@ def test_init_cfg_takes_a_segmentor_with_and_without_mms_prefix(tmp_path, config
 
 def test_safetensors(tmp_path):
     from safetensors.torch import save_file
+
     path = tmp_path / 'weights.safetensors'
     save_file(imagenet_weights(), path)
-    backbone = build(arch=ARCH, out_norm=False, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    backbone = build(
+        arch=ARCH, out_norm=False, init_cfg=dict(type='Pretrained', checkpoint=str(path))
+    )
     backbone.init_weights()
     assert is_golden(backbone)
 
@@ -98,7 +112,9 @@ def test_our_own_names(tmp_path):
     saved = build(arch=ARCH, out_norm=False)
     saved.load_state_dict(imagenet_weights(), strict=False)
     torch.save(dict(state_dict=saved.state_dict()), path)
-    backbone = build(arch=ARCH, out_norm=False, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    backbone = build(
+        arch=ARCH, out_norm=False, init_cfg=dict(type='Pretrained', checkpoint=str(path))
+    )
     backbone.init_weights()
     assert is_golden(backbone)
 
@@ -122,9 +138,17 @@ def test_load_checkpoint_takes_every_container(file):
 
 def test_init_model_takes_every_container(file):
     from mmseg.apis import init_model
-    model = init_model(str(CONFIG), file, device='cpu', cfg_options={
-        'model.backbone.out_norm': False, 'model.decode_head.channels': 8,
-        'model.auxiliary_head.channels': 8})
+
+    model = init_model(
+        str(CONFIG),
+        file,
+        device='cpu',
+        cfg_options={
+            'model.backbone.out_norm': False,
+            'model.decode_head.channels': 8,
+            'model.auxiliary_head.channels': 8,
+        },
+    )
     assert is_golden(model.backbone)
 
 
@@ -142,7 +166,9 @@ def test_load_from_starts_a_training(config, tmp_path, container):
 # Whole segmentors
 
 
-@pytest.mark.parametrize('prefix', ['backbone.', 'backbone._orig_mod.', 'module.backbone._orig_mod.'])
+@pytest.mark.parametrize(
+    'prefix', ['backbone.', 'backbone._orig_mod.', 'module.backbone._orig_mod.']
+)
 def test_a_segmentor_file_brings_backbone_norms_and_heads(config, tmp_path, prefix):
     path = tmp_path / 'segmentor.pth'
     content = segmentor_file(config, prefix)
@@ -151,9 +177,11 @@ def test_a_segmentor_file_brings_backbone_norms_and_heads(config, tmp_path, pref
     def is_whole(model):
         state_dict = model.state_dict()
         return is_golden_and_normed(model.backbone) and all(
-            torch.equal(state_dict[key], value) for key, value in head_weights(model).items())
+            torch.equal(state_dict[key], value) for key, value in head_weights(model).items()
+        )
 
     from mmseg.apis import init_model
+
     options = {key: value for key, value in tiny_options('').items() if key.startswith('model.')}
     assert is_whole(init_model(str(CONFIG), str(path), device='cpu', cfg_options=options))
 
@@ -191,7 +219,7 @@ def test_resuming_executes_no_config_of_the_file(config, tmp_path):
 
 
 def test_an_average_of_mms_hook_is_saved_and_resumed(config, tmp_path):
-    config.custom_hooks.append(dict(type='EMAHook', momentum=.5))
+    config.custom_hooks.append(dict(type='EMAHook', momentum=0.5))
     config.default_hooks.checkpoint.interval = 1
     config.param_scheduler = []
     config.train_cfg.max_iters = 2  # the first only starts the average
@@ -217,10 +245,17 @@ def test_read_keeps_what_resuming_needs(config, tmp_path):
     path = tmp_path / 'segmentor.pth'
     torch.save(dict(segmentor_file(config, config='raise SystemExit'), **mm_extras()), path)
     content = weights.read(path)
-    assert set(content) == {'meta', 'state_dict', 'message_hub', 'optimizer', 'param_schedulers', 'args'}
+    assert set(content) == {
+        'meta',
+        'state_dict',
+        'message_hub',
+        'optimizer',
+        'param_schedulers',
+        'args',
+    }
     assert content['meta'] == dict(epoch=0, iter=160000)
-    assert content['message_hub']['log_scalars']['train/loss'].mean() == 1.
-    assert content['message_hub']['runtime_info']['loss'] == np.float32(.5)
+    assert content['message_hub']['log_scalars']['train/loss'].mean() == 1.0
+    assert content['message_hub']['runtime_info']['loss'] == np.float32(0.5)
     assert list(content['args'].sizes) == [0, 1, 2]
 
 
@@ -232,8 +267,11 @@ def test_a_classifier_takes_all_of_an_imagenet_file(tmp_path):
     total = len(network.state_dict())
     assert report == f'PolyNeXt: loaded {total} of {total} tensors from {path}'
     theirs = imagenet_weights()
-    for ours, key in (('head.norm.weight', 'norm.weight'), ('head.fc.bias', 'head.3.bias'),
-                      ('head.fc.weight', 'head.3.weight')):
+    for ours, key in (
+        ('head.norm.weight', 'norm.weight'),
+        ('head.fc.bias', 'head.3.bias'),
+        ('head.fc.weight', 'head.3.weight'),
+    ):
         assert torch.equal(network.state_dict()[ours], theirs[key])
     assert torch.equal(network.head.proj.weight, theirs['proj.weight'].flatten(1))
 

@@ -1,4 +1,5 @@
 """Urls: fetched once, whole or not at all, and a failure that says what to do, on every rank."""
+
 import http.client
 import http.server
 import io
@@ -31,8 +32,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def server():
     """A server on this machine: ``server.files`` by path, ``server.asked`` in order."""
-    class Handler(http.server.BaseHTTPRequestHandler):
 
+    class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.server.asked.append(self.path)
             body = self.server.files.get(self.path)
@@ -43,7 +44,7 @@ def server():
             if self.server.tells_length:
                 self.send_header('Content-Length', str(len(body)))
             self.end_headers()
-            self.wfile.write(body[:self.server.cut])
+            self.wfile.write(body[: self.server.cut])
 
         def log_message(self, *_):
             pass
@@ -77,8 +78,11 @@ def failure(url, cache) -> str:
 def test_a_url_is_fetched_once(cache, server):
     server.files['/weights.pt'] = file_bytes(dict(state_dict_ema=imagenet_weights()))
     for _ in range(2):
-        backbone = build(arch=ARCH, out_norm=False,
-                         init_cfg=dict(type='Pretrained', checkpoint=f'{server.url}/weights.pt'))
+        backbone = build(
+            arch=ARCH,
+            out_norm=False,
+            init_cfg=dict(type='Pretrained', checkpoint=f'{server.url}/weights.pt'),
+        )
         backbone.init_weights()
         assert is_golden(backbone)
     assert server.asked == ['/weights.pt']
@@ -161,7 +165,7 @@ def test_other_peoples_missing_urls_fail_as_mmengine_fails(cache, server):
         CheckpointLoader.load_checkpoint(f'{server.url}/others.pth')
 
 
-RANK = textwrap.dedent('''
+RANK = textwrap.dedent("""
     import os
     import sys
     import torch
@@ -173,7 +177,7 @@ RANK = textwrap.dedent('''
         print('RANK', os.environ['RANK'], len(read(sys.argv[2])['state_dict']))
     except CheckpointError as error:
         sys.exit(f'RANK {os.environ["RANK"]} {error}')
-''')
+""")
 
 
 @pytest.mark.parametrize('found', [True, False])
@@ -182,14 +186,19 @@ def test_two_ranks_fetch_once_or_both_end(tmp_path, server, found):
         server.files['/weights.pt'] = file_bytes(imagenet_weights())
     script = tmp_path / 'rank.py'
     script.write_text(RANK)
-    environment = dict(WORLD_SIZE='2', OMP_NUM_THREADS='1', MASTER_ADDR='127.0.0.1',
-                       MASTER_PORT=str(free_port()))
+    environment = dict(
+        WORLD_SIZE='2', OMP_NUM_THREADS='1', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port())
+    )
     ranks = [
         subprocess.Popen(
             [sys.executable, '-W', 'ignore', script, tmp_path / 'hub', f'{server.url}/weights.pt'],
             env=dict(os.environ, RANK=str(rank), LOCAL_RANK=str(rank), **environment),
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for rank in range(2)]
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]
     printed = [process.communicate(timeout=120)[0] for process in ranks]
     for rank, (process, text) in enumerate(zip(ranks, printed)):
         assert (process.returncode == 0) == found, text

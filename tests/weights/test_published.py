@@ -1,4 +1,5 @@
 """The table of published files agrees with the networks and with the configs."""
+
 import pytest
 from helpers import ROOT, Config
 
@@ -19,13 +20,26 @@ def test_entries_are_consistent():
         assert file.arch in ARCHS
         assert file.file.rpartition('.')[0] == name
         assert file.url == f'https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/{file.file}'
-        assert name == (file.arch if file.holds == 'imagenet' else 'uper_' + file.arch.replace('_', ''))
+        assert name == (
+            file.arch if file.holds == 'imagenet' else 'uper_' + file.arch.replace('_', '')
+        )
 
 
-@pytest.mark.parametrize(('name', 'figure'), [
-    ('cpolynext_t', 80.2), ('cpolynext_s', 83.9), ('cpolynext_b', 84.7), ('cpolynext_l', 84.9),
-    ('apolynext_t', 80.9), ('apolynext_s', 84.3), ('apolynext_b', 84.9), ('apolynext_l', 85.2),
-    ('uper_cpolynexts', 50.6), ('uper_apolynexts', 49.9)])
+@pytest.mark.parametrize(
+    ('name', 'figure'),
+    [
+        ('cpolynext_t', 80.2),
+        ('cpolynext_s', 83.9),
+        ('cpolynext_b', 84.7),
+        ('cpolynext_l', 84.9),
+        ('apolynext_t', 80.9),
+        ('apolynext_s', 84.3),
+        ('apolynext_b', 84.9),
+        ('apolynext_l', 85.2),
+        ('uper_cpolynexts', 50.6),
+        ('uper_apolynexts', 49.9),
+    ],
+)
 def test_figures(name, figure):
     assert PUBLISHED[name].figure == figure
 

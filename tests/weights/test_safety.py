@@ -1,4 +1,5 @@
 """Nothing in a file of PolyNeXt is executed; other people's files are read as without this package."""
+
 import textwrap
 
 import pytest
@@ -45,6 +46,7 @@ def by_load_checkpoint(path, config):
 
 def by_init_model(path, config):
     from mmseg.apis import init_model
+
     init_model(config, path, device='cpu')
 
 
@@ -62,28 +64,45 @@ def by_read(path, config):
     weights.read(path)
 
 
-@pytest.mark.parametrize(('way', 'zipped'), [
-    (by_init_cfg, True), (by_load_checkpoint, True), (by_load_checkpoint, False), (by_init_model, True),
-    (by_load_from, True), (by_resuming, True), (by_read, True), (by_read, False)])
+@pytest.mark.parametrize(
+    ('way', 'zipped'),
+    [
+        (by_init_cfg, True),
+        (by_load_checkpoint, True),
+        (by_load_checkpoint, False),
+        (by_init_model, True),
+        (by_load_from, True),
+        (by_resuming, True),
+        (by_read, True),
+        (by_read, False),
+    ],
+)
 def test_a_file_that_needs_code_is_refused_by_name_and_not_executed(tmp_path, trace, way, zipped):
     config = tiny_config(sample_as_ade20k(tmp_path), tmp_path / 'work')
     path = str(tmp_path / 'segmentor.pth')
     weight = {'backbone._orig_mod.cells.0.skip_weight': torch.ones(6)}
-    torch.save(dict(meta=dict(config=''), state_dict=weight, extra=Evil(trace)), path,
-               _use_new_zipfile_serialization=zipped)
+    torch.save(
+        dict(meta=dict(config=''), state_dict=weight, extra=Evil(trace)),
+        path,
+        _use_new_zipfile_serialization=zipped,
+    )
     with pytest.raises(CheckpointError, match='eval') as caught:
         way(path, config)
     assert not trace.exists()
     assert f'unsafe:{path}' in str(caught.value)
 
 
-@pytest.mark.parametrize('content', [
-    lambda evil: dict(imagenet_weights(), evil=evil),
-    lambda evil: dict(state_dict=dict(imagenet_weights(), evil=evil)),
-    lambda evil: dict(ema=dict(deeper=imagenet_weights()), args=evil),
-    lambda evil: [imagenet_weights(), evil],
-    lambda evil: {evil: 0, 'model': imagenet_weights()},
-], ids=['among weights', 'state_dict', 'deep', 'list', 'key'])
+@pytest.mark.parametrize(
+    'content',
+    [
+        lambda evil: dict(imagenet_weights(), evil=evil),
+        lambda evil: dict(state_dict=dict(imagenet_weights(), evil=evil)),
+        lambda evil: dict(ema=dict(deeper=imagenet_weights()), args=evil),
+        lambda evil: [imagenet_weights(), evil],
+        lambda evil: {evil: 0, 'model': imagenet_weights()},
+    ],
+    ids=['among weights', 'state_dict', 'deep', 'list', 'key'],
+)
 def test_wherever_the_code_is(tmp_path, trace, content):
     path = str(tmp_path / 'weights.pt')
     torch.save(content(Evil(trace)), path)
@@ -122,7 +141,7 @@ def test_within_safe_reading_no_file_at_all_is_executed(tmp_path, trace):
 
 # Other people's checkpoints, with this package imported and without
 
-OTHERS = textwrap.dedent('''
+OTHERS = textwrap.dedent("""
     import pickle
     import sys
     import torch
@@ -155,15 +174,21 @@ OTHERS = textwrap.dedent('''
             CheckpointLoader.load_checkpoint(wrong)
         except Exception as error:
             print('READ', type(error).__name__, error)
-''')
+""")
 
 
 def test_other_peoples_files_load_as_without_the_import(tmp_path):
     script, file = tmp_path / 'script.py', tmp_path / 'others.pth'
     script.write_text(OTHERS)
     python(script, file, 'make')
-    printed = [[line for line in python(script, file, how, cwd=tmp_path).splitlines()
-                if line.startswith('READ')] for how in ('with', 'without')]
+    printed = [
+        [
+            line
+            for line in python(script, file, how, cwd=tmp_path).splitlines()
+            if line.startswith('READ')
+        ]
+        for how in ('with', 'without')
+    ]
     assert len(printed[0]) == 4
     assert '3 a = 1' in printed[0][0] or 'Weights only load failed' in printed[0][0]
     assert printed[0] == printed[1]

@@ -1,4 +1,5 @@
 """Whatever does not fit is an error that names the file and says what to do; the rest is reported."""
+
 import io
 import itertools
 import re
@@ -35,15 +36,21 @@ def sample(tmp_path_factory):
 
 @pytest.fixture
 def config(sample, tmp_path):
-    return tiny_config(sample, tmp_path / 'work', val_cfg=None, val_dataloader=None, val_evaluator=None,
-                       **{'default_hooks.checkpoint.interval': -1,
-                          'default_hooks.checkpoint.save_last': False})
+    return tiny_config(
+        sample,
+        tmp_path / 'work',
+        val_cfg=None,
+        val_dataloader=None,
+        val_evaluator=None,
+        **{'default_hooks.checkpoint.interval': -1, 'default_hooks.checkpoint.save_last': False},
+    )
 
 
 def refusal(path, **backbone) -> str:
     """What loading by init_cfg is refused with; the file must be named."""
-    model = build(**dict(dict(arch=ARCH), **backbone),
-                  init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    model = build(
+        **dict(dict(arch=ARCH), **backbone), init_cfg=dict(type='Pretrained', checkpoint=str(path))
+    )
     with pytest.raises((CheckpointError, FileNotFoundError), match=re.escape(str(path))) as caught:
         model.init_weights()
     return str(caught.value)
@@ -75,13 +82,15 @@ def test_a_file_cut_anywhere(path, zipped):
 
 def test_an_archive_cut_short_is_named_by_mms_loader_too(path):
     whole = saved_bytes()
-    path.write_bytes(whole[:len(whole) // 2])
+    path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match=re.escape(str(path))):
         load_checkpoint(build(), str(path))
 
 
-@pytest.mark.parametrize('content', [b'hello world', b'<html>404</html>', b'\x80\x02', b'(', bytes(1000),
-                                     b'PK\x03\x04nothing'])
+@pytest.mark.parametrize(
+    'content',
+    [b'hello world', b'<html>404</html>', b'\x80\x02', b'(', bytes(1000), b'PK\x03\x04nothing'],
+)
 def test_junk(path, content):
     path.write_bytes(content)
     assert 'Delete it and get it again' in refusal(path)
@@ -93,9 +102,19 @@ def test_damaged_safetensors(tmp_path):
     assert 'damaged' in refusal(path)
 
 
-@pytest.mark.parametrize('content', [
-    {}, {'state_dict': {}}, {'epoch': 3}, {'meta': {}}, {'meta': {}, 'state_dict': None},
-    {'meta': {}, 'state_dict': {'step': 3}}, {1: 2}], ids=str)
+@pytest.mark.parametrize(
+    'content',
+    [
+        {},
+        {'state_dict': {}},
+        {'epoch': 3},
+        {'meta': {}},
+        {'meta': {}, 'state_dict': None},
+        {'meta': {}, 'state_dict': {'step': 3}},
+        {1: 2},
+    ],
+    ids=str,
+)
 def test_a_file_without_weights(path, content):
     torch.save(content, path)
     assert 'holds no weights' in refusal(path)
@@ -109,9 +128,16 @@ def test_a_file_that_is_no_dict(path):
 # Files of something else
 
 
-@pytest.mark.parametrize(('arch', 'file_arch'), [
-    ('cpolynext_t', 'apolynext_t'), ('apolynext_t', 'cpolynext_t'), ('cpolynext_t', 'cpolynext_s'),
-    ('apolynext_s', 'apolynext_t'), ('cpolynext_b', 'cpolynext_t')])
+@pytest.mark.parametrize(
+    ('arch', 'file_arch'),
+    [
+        ('cpolynext_t', 'apolynext_t'),
+        ('apolynext_t', 'cpolynext_t'),
+        ('cpolynext_t', 'cpolynext_s'),
+        ('apolynext_s', 'apolynext_t'),
+        ('cpolynext_b', 'cpolynext_t'),
+    ],
+)
 def test_another_arch_is_named(path, arch, file_arch):
     torch.save(imagenet_weights(file_arch), path)
     assert f"the file is of arch '{file_arch}': set arch to that" in refusal(path, arch=arch)
@@ -124,16 +150,31 @@ def test_another_number_of_input_channels(path):
     assert 'check in_channels' in message
 
 
-@pytest.mark.parametrize('key', ['stem.weight', 'cells.5.skip_weight', 'reductions.1.0.weight',
-                                 'cells.11.ops.17.1.weight', 'cells.0.preprocess1.scale'])
+@pytest.mark.parametrize(
+    'key',
+    [
+        'stem.weight',
+        'cells.5.skip_weight',
+        'reductions.1.0.weight',
+        'cells.11.ops.17.1.weight',
+        'cells.0.preprocess1.scale',
+    ],
+)
 def test_a_missing_weight_is_named(path, key):
     torch.save({k: v for k, v in imagenet_weights().items() if k != key}, path)
     ours = dict(names.authors_to_ours(build(arch=ARCH).arch))[key]
     assert f'1 missing: {ours}' in refusal(path)
 
 
-@pytest.mark.parametrize('key', ['cells.0.ops.99.weight', 'adapter.weight', 'extra_norm.0.weight',
-                                 'stages.9.cells.0.stacks.0.mixer.proj_in.weight'])
+@pytest.mark.parametrize(
+    'key',
+    [
+        'cells.0.ops.99.weight',
+        'adapter.weight',
+        'extra_norm.0.weight',
+        'stages.9.cells.0.stacks.0.mixer.proj_in.weight',
+    ],
+)
 def test_an_unknown_weight_is_named(path, key):
     torch.save(dict(imagenet_weights(), **{key: torch.ones(2)}), path)
     assert f'1 unexpected: {key}' in refusal(path)
@@ -168,10 +209,14 @@ def test_heads_alone(path, config):
         Runner.from_cfg(config).train()
 
 
-@pytest.mark.parametrize('container', [lambda w: w, lambda w: dict(ema=w),
-                                       lambda w: {f'module.{k}': v for k, v in w.items()}])
+@pytest.mark.parametrize(
+    'container',
+    [lambda w: w, lambda w: dict(ema=w), lambda w: {f'module.{k}': v for k, v in w.items()}],
+)
 def test_released_files_of_networks_that_are_not_here_say_so(path, container):
-    bn = {(k[:-6] + 'gamma_c' if 'postprocess' in k else k): v for k, v in imagenet_weights().items()}
+    bn = {
+        (k[:-6] + 'gamma_c' if 'postprocess' in k else k): v for k, v in imagenet_weights().items()
+    }
     bn['cells.0.postprocess.gamma_hw'] = torch.ones(1, 1, 56, 56)
     torch.save(container(bn), path)
     assert 'fully polynomial network' in refusal(path)
@@ -192,8 +237,12 @@ def test_the_report_of_an_imagenet_file(path):
     report = weights.load(backbone, path)
     total = len(backbone.state_dict())
     assert report.startswith(f'PolyNeXt: loaded {total - 4} of {total} tensors from {path}; ')
-    fresh, left = re.search('left as initialized: (.*); left over in the file: (.*)', report).groups()
-    assert fresh == ', '.join(f'out_norms.{i}.{kind}' for i in (1, 3) for kind in ('weight', 'bias'))
+    fresh, left = re.search(
+        'left as initialized: (.*); left over in the file: (.*)', report
+    ).groups()
+    assert fresh == ', '.join(
+        f'out_norms.{i}.{kind}' for i in (1, 3) for kind in ('weight', 'bias')
+    )
     assert left == 'head.norm, head.proj, head.fc'
 
 
@@ -243,7 +292,7 @@ def test_other_classes_by_the_option(path, twenty_classes):
     runner.train()
     heads = runner.model.state_dict()
     assert heads['decode_head.conv_seg.weight'].shape[0] == 20
-    assert heads['decode_head.conv_seg.weight'].abs().mean() < .05  # of mmseg's initialization
+    assert heads['decode_head.conv_seg.weight'].abs().mean() < 0.05  # of mmseg's initialization
     kept = 'decode_head.psp_modules.0.1.conv.weight'
     assert torch.allclose(heads[kept], content['state_dict'][kept], atol=1e-4)
 
@@ -276,7 +325,9 @@ def test_output_norms_must_agree_in_evaluation(path, config, in_file, in_model):
         Runner.from_cfg(config).load_or_resume()
 
 
-@pytest.mark.parametrize('part', ['decode_head.fpn_convs.1.conv.weight', 'auxiliary_head.conv_seg.bias'])
+@pytest.mark.parametrize(
+    'part', ['decode_head.fpn_convs.1.conv.weight', 'auxiliary_head.conv_seg.bias']
+)
 def test_heads_missing_in_part(path, config, part):
     content = segmentor_file(config)
     del content['state_dict'][part]
@@ -302,15 +353,18 @@ def test_load_refuses_a_misfit_and_leaves_the_model_alone(path):
 def trained(sample, tmp_path_factory):
     """The work dir of a run of one iteration."""
     work_dir = tmp_path_factory.mktemp('trained')
-    Runner.from_cfg(tiny_config(sample, work_dir, val_cfg=None, val_dataloader=None,
-                                val_evaluator=None)).train()
+    Runner.from_cfg(
+        tiny_config(sample, work_dir, val_cfg=None, val_dataloader=None, val_evaluator=None)
+    ).train()
     return work_dir
 
 
 @pytest.mark.parametrize('how', ['load_from', 'resume from', 'resume the latest'])
 def test_a_checkpoint_that_brings_the_backbone_spares_init_cfg(config, trained, how):
     config.work_dir, checkpoint = str(trained), trained / 'iter_1.pth'
-    config.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='http://127.0.0.1:9/weights.pt')
+    config.model.backbone.init_cfg = dict(
+        type='Pretrained', checkpoint='http://127.0.0.1:9/weights.pt'
+    )
     config.resume = how != 'load_from'
     config.load_from = None if how == 'resume the latest' else str(checkpoint)
     config.train_cfg.max_iters = 2

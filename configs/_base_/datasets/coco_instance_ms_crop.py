@@ -2,8 +2,19 @@
 # R-CNN, which the recipes of Swin, ConvNeXt and HorNet share: shorter side 480 to 800, longer at most
 # 1333.
 _base_ = 'coco_instance.py'
-scales = [(480, 1333), (512, 1333), (544, 1333), (576, 1333), (608, 1333), (640, 1333), (672, 1333),
-          (704, 1333), (736, 1333), (768, 1333), (800, 1333)]
+scales = [
+    (480, 1333),
+    (512, 1333),
+    (544, 1333),
+    (576, 1333),
+    (608, 1333),
+    (640, 1333),
+    (672, 1333),
+    (704, 1333),
+    (736, 1333),
+    (768, 1333),
+    (800, 1333),
+]
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
@@ -12,12 +23,22 @@ train_pipeline = [
         type='RandomChoice',
         transforms=[
             [dict(type='RandomChoiceResize', scales=scales, keep_ratio=True)],
-            [dict(type='RandomChoiceResize', scales=[(400, 1333), (500, 1333), (600, 1333)],
-                  keep_ratio=True),
-             dict(type='RandomCrop', crop_type='absolute_range', crop_size=(384, 600),
-                  allow_negative_crop=True),
-             dict(type='RandomChoiceResize', scales=scales, keep_ratio=True)],
-        ]),
+            [
+                dict(
+                    type='RandomChoiceResize',
+                    scales=[(400, 1333), (500, 1333), (600, 1333)],
+                    keep_ratio=True,
+                ),
+                dict(
+                    type='RandomCrop',
+                    crop_type='absolute_range',
+                    crop_size=(384, 600),
+                    allow_negative_crop=True,
+                ),
+                dict(type='RandomChoiceResize', scales=scales, keep_ratio=True),
+            ],
+        ],
+    ),
     dict(type='PackDetInputs'),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

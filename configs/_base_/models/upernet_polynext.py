@@ -11,12 +11,11 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,  # after normalizing
         seg_pad_val=255,
-        size=crop_size),
+        size=crop_size,
+    ),
     backbone=dict(
-        type='PolyNeXt',
-        out_indices=(0, 1, 2, 3),
-        drop_path_rate=0.3,
-        compile_cells=False),
+        type='PolyNeXt', out_indices=(0, 1, 2, 3), drop_path_rate=0.3, compile_cells=False
+    ),
     decode_head=dict(
         type='UPerHead',
         in_index=[0, 1, 2, 3],
@@ -26,7 +25,8 @@ model = dict(
         num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),
     auxiliary_head=dict(
         type='FCNHead',
         in_index=2,
@@ -37,6 +37,8 @@ model = dict(
         num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4)),
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+    ),
     train_cfg=dict(),
-    test_cfg=dict(mode='slide', crop_size=crop_size, stride=(341, 341)))
+    test_cfg=dict(mode='slide', crop_size=crop_size, stride=(341, 341)),
+)

@@ -5,11 +5,12 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
     constructor='PolyNeXtOptimWrapperConstructor',
     # no_decay='paper' exempts all norms from decay, as the paper says
-    paramwise_cfg=dict(no_decay='released', head_lr_mult=10.))
+    paramwise_cfg=dict(no_decay='released', head_lr_mult=10.0),
+)
 # lr(i) = 1e-4 (1 - i / 160000), times 1 - (1 - i / 1500)(1 - 1e-6) while i < 1500
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1501),
-    dict(type='PolyLR', power=1.0, eta_min=0., by_epoch=False, begin=0, end=160001),
+    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=0, end=160001),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
@@ -21,7 +22,9 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=16000, save_best='mIoU'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'))
+    visualization=dict(type='SegVisualizationHook'),
+)
 log_processor = dict(by_epoch=False)
-visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')],
-                  name='visualizer')
+visualizer = dict(
+    type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer'
+)
