@@ -21,10 +21,10 @@ $(INSTALLED): pyproject.toml requirements/torch.txt requirements/base.txt requir
 	touch $@
 
 demo: $(INSTALLED)
-	$(RUN) tools/demo.py
+	$(RUN) demo/segmentation.py
 
 demo-detection: $(INSTALLED)
-	$(RUN) tools/demo_detection.py
+	$(RUN) demo/detection.py
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

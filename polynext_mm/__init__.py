@@ -4,7 +4,7 @@
 another project needs.
 """
 
-from .stack import check_stack, install_mmcv_ops
+from .compat import check_stack, install_mmcv_ops
 
 check_stack()
 install_mmcv_ops()

@@ -11,12 +11,12 @@ from collections import OrderedDict
 from pathlib import Path
 
 import torch
-from golden import Golden, authors_weights, image
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 import polynext_mm  # noqa: F401 - registers
+from golden import Golden, authors_weights, image
 from polynext_mm.nn import ARCHS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +32,7 @@ TINY_ARCH = dict(
     mixers=('conv', 'conv', 'attn', 'attn'),
     conv_ratios=(1, 1, 0.75, 0.75),
     mlp_ratios=(2, 2, 1.75, 1.75),
+    coarse_sizes=(3, 5, 5, 5),
     downsampling=('sep3x3', 'full3x3'),
     gate_init=(0, -0.5, -1, -1.5, -2),
 )

@@ -1,6 +1,18 @@
-"""PolyNeXt in torch alone: nothing below this door knows of configs, files or mm."""
+"""PolyNeXt in torch alone: nothing in this package knows of configs, files or mm.
 
-from .attention import polynomial_attention
-from .polynext import ARCHS, Arch, PolyNeXt, PolyNeXtClassifier, get_arch
+:mod:`polynext_mm.nn.plain` is the network as the paper writes it; read that first.
+"""
 
-__all__ = ['ARCHS', 'Arch', 'PolyNeXt', 'PolyNeXtClassifier', 'get_arch', 'polynomial_attention']
+from .arch import ARCHS, Arch, get_arch
+from .ops import plain_ops, poly_attention
+from .polynext import PolyNeXt, PolyNeXtClassifier
+
+__all__ = [
+    'ARCHS',
+    'Arch',
+    'PolyNeXt',
+    'PolyNeXtClassifier',
+    'get_arch',
+    'plain_ops',
+    'poly_attention',
+]

@@ -1,10 +1,15 @@
-"""The three branches of a PolyNeXt cell. Tensors are (B, H, W, C) in memory and in shape.
+"""The layers of a cell. Maps are (B, H, W, C) in memory and in shape.
 
-A branch is called with the residual stream x, its gate and ``keep``, and returns x with itself added,
-in the place of x where no gradient is needed. The gate, the scalar sigmoid(lam) of the cell, is folded
-into the smallest weight at the branch's end: the result is the same and neither a map nor a matrix is
-scaled. After ``fuse()`` it is part of the weights for good and is passed as None. ``keep`` (B, 1, 1, 1)
-or None is what drop path multiplies the branch by.
+The three branches, :class:`PolyMLP`, :class:`PolyConv` and :class:`PolyAttn`, are called with the
+residual stream x and return ``x + keep * gate * F(x)``, F being what the paper gives the branch's
+name to:
+
+- ``gate``, a scalar, is the branch's sigmoid(lam), or None for 1. It is folded into the smallest
+  weight at the end of the branch, so that it scales neither a map nor a matrix.
+- ``keep``, (B, 1, 1, 1), is the factor of drop path, or None for 1.
+
+The layers inside a branch hold its weights; the branch passes these to an operation of
+:mod:`polynext_mm.nn.ops` and does not call all of the layers. Hooks belong on the branch.
 """
 
 import math
@@ -13,22 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .attention import polynomial_attention
-from .depthwise import depthwise
-from .precision import matmul_dtype
+from .ops.precision import layer_norm, linear, matmul_dtype
 
 HEAD_WIDTH = 32
-
-
-def _gated(weight: Tensor, gate: Tensor | None) -> Tensor:
-    return weight if gate is None else weight * gate
-
-
-@torch.no_grad()
-def _fold_norm_into(norm: 'LayerNorm', linear: nn.Linear) -> None:
-    """Move a norm's channel scales into the columns of the product that follows it."""
-    linear.weight.mul_(norm.weight)
-    norm.weight = None
 
 
 class LayerNorm(nn.Module):
@@ -39,15 +31,15 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.layer_norm(x, self.weight)
+        return layer_norm(x, self.weight)
 
 
 class DepthwiseConv(nn.Module):
     """Depthwise convolution of (B, H, W, C), stride 1, same padding, no bias.
 
     Args:
-        channels (int): C.
-        kernel_size (int): Odd.
+        channels: C.
+        kernel_size: Odd.
     """
 
     def __init__(self, channels: int, kernel_size: int):
@@ -55,15 +47,40 @@ class DepthwiseConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size, kernel_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return depthwise(x.to(matmul_dtype(x)), self.weight)
+        return ops.depthwise(x.to(matmul_dtype(x)), self.weight)
 
 
-class PolyMLP(nn.Module):
-    """Product of two projections in place of an activation (paper: PolyMLP).
+class Branch(nn.Module):
+    """What the three branches share: the place of the gate."""
+
+    def gated_layer(self) -> nn.Module:
+        """Return the layer whose weight the gate is folded into."""
+        raise NotImplementedError
+
+    def gated_weight(self, gate: Tensor | None) -> Tensor | None:
+        """Return that weight times the gate; None if both were fused into another weight."""
+        weight = self.gated_layer().weight
+        return weight if gate is None else weight * gate
+
+    @torch.no_grad()
+    def fuse(self, gate: Tensor) -> None:
+        """Fold the gate, and scales next to matrices, into the weights for good."""
+        self.gated_layer().weight.mul_(gate)
+
+
+@torch.no_grad()
+def _fold_norm(norm: LayerNorm, following: nn.Linear) -> None:
+    """Move the scales of a norm into the columns of the matrix that follows it."""
+    following.weight.mul_(norm.weight)
+    norm.weight = None
+
+
+class PolyMLP(Branch):
+    """Product of two projections in place of an activation (paper, PolyMLP).
 
     Args:
-        channels (int): C.
-        ratio (float): Width of the two projections together, over C; ``int(C * ratio)`` is even.
+        channels: C.
+        ratio: Width of the two projections together, over C; ``int(C * ratio)`` is even.
     """
 
     def __init__(self, channels: int, ratio: float):
@@ -73,26 +90,29 @@ class PolyMLP(nn.Module):
         self.norm = LayerNorm(width // 2)
         self.proj_out = nn.Linear(width // 2, channels, bias=False)
 
-    def forward(self, x: Tensor, gate: Tensor | None, keep: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, gate: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         return ops.add_poly_mlp(
-            x, keep, self.proj_in.weight, _gated(self.norm.weight, gate), self.proj_out.weight
+            x, keep, self.proj_in.weight, self.gated_weight(gate), self.proj_out.weight
         )
 
-    @torch.no_grad()
+    def gated_layer(self) -> LayerNorm:
+        return self.norm
+
     def fuse(self, gate: Tensor) -> None:
-        self.proj_out.weight.mul_(gate)
-        _fold_norm_into(self.norm, self.proj_out)
+        super().fuse(gate)
+        _fold_norm(self.norm, self.proj_out)
 
 
-class PolyConv(nn.Module):
-    """Product of a coarse and a fine depthwise convolution (paper: PolyConv).
+class PolyConv(Branch):
+    """Product of a coarse and a fine depthwise convolution (paper, PolyConv).
 
-    The inner channels are in the order of :func:`ops.partner_order`, not in the paper's.
+    The inner channels are in the order of :func:`polynext_mm.nn.ops.partner_order`, not in the
+    paper's.
 
     Args:
-        channels (int): C.
-        ratio (float): Inner width over C.
-        coarse_size (int): Kernel of the coarse convolution, which has dilation 2.
+        channels: C.
+        ratio: Inner width over C.
+        coarse_size: Kernel size of the coarse convolution, which has dilation 2.
     """
 
     def __init__(self, channels: int, ratio: float, coarse_size: int):
@@ -105,7 +125,7 @@ class PolyConv(nn.Module):
         self.proj_out = nn.Linear(width, channels, bias=False)
         self.norm = LayerNorm(channels)
 
-    def forward(self, x: Tensor, gate: Tensor | None, keep: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, gate: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         return ops.add_poly_conv(
             x,
             keep,
@@ -114,19 +134,22 @@ class PolyConv(nn.Module):
             self.fine_conv.weight,
             self.smooth.weight,
             self.proj_out.weight,
-            _gated(self.norm.weight, gate),
+            self.gated_weight(gate),
         )
 
-    @torch.no_grad()
-    def fuse(self, gate: Tensor) -> None:
-        self.norm.weight.mul_(gate)
+    def gated_layer(self) -> LayerNorm:
+        return self.norm
 
 
-class PolyAttn(nn.Module):
-    """Attention with the weights (1 + s q k^T)^4 in place of softmax (paper: PolyAttn).
+class PolyAttn(Branch):
+    """Attention with the weights (1 + s q k^T)^4 in place of softmax (paper, PolyAttn)::
+
+        qk, v = the halves of LN(x) W_in^T
+        q, k, v = s * q_conv(qk), k_conv(qk), v_conv(v)
+        x + keep * gate * smooth(poly_attention(q, k, v)) W_out^T
 
     Args:
-        channels (int): C; there are ceil(C / 64) heads of 32.
+        channels: C; there are ceil(C / 64) heads of width 32.
     """
 
     def __init__(self, channels: int):
@@ -142,28 +165,32 @@ class PolyAttn(nn.Module):
         self.smooth = DepthwiseConv(width, 3)
         self.proj_out = nn.Linear(width, channels, bias=False)
 
-    def forward(self, x: Tensor, gate: Tensor | None, keep: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, gate: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         qk, v = self.proj_in(self.norm(x)).chunk(2, -1)
-        q = depthwise(qk, self._scaled_q_weight())
+        q = ops.depthwise(qk, self._scaled_q_weight())
         q, k, v = (self._split_heads(t) for t in (q, self.k_conv(qk), self.v_conv(v)))
-        y = polynomial_attention(q, k, v)
+        y = ops.poly_attention(q, k, v)
         y = y.transpose(1, 2).reshape(*x.shape[:3], -1)
-        y = depthwise(y, _gated(self.smooth.weight, gate))
-        return ops.add_linear(x, keep, y, self.proj_out.weight)
+        y = linear(ops.depthwise(y, self.gated_weight(gate)), self.proj_out.weight)
+        return x + (y if keep is None else y * keep)
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        """(B, H, W, heads * 32) to (B, heads, H * W, 32)."""
+        """View (B, H, W, heads * 32) as (B, heads, H * W, 32)."""
         return x.reshape(x.shape[0], -1, self.num_heads, HEAD_WIDTH).transpose(1, 2)
 
     def _scaled_q_weight(self) -> Tensor:
+        """Return the weight of q_conv times the scale s of each head."""
         if self.scale_logit is None:
             return self.q_conv.weight
         scale = self.scale_logit.sigmoid().repeat_interleave(HEAD_WIDTH)
         return self.q_conv.weight * scale[:, None, None, None]
 
+    def gated_layer(self) -> DepthwiseConv:
+        return self.smooth
+
     @torch.no_grad()
     def fuse(self, gate: Tensor) -> None:
+        super().fuse(gate)
         self.q_conv.weight.copy_(self._scaled_q_weight())
         self.scale_logit = None
-        self.proj_out.weight.mul_(gate)
-        _fold_norm_into(self.norm, self.proj_in)
+        _fold_norm(self.norm, self.proj_in)

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import build, randomized, sample_as_ade20k, tiny_config
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 
+from helpers import build, randomized, sample_as_ade20k, tiny_config
 from polynext_mm.engine import AutocastOptimWrapper, MachineHook
 
 MAX_NORM = 0.85

@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-from golden import image
-from helpers import TINY_ARCH, build, imagenet_weights, randomized
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from golden import image
+from helpers import TINY_ARCH, build, imagenet_weights, randomized
 from polynext_mm.backbones.polynext import OutNorm
 from polynext_mm.nn import ARCHS, get_arch
 
@@ -317,7 +317,7 @@ def test_checkpointing_computes_cells_again():
 
 
 def test_drop_path_rates_rise_linearly():
-    rates = [cell.drop_path.rate for cell in build(drop_path_rate=0.4).cells()]
+    rates = [cell.drop_path_rate for cell in build(drop_path_rate=0.4).cells()]
     assert rates == pytest.approx([0.4 * i / (CELLS - 1) for i in range(CELLS)])
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from helpers import ROOT, Config, build_segmentor
 from mmengine.structures import PixelData
 
+from helpers import ROOT, Config, build_segmentor
 from polynext_mm.nn import ARCHS
 
 WIDTHS = {'t': 48, 's': 72, 'b': 84, 'l': 96}

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from helpers import CONFIG, Config, build, randomized
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, PARAM_SCHEDULERS
 from torch import nn
 
+from helpers import CONFIG, Config, build, randomized
 from polynext_mm.engine import AutocastOptimWrapper
 
 

@@ -1,10 +1,10 @@
 """The parameter groups of the recipe: every parameter of the real model is in the one it should be."""
 
 import pytest
-from helpers import ROOT, Config, build, build_segmentor
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
+from helpers import ROOT, Config, build, build_segmentor
 from polynext_mm.engine import PolyNeXtOptimWrapperConstructor
 
 LR, DECAY = 1e-4, 0.05

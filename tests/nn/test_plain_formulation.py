@@ -1,18 +1,11 @@
 """The plain formulation and the fast network are the same function."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'tools'))
-
 from golden import Golden, image, loss
-from plain_polynext import PlainPolyNeXt
-
 from polynext_mm.nn import ARCHS, PolyNeXt
+from polynext_mm.nn.plain import PlainPolyNeXt
 from polynext_mm.weights.names import CLASSIFIER, DROPOUT_RATE, authors_to_ours, translate
 
 SIZE = (64, 96)

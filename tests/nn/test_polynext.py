@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import golden
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import golden
 from polynext_mm.nn import ARCHS, Arch, PolyNeXt, PolyNeXtClassifier, get_arch
 from polynext_mm.weights.names import authors_to_ours, translate
 
@@ -88,6 +88,7 @@ def test_a_custom_arch_is_a_dict_of_the_same_fields():
         mixers=['conv', 'attn'],
         conv_ratios=[1, 1],
         mlp_ratios=[2, 2],
+        coarse_sizes=[3, 7],
     )
     model = PolyNeXt(fields)
     assert [tuple(f.shape) for f in model(torch.randn(2, 3, 40, 64))] == [
@@ -109,6 +110,7 @@ def test_a_custom_arch_is_a_dict_of_the_same_fields():
         (dict(paired_gates=1), 'paired_gates'),
         (dict(stacks=3), 'stacks'),
         (dict(conv_ratios=(1, 1, 1, 'x')), 'conv_ratios'),
+        (dict(coarse_sizes=(3, 4, 5, 5)), 'odd'),
         (dict(norm='bn'), 'unknown fields'),
     ],
 )

@@ -7,6 +7,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from mmengine.runner.checkpoint import _load_checkpoint_with_prefix, load_state_dict
+
 from helpers import (
     ARCH,
     CONTAINERS,
@@ -19,7 +21,6 @@ from helpers import (
     segmentor_file,
     tiny_config,
 )
-from mmengine.runner.checkpoint import _load_checkpoint_with_prefix, load_state_dict
 
 TOOL = ROOT / 'tools' / 'convert_checkpoint.py'
 spec = importlib.util.spec_from_file_location('convert_checkpoint', TOOL)

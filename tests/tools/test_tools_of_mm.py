@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from helpers import TINY_ARCH, python, sample_as_ade20k
 
 BACKBONE = f"""

@@ -10,6 +10,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from mmengine.runner import Runner
+from PIL import Image
+
 from helpers import (
     CONFIG,
     ROOT,
@@ -23,8 +26,6 @@ from helpers import (
     tiny_config,
     tiny_options,
 )
-from mmengine.runner import Runner
-from PIL import Image
 
 TOOLS = ROOT / 'tools'
 IMAGES = 4

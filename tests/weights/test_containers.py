@@ -5,6 +5,10 @@ import argparse
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner, load_checkpoint
+
 from helpers import (
     ARCH,
     CONFIG,
@@ -21,10 +25,6 @@ from helpers import (
     tiny_config,
     tiny_options,
 )
-from mmengine.config import Config
-from mmengine.logging import HistoryBuffer
-from mmengine.runner import Runner, load_checkpoint
-
 from polynext_mm import weights
 from polynext_mm.nn import PolyNeXtClassifier
 

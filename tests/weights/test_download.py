@@ -13,9 +13,9 @@ import urllib.error
 
 import pytest
 import torch
-from helpers import ARCH, build, free_port, imagenet_weights, is_golden
 from mmengine.runner import CheckpointLoader, load_checkpoint
 
+from helpers import ARCH, build, free_port, imagenet_weights, is_golden
 from polynext_mm import weights
 from polynext_mm.weights import PUBLISHED, CheckpointError
 

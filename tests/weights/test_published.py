@@ -1,8 +1,8 @@
 """The table of published files agrees with the networks and with the configs."""
 
 import pytest
-from helpers import ROOT, Config
 
+from helpers import ROOT, Config
 from polynext_mm.nn import ARCHS
 from polynext_mm.weights import PUBLISHED
 

@@ -4,9 +4,9 @@ import textwrap
 
 import pytest
 import torch
-from helpers import ARCH, build, imagenet_weights, python, sample_as_ade20k, tiny_config
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 
+from helpers import ARCH, build, imagenet_weights, python, sample_as_ade20k, tiny_config
 from polynext_mm import weights
 from polynext_mm.weights import CheckpointError
 

@@ -6,6 +6,8 @@ import re
 
 import pytest
 import torch
+from mmengine.runner import Runner, load_checkpoint
+
 from helpers import (
     ARCH,
     build,
@@ -16,8 +18,6 @@ from helpers import (
     segmentor_file,
     tiny_config,
 )
-from mmengine.runner import Runner, load_checkpoint
-
 from polynext_mm import weights
 from polynext_mm.weights import CheckpointError, names
 

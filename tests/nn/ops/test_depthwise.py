@@ -1,5 +1,6 @@
 """Depthwise convolution is torch's in both directions, as an operator that counts and compiles."""
 
+import importlib
 import itertools
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from polynext_mm.nn import depthwise as module
-from polynext_mm.nn.depthwise import depthwise
+from polynext_mm.nn.ops.depthwise import depthwise
+
+module = importlib.import_module('polynext_mm.nn.ops.depthwise')
 
 
 def inputs(size, batch=2, height=13, width=9, channels=6, dtype=torch.float64):

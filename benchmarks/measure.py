@@ -1,4 +1,4 @@
-"""What tools/benchmark.py compares, and how it measures time and peak memory.
+"""What benchmarks/run.py compares, and how it measures time and peak memory.
 
 Time. All subjects live in one process and take turns, one step each a round, so that whatever else
 the machine does meets all of them alike.
@@ -37,11 +37,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from plain_polynext import PlainPolyNeXt
 from torch import Tensor, nn
 
-from polynext_mm.nn import ARCHS, PolyNeXt, polynomial_attention
-from polynext_mm.nn.attention import polynomial_attention_plain
+from polynext_mm.nn import ARCHS, PolyNeXt, poly_attention
+from polynext_mm.nn.ops.poly_attention import plain as plain_attention
+from polynext_mm.nn.plain import PlainPolyNeXt
 from polynext_mm.weights.names import translate_back
 
 # The modifiers each family of models takes.
@@ -52,7 +52,7 @@ MEMORY_FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.
 DTYPES = {name: getattr(torch, name) for name in ('float32', 'bfloat16', 'float16')}
 
 # Attention alone: heads as in the third stage of the S archs.
-ATTENTION = {'blocks': polynomial_attention, 'matrix': polynomial_attention_plain}
+ATTENTION = {'blocks': poly_attention, 'matrix': plain_attention}
 HEADS, HEAD_WIDTH = 5, 32
 
 # Of the process whose memory is measured: glibc maps blocks from 64 KiB on one by one, and unmaps

@@ -1,8 +1,9 @@
 """PolyNeXt as the paper writes it: (B, C, H, W), ordinary layers, whole attention matrices.
 
-The yardstick for polynext_mm.nn: to check it against, and for tools/benchmark.py to measure what
-its care for time and memory is worth. Autograd keeps every intermediate here. Parameters have the
-names of the authors' checkpoints.
+The page to read first. It is the independent oracle of the tests and the baseline of the benchmark,
+which shows what the care of :mod:`polynext_mm.nn` for time and memory is worth: here autograd keeps
+every intermediate. Parameters have the names of the authors' checkpoints. Drop path, the one part
+that training adds, is left out.
 """
 
 import math
@@ -11,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from polynext_mm.nn import Arch, get_arch
+from .arch import Arch, get_arch
 
 HEAD_WIDTH = 32
 
@@ -40,7 +41,7 @@ class ChannelNorm(nn.Module):
 
 
 class Scale(nn.Module):
-    """One learned factor a channel."""
+    """One learned factor per channel."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -112,7 +113,7 @@ class Cell(nn.Module):
                 self.ops.extend(
                     [
                         conv(width, inner),
-                        depthwise(inner, 3 if stage == 0 else 5, dilation=2),
+                        depthwise(inner, arch.coarse_sizes[stage], dilation=2),
                         depthwise(inner, 3),
                         nn.Sequential(depthwise(inner, 3), conv(inner, width), ChannelNorm(width)),
                     ]
@@ -141,7 +142,7 @@ class PlainPolyNeXt(nn.Module):
     strides s = 4, 8, 16, 32.
 
     Args:
-        arch (str | Mapping | Arch): As of :class:`polynext_mm.nn.PolyNeXt`, which says the errors.
+        arch: As of :class:`polynext_mm.nn.PolyNeXt`.
     """
 
     def __init__(self, arch):

@@ -1,10 +1,10 @@
 """Measure PolyNeXt side by side with its plain formulation and its peers: time and peak memory.
 
-    python tools/benchmark.py --models cpolynext_s plain:cpolynext_s timm:convformer_s18 \\
+    python benchmarks/run.py --models cpolynext_s plain:cpolynext_s timm:convformer_s18 \\
         --mode inference train --sizes 512x512 800x1344 --memory --out work_dirs/benchmark
-    python tools/benchmark.py --attention 1024 2048 4096 8192 16384
-    python tools/benchmark.py --profile apolynext_s --mode train
-    python tools/benchmark.py --floor cpolynext_s
+    python benchmarks/run.py --attention 1024 2048 4096 8192 16384
+    python benchmarks/run.py --profile apolynext_s --mode train
+    python benchmarks/run.py --floor cpolynext_s
 
 Models are called by the name of an arch (ours), ``plain:ARCH`` (the equations written naively) or
 ``timm:NAME`` (any timm model with ``features_only``; in the faster of its memory formats, unless
@@ -13,7 +13,7 @@ ours ``+fuse`` (weights folded for inference) and ``+cp`` (checkpointed cells). 
 features of their stages; training is forward and backward of the sum of the features' means,
 without optimizer.
 
-How time and memory are measured is told at the head of tools/_measure.py.
+How time and memory are measured is told at the head of benchmarks/measure.py.
 """
 
 import argparse
@@ -26,7 +26,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _measure import (
+from torch.autograd import DeviceType
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from measure import (
     ATTENTION,
     DTYPES,
     Setting,
@@ -40,11 +45,7 @@ from _measure import (
     take_turns,
     warmed_up,
 )
-from _report import Record, markdown, plot_attention, plot_comparison, write_csv
-from torch.autograd import DeviceType
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from report import Record, markdown, plot_attention, plot_comparison, write_csv
 
 BUSY_LOAD = 0.5  # a core, of other processes
 NOISY_SPREAD = 0.1  # interquartile range over the median

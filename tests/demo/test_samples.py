@@ -2,21 +2,18 @@
 
 import json
 import re
-import sys
 import zipfile
 from pathlib import Path
 
+import make_landcover
+import make_treecrowns
 import numpy as np
 import pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tools'))
+from package_files import find_file, package_files
 
-import make_landcover
-import make_treecrowns
-from _fetch import find_file, package_files
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LANDCOVER = ROOT / 'demo' / 'landcover'
 TREECROWNS = ROOT / 'demo' / 'treecrowns'
 LANDCOVER_TILES = {'training': 916, 'validation': 277}

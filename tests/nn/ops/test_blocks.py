@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from polynext_mm.nn import PolyNeXt, get_arch, ops
+from polynext_mm.nn import PolyNeXt, get_arch
+from polynext_mm.nn.ops import blocks
 
 # odd inner widths in the two stages of PolyConv
 ARCH = dataclasses.replace(
@@ -33,10 +34,10 @@ def run(train: bool, needs_grad: bool):
 @pytest.mark.parametrize('train', [False, True])
 @pytest.mark.parametrize('needs_grad', [False, True])
 def test_the_size_of_blocks_changes_nothing(train, needs_grad, monkeypatch):
-    monkeypatch.setattr(ops, 'CPU_BLOCK', 1 << 40)
+    monkeypatch.setattr(blocks, 'CPU_BLOCK', 1 << 40)
     expected = run(train, needs_grad)
     for block in BLOCKS:
-        monkeypatch.setattr(ops, 'CPU_BLOCK', block)
+        monkeypatch.setattr(blocks, 'CPU_BLOCK', block)
         for actual, whole in zip(run(train, needs_grad), expected, strict=True):
             torch.testing.assert_close(actual, whole, rtol=0, atol=1e-12 * whole.abs().max().item())
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from polynext_mm.stack import install_mmcv_ops
+from polynext_mm.compat import install_mmcv_ops
 
 mmdet = pytest.importorskip('mmdet')
 install_mmcv_ops()

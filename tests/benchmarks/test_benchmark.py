@@ -1,20 +1,18 @@
-"""tools/benchmark.py, run as its users do, at sizes that take no time. How fast is not tested."""
+"""benchmarks/run.py, run as its users do, at sizes that take no time. How fast is not tested."""
 
 import csv
 import math
 import subprocess
 import sys
-from pathlib import Path
 
+import benchmark
 import pytest
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'tools'))
-
-import _measure
-import benchmark
-from _measure import (
+import measure
+from measure import (
     MODIFIERS,
     Setting,
     Subject,
@@ -24,7 +22,6 @@ from _measure import (
     parse_subject,
     peak_memory,
 )
-from torch.utils.flop_counter import FlopCounterMode
 
 MODELS = ['cpolynext_t', 'plain:cpolynext_t', 'timm:convformer_s18']
 QUICK = ('--rounds', '2', '--warmup', '1', '--threads', '1')
@@ -162,15 +159,15 @@ def test_floor_counts_every_operation(model, mode):
 
 def test_peak_of_a_known_step():
     held, scratch = 3 * MIB, 64 * MIB
-    peak, method = _measure._cpu_peak(Workload(lambda: torch.ones(scratch // 4), held))
+    peak, method = measure._cpu_peak(Workload(lambda: torch.ones(scratch // 4), held))
     if method != 'VmHWM':
         pytest.skip('this system cannot set the high-water mark back')
     assert abs(peak - held - scratch) < MIB
 
 
 def test_peak_where_the_mark_cannot_be_set_back(monkeypatch):
-    monkeypatch.setattr(_measure, '_reset_high_water', lambda: False)
-    peak, method = _measure._cpu_peak(Workload(lambda: None, 3 * MIB))
+    monkeypatch.setattr(measure, '_reset_high_water', lambda: False)
+    peak, method = measure._cpu_peak(Workload(lambda: None, 3 * MIB))
     assert method == 'ru_maxrss'
     assert 3 * MIB <= peak < 4 * MIB
 
@@ -191,7 +188,7 @@ def test_what_does_not_fit_is_left_out(error, monkeypatch):
     def fail(subject, setting):
         raise error
 
-    monkeypatch.setattr(_measure, 'make_workload', fail)
+    monkeypatch.setattr(measure, 'make_workload', fail)
     model = parse_subject('timm:convformer_s18')
     (result,) = benchmark.measure(
         [model], Setting('train', (64, 64)), rounds=2, warmup=1, memory=True

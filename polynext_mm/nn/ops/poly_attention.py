@@ -1,14 +1,13 @@
-"""Polynomial attention, exact and with memory linear in the number of tokens.
+"""Polynomial attention (paper, PolyAttn), for every query i::
 
-For every query i (paper, section on PolyAttn)::
-
-    a_ij  = (1 + q_i . k_j) ** 4
+    a_ij  = (1 + q_i . k_j)^4
     out_i = sum_j a_ij v_j / sum_j a_ij
 
-The quotient needs no normalized matrix, so blocks of queries are formed, used and forgotten. Forward
-keeps q, k, v, the output and one row sum a query; backward forms the blocks again. Both directions are
-operators of ``torch.library``: a Python loop over blocks inside a compiled graph would recompile for
-every size, and an operator without formulas would count as no operations.
+The quotient needs no normalized matrix, so the kernel forms blocks of scores, uses them and
+forgets them: memory is linear in the number of tokens. For backward it keeps q, k, v, the output
+and one row sum per query, and forms the blocks again. Both directions are operators of
+``torch.library``: in a compiled graph a Python loop over blocks would be compiled anew for every
+size, and an operator without a formula would count as no operations.
 """
 
 from collections.abc import Iterator
@@ -17,51 +16,53 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from . import dispatch
 from .precision import wide, wide_dtype
-from .tracing import exporting
 
 EPS = 1e-12  # the smallest divisor, as in the authors' release
 
-# Elements of the block of scores held at a time: on a CPU for every thread, so that its share stays in
-# its private cache; on a GPU in all, enough to fill the device.
+# Elements of the block of scores held at a time. On a CPU that is for each thread, so that its
+# share stays in its private cache; on a GPU in all, enough to fill the device.
 THREAD_BLOCK = 1 << 18
 DEVICE_BLOCK = 1 << 26
 
 
-def polynomial_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend with the weights ``(1 + q k^T) ** 4``, normalized over the keys.
+def poly_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend with the weights ``(1 + q k^T)^4``, normalized over the keys.
 
     Args:
-        q (Tensor): Queries, already multiplied by the scale, (..., tokens, head width).
-        k (Tensor): Keys, (..., tokens, head width).
-        v (Tensor): Values, (..., tokens, value width).
+        q: Queries, already multiplied by the scale, (..., tokens, head width).
+        k: Keys, (..., tokens, head width).
+        v: Values, (..., tokens, value width).
 
     Returns:
-        Tensor: (..., tokens, value width) in the type of ``v``. float16 and bfloat16 inputs are
-        multiplied in their own type; the power, the sums and the division are float32.
+        (..., tokens, value width) in the dtype of ``v``. float16 and bfloat16 inputs are multiplied
+        in their own dtype; the power, the sums and the division are float32.
     """
-    if exporting():
-        return polynomial_attention_plain(q, k, v)
-    lead = q.shape[:-2]
-    flat = [t.reshape(-1, *t.shape[-2:]) for t in (q, k, v)]
-    out, _ = _forward_op(*flat)
-    return out.reshape(*lead, *out.shape[-2:])
+    return dispatch.run(plain, _in_blocks, q, k, v)
 
 
-def polynomial_attention_plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same, with the whole (tokens x tokens) matrix: for export, and to test against."""
+def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Compute the same with the whole (tokens x tokens) matrix."""
     a = wide(q @ k.transpose(-2, -1)).add(1)
-    if q.dtype is torch.float16:
+    if q.dtype is torch.float16:  # the fourth power of 16 is its largest number
         a = a / a.abs().amax(-1, keepdim=True).clamp_min(EPS)
     a = a.square().square()
     out = wide(a.to(v.dtype) @ v) / a.sum(-1, keepdim=True).clamp_min(EPS)
     return out.to(v.dtype)
 
 
+def _in_blocks(q, k, v):
+    out, _ = _forward_op(*(t.reshape(-1, *t.shape[-2:]) for t in (q, k, v)))
+    return out.reshape(*q.shape[:-1], v.shape[-1])
+
+
 def _blocks(q: Tensor, keys: int) -> Iterator[tuple[slice, slice, int]]:
-    """Heads and queries of the blocks of scores, each within the budget: several whole heads, or some
-    queries of one. The third value is the number of parts that a block of one head is cut into, one for
-    every thread of a CPU: then a thread finds in its cache what it wrote there."""
+    """Yield the heads and the queries of each block of scores: several heads, or queries of one.
+
+    The third value is the number of parts that a block of one head is cut into, one for each thread
+    of a CPU, so that a thread finds in its cache what it wrote there.
+    """
     heads, tokens, _ = q.shape
     parts = torch.get_num_threads() if q.device.type == 'cpu' else 1
     budget = parts * THREAD_BLOCK if q.device.type == 'cpu' else DEVICE_BLOCK
@@ -80,19 +81,21 @@ def _blocks(q: Tensor, keys: int) -> Iterator[tuple[slice, slice, int]]:
 
 
 def _cut(x: Tensor, parts: int) -> Tensor:
-    """A block's (heads, queries, C) or, of one head, (parts, queries / parts, C): the same memory."""
+    """View a block (heads, queries, C) of one head as (parts, queries / parts, C)."""
     return x if parts == 1 else x[0].unflatten(0, (parts, -1))
 
 
 def _shared(x: Tensor, parts: int) -> Tensor:
-    """Of one head, the same for every part."""
+    """Expand what is (1, keys, C) to all parts."""
     return x if parts == 1 else x.expand(parts, -1, -1)
 
 
 def _scores(q: Tensor, k_t: Tensor) -> tuple[Tensor, Tensor | float]:
-    """1 + q k^T of a block of queries, float32 or wider. For float16 a row is divided by its largest
-    magnitude, which the quotient does not feel and which keeps the powers within its range; the second
-    value is that divisor."""
+    """Return ``1 + q k^T`` of a block, float32 or wider, and what its rows were divided by.
+
+    For float16 that is a row's largest magnitude, which keeps the powers within the dtype's range
+    and cancels in the quotient.
+    """
     r = wide(torch.bmm(q, k_t)).add_(1)
     if q.dtype is not torch.float16:
         return r, 1.0
@@ -101,7 +104,7 @@ def _scores(q: Tensor, k_t: Tensor) -> tuple[Tensor, Tensor | float]:
 
 
 def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b, where total may be wider, and of one head whose parts a and b have."""
+    """Compute ``total += a b``; total may be wider, and of one head where a and b are parts."""
     if total.dtype == a.dtype and len(total) == len(a):
         total.baddbmm_(a, b)
     else:
@@ -144,7 +147,8 @@ def _backward_op(
         )
         k_b, v_b = (_shared(t[heads], parts) for t in (k, v))
         r, top = _scores(q_b, k_b.transpose(1, 2))
-        # d out_i / d r_ij = 4 r_ij^3 (v_j - out_i) / sum_i: the factors of a row go to what is small
+        # d out_i / d r_ij = 4 r_ij^3 (v_j - out_i) / sum_i; the factors of a row are applied to
+        # what is small.
         share = grad_b / sum_b
         steep = share * (4 / top)
         slope = wide(torch.bmm(steep.to(v.dtype), v_b.transpose(1, 2)))

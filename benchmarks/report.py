@@ -1,4 +1,4 @@
-"""Tables and plots of tools/benchmark.py."""
+"""Tables and plots of benchmarks/run.py."""
 
 import csv
 from pathlib import Path

@@ -4,8 +4,8 @@ Photographs and boxes come out of the published Python package deepforest. Tiles
 train, tiles of three others, two of them from other places altogether, validate. The same sources
 and the same Pillow give the same bytes.
 
-    python tools/make_treecrowns.py
-    python tools/make_treecrowns.py --source FOLDER_WITH_THE_WHEEL --out SOMEWHERE_ELSE
+    python demo/make_treecrowns.py
+    python demo/make_treecrowns.py --source FOLDER_WITH_THE_WHEEL --out SOMEWHERE_ELSE
 """
 
 import argparse
@@ -15,8 +15,9 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
-from _fetch import find_file, package_files
 from PIL import Image
+
+from package_files import find_file, package_files
 
 PACKAGE = 'deepforest==2.1.0'
 PHOTOS = {

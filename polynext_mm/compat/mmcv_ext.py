@@ -1,6 +1,6 @@
 """A stand-in for ``mmcv._ext``, the compiled extension behind ``mmcv.ops``.
 
-:func:`polynext_mm.stack.install_mmcv_ops` loads this file under the name ``mmcv._ext``. Names of
+:func:`polynext_mm.compat.install_mmcv_ops` loads this file under the name ``mmcv._ext``. Names of
 operators and of their arguments are those of the compiled extension, and like there most results
 are written into tensors that the caller hands over. The operators that detectors and segmentors
 need to train and to predict are made of torchvision's kernels and of plain torch, and run on any
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor
 
-from polynext_mm.stack.packages import how_to_compile_mmcv
+from polynext_mm.compat.packages import how_to_compile_mmcv
 
 #: Why the compiled extension could not be imported; set by ``install_mmcv_ops``.
 why_missing = 'mmcv._ext was not tried'

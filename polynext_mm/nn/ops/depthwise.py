@@ -1,8 +1,9 @@
-"""Depthwise convolution of maps whose channels lie last, and a gradient that is quick on CPUs too.
+"""Depthwise convolution of maps (B, H, W, C), stride 1, same padding.
 
-:func:`depthwise` is an operator of ``torch.library``, so that a compiler takes it as it is, with any
-size. :func:`conv` and :func:`conv_backward` are its two directions for code that has a backward of its
-own; their maps are (B, C, H, W) in channels-last memory.
+The kernel is torch's convolution with a gradient that is fast on CPUs too. As an operator of
+``torch.library`` it has no strides for a compiler to rearrange. :func:`conv` and
+:func:`conv_backward` are its two directions for kernels with a backward of their own; their maps
+are (B, C, H, W) in channels-last memory.
 """
 
 import torch
@@ -10,40 +11,43 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .tracing import exporting
+from . import dispatch
 
 # Positions of the gradient that one convolution takes as its kernel.
 CPU_KERNEL = 1 << 11
 
 
 def depthwise(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
-    """Depthwise convolution, stride 1, same padding.
+    """Convolve every channel with a kernel of its own.
 
     Args:
-        x (Tensor): (B, H, W, C).
-        weight (Tensor): (C, 1, S, S) with S odd.
-        dilation (int): Defaults to 1.
+        x: (B, H, W, C).
+        weight: (C, 1, S, S) with S odd.
+        dilation: Of the kernels.
 
     Returns:
-        Tensor: (B, H, W, C), of the type of ``x``.
+        A new map (B, H, W, C) in the dtype of ``x``.
     """
-    if exporting():
-        return channels_last(conv(channels_first(x), weight, dilation))
-    return _forward_op(x, weight, dilation)
+    return dispatch.run(plain, _forward_op, x, weight, dilation)
+
+
+def plain(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    """Compute the same by torch's convolution."""
+    return channels_last(conv(channels_first(x), weight, dilation))
 
 
 def channels_first(x: Tensor) -> Tensor:
-    """(B, H, W, C) as (B, C, H, W), the same memory."""
+    """View (B, H, W, C) as (B, C, H, W)."""
     return x.permute(0, 3, 1, 2)
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """(B, C, H, W) as (B, H, W, C), the same memory."""
+    """View (B, C, H, W) as (B, H, W, C)."""
     return x.permute(0, 2, 3, 1)
 
 
 def conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
-    """Depthwise, stride 1, same padding, in the type of ``x``."""
+    """Convolve (B, C, H, W), in the dtype of ``x``."""
     return F.conv2d(
         x,
         weight.to(x.dtype),
@@ -58,14 +62,17 @@ def conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
 def conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, dilation: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of x and weight. That of x is the same convolution with the kernel turned round."""
+    """Return the gradients of x and weight.
+
+    That of x is the same convolution with the kernels rotated by half a turn.
+    """
     grad_x = conv(grad, weight.flip(2, 3), dilation)
     return grad_x, _weight_grad(grad, x, weight, dilation).to(weight.dtype)
 
 
 def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """On CPUs oneDNN is quick only at 3x3 without dilation. A dilated 3x3 convolution is dilation^2 of
-    them on interleaved grids."""
+    # On CPUs oneDNN is fast at 3x3 without dilation alone. A 3x3 convolution with dilation d is d^2
+    # of those on interleaved grids; others take a third less time as a correlation.
     size = weight.shape[-1]
     if x.device.type != 'cpu' or (size, dilation) == (3, 1):
         return _plain_weight_grad(grad, x, size, dilation)
@@ -94,7 +101,7 @@ def _plain_weight_grad(grad: Tensor, x: Tensor, size: int, dilation: int) -> Ten
 
 
 def _interleaved_grids(x: Tensor, step: int) -> Tensor:
-    """(B, C, H, W) to (step^2 B, C, H / step, W / step), sizes rounded up with zeros."""
+    """Return (step^2 B, C, H / step, W / step) of (B, C, H, W), sizes rounded up with zeros."""
     batch, channels, height, width = x.shape
     if height % step or width % step:
         x = F.pad(x, (0, -width % step, 0, -height % step))
@@ -105,8 +112,11 @@ def _interleaved_grids(x: Tensor, step: int) -> Tensor:
 
 
 def _correlation(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """A tap's weight gathers grad times x shifted by the tap: a convolution of x whose kernel is grad
-    and whose stride is the dilation, here in bands of rows."""
+    """Return the gradient of each tap of a kernel, the sum of grad times x shifted by the tap.
+
+    That is a convolution of x with grad as its kernel and the dilation as its stride; it is taken
+    in bands of rows.
+    """
     batch, channels, height, width = grad.shape
     margin = dilation * (weight.shape[-1] // 2)
     x = F.pad(x, [margin] * 4)

@@ -1,11 +1,14 @@
 """Polynomial attention: exact, differentiable, finite in half precision, in blocks or whole."""
 
+import importlib
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from polynext_mm.nn import attention
-from polynext_mm.nn.attention import polynomial_attention, polynomial_attention_plain
+from polynext_mm.nn.ops.poly_attention import plain, poly_attention
+
+module = importlib.import_module('polynext_mm.nn.ops.poly_attention')
 
 
 def naive(q, k, v):
@@ -27,13 +30,13 @@ def inputs(tokens=70, scale=1.0, dtype=torch.float64, heads=3):
 )
 def block(request, monkeypatch):
     size, threads = request.param
-    monkeypatch.setattr(attention, 'THREAD_BLOCK', size)
+    monkeypatch.setattr(module, 'THREAD_BLOCK', size)
     monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
 
 
 @pytest.mark.parametrize('tokens', [1, 16, 70, 257])
 def test_forward_and_backward_are_exact(block, tokens):
-    for form in (polynomial_attention, polynomial_attention_plain):
+    for form in (poly_attention, plain):
         ours, theirs = inputs(tokens), inputs(tokens)
         out, expected = form(*ours), naive(*theirs)
         assert (out - expected).abs().max() < 1e-12
@@ -46,7 +49,7 @@ def test_forward_and_backward_are_exact(block, tokens):
 
 def test_gradcheck(block):
     q, k, v = (t.detach()[:1, :1, :, :4].contiguous().requires_grad_() for t in inputs(9))
-    assert torch.autograd.gradcheck(polynomial_attention, (q, k, v))
+    assert torch.autograd.gradcheck(poly_attention, (q, k, v))
 
 
 def test_operator_is_well_formed():
@@ -59,7 +62,7 @@ def test_half_precision_stays_finite_and_close(block, dtype):
     q, k, v = inputs(300, scale=30.0, dtype=dtype)
     assert (q @ k.transpose(-2, -1)).abs().max() > 500
     wide = [t.detach().float().requires_grad_() for t in (q, k, v)]
-    out, expected = polynomial_attention(q, k, v), polynomial_attention(*wide)
+    out, expected = poly_attention(q, k, v), poly_attention(*wide)
     assert out.dtype is dtype
     eps = torch.finfo(dtype).eps
     assert (out.float() - expected).abs().max() < 4 * eps * expected.abs().max()
@@ -74,7 +77,7 @@ def test_operations_are_counted_in_both_directions():
     q, k, v = (t.detach().float().requires_grad_() for t in inputs(50))
     product = 2 * 2 * 3 * 50 * 50 * 32
     with FlopCounterMode(display=False) as forward:
-        out = polynomial_attention(q, k, v)
+        out = poly_attention(q, k, v)
     with FlopCounterMode(display=False) as backward:
         out.sum().backward()
     assert forward.get_total_flops() == 2 * product
@@ -87,25 +90,25 @@ def test_memory_is_linear_in_tokens():
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: kept.append(t.numel()) or t, lambda t: t
     ):
-        polynomial_attention(*inputs(500, dtype=torch.float32))
+        poly_attention(*inputs(500, dtype=torch.float32))
     assert sum(kept) <= 2 * 3 * 500 * (4 * 32 + 1)
 
 
 def test_export_takes_the_plain_form():
     class Attention(torch.nn.Module):
         def forward(self, q, k, v):
-            return polynomial_attention(q, k, v)
+            return poly_attention(q, k, v)
 
     q, k, v = (t.detach().float() for t in inputs(20))
     program = torch.export.export(Attention(), (q, k, v))
     assert not any('poly_attention' in str(node.target) for node in program.graph.nodes)
-    torch.testing.assert_close(program.module()(q, k, v), polynomial_attention(q, k, v))
+    torch.testing.assert_close(program.module()(q, k, v), poly_attention(q, k, v))
 
 
 def test_sizes_do_not_recompile_one_by_one():
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounter()
-    compiled = torch.compile(polynomial_attention, backend=counter, fullgraph=True)
+    compiled = torch.compile(poly_attention, backend=counter, fullgraph=True)
     for tokens in (20, 30, 40, 50, 60):
         compiled(*(t.detach() for t in inputs(tokens)))
     assert counter.frame_count == 2  # the first size, then any size

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from polynext_mm.stack import install_mmcv_ops, mmcv_ext
+from polynext_mm.compat import install_mmcv_ops, mmcv_ext
 
 pytest.importorskip('mmcv')
 install_mmcv_ops()

@@ -14,7 +14,7 @@ def install_mmcv_ops() -> None:
     """Let ``mmcv.ops`` work without mmcv's compiled extension.
 
     Where ``mmcv._ext`` can be imported, or mmcv is not installed, nothing happens. Otherwise
-    :mod:`polynext_mm.stack.mmcv_ext` becomes ``mmcv._ext``. Neither ``mmcv.ops`` nor torchvision
+    :mod:`polynext_mm.compat.mmcv_ext` becomes ``mmcv._ext``. Neither ``mmcv.ops`` nor torchvision
     is imported for that, unless mmdet or mmseg were imported earlier and had to do without
     ``mmcv.ops``. A second call changes nothing.
 

@@ -40,7 +40,7 @@ PUT_FIRST = """
     import sys
     import mmcv
     mmcv.__path__.insert(0, sys.argv[1])
-    from polynext_mm.stack import install_mmcv_ops
+    from polynext_mm.compat import install_mmcv_ops
     install_mmcv_ops()
 """
 
@@ -91,7 +91,7 @@ def test_installing_imports_neither_the_operators_nor_torchvision(extension):
     package = types.ModuleType('polynext_mm')  # without what else the package imports
     package.__path__ = importlib.util.find_spec('polynext_mm').submodule_search_locations
     sys.modules['polynext_mm'] = package
-    from polynext_mm.stack import install_mmcv_ops
+    from polynext_mm.compat import install_mmcv_ops
     install_mmcv_ops()
     assert 'mmcv._ext' in sys.modules
     assert 'mmcv.ops' not in sys.modules and 'torchvision' not in sys.modules
@@ -124,7 +124,7 @@ def test_without_mmcv_nothing_is_installed_and_the_check_says_what_to_do():
     import sys
     sys.modules['mmcv'] = None
     try:
-        from polynext_mm.stack import check_stack, install_mmcv_ops
+        from polynext_mm.compat import check_stack, install_mmcv_ops
         install_mmcv_ops()
         check_stack()
     except ImportError as error:
@@ -139,7 +139,7 @@ def test_an_mmcv_that_lacks_something_itself_is_not_passed_over():
     import sys
     sys.modules['cv2'] = None
     try:
-        from polynext_mm.stack import install_mmcv_ops
+        from polynext_mm.compat import install_mmcv_ops
         install_mmcv_ops()
     except ImportError as error:
         print(error.name)
@@ -161,7 +161,7 @@ def test_the_stack_is_the_first_on_the_path(monkeypatch, names, stack):
     from importlib import metadata
     from types import SimpleNamespace
 
-    from polynext_mm.stack import stack_name
+    from polynext_mm.compat import stack_name
 
     found = [SimpleNamespace(name=name) for name in names]
     monkeypatch.setattr(metadata, 'distributions', lambda: iter(found))
@@ -172,7 +172,7 @@ def test_the_stack_is_the_first_on_the_path(monkeypatch, names, stack):
     ('stack', 'extra'), [(None, 'onedl'), ('onedl', 'onedl'), ('openmmlab', 'openmmlab')]
 )
 def test_the_check_names_the_extra_that_goes_with_what_is_there(monkeypatch, stack, extra):
-    from polynext_mm.stack import check_stack, packages
+    from polynext_mm.compat import check_stack, packages
 
     check_stack()
     monkeypatch.setattr(packages, 'stack_name', lambda: stack)
@@ -195,7 +195,7 @@ def test_modules_imported_too_early_get_their_operators(extension):
         print('unguarded')
         sys.exit()
     assert structures.roi_align.__module__ == structures.__name__
-    from polynext_mm.stack import install_mmcv_ops
+    from polynext_mm.compat import install_mmcv_ops
     install_mmcv_ops()
     import numpy as np
     masks = structures.BitmapMasks(np.ones((1, 8, 8), dtype=np.uint8), 8, 8)

@@ -1,4 +1,4 @@
-"""tools/demo_detection.py goes from training to the table and the pictures."""
+"""demo/detection.py goes from training to the table and the pictures."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ def test_a_quick_look(tmp_path):
     result = subprocess.run(
         [
             sys.executable,
-            str(ROOT / 'tools' / 'demo_detection.py'),
+            str(ROOT / 'demo' / 'detection.py'),
             '--seconds',
             '2',
             '--work-dir',

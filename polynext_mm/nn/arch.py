@@ -1,0 +1,178 @@
+"""The archs of the PolyNeXt family, as data.
+
+Source: the paper's table of architectures and its authors' release.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+STEM_STRIDE = 4
+MIXERS = ('conv', 'attn')
+DOWNSAMPLINGS = ('sep3x3', 'full3x3')
+
+
+@dataclasses.dataclass(frozen=True)
+class Arch:
+    """What makes one PolyNeXt differ from another, with one entry per stage unless said otherwise.
+
+    Args:
+        widths: Channels.
+        depths: Cells.
+        stacks: Stacks, each of a mixer and a PolyMLP, in every cell.
+        mixers: 'conv' (PolyConv) or 'attn' (PolyAttn).
+        conv_ratios: Inner width of PolyConv over the width of the stage.
+        mlp_ratios: Width of PolyMLP's two projections together over the width of the stage.
+        coarse_sizes: Kernel size of PolyConv's coarse convolution, odd.
+        downsampling: How s0 and s1 are downsampled between stages (two entries): 'sep3x3', a
+            depthwise 3x3 convolution and a 1x1, or 'full3x3', a dense one.
+        gate_init: lam of every cell from scratch, one logit per gate.
+        paired_gates: Whether stack i uses the gates (i, i + 1) instead of (2i, 2i + 1).
+
+    Raises:
+        ValueError: For values that make no network, naming the field.
+    """
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    stacks: tuple[int, ...]
+    mixers: tuple[str, ...]
+    conv_ratios: tuple[float, ...]
+    mlp_ratios: tuple[float, ...]
+    coarse_sizes: tuple[int, ...]
+    downsampling: tuple[str, str]
+    gate_init: tuple[float, ...]
+    paired_gates: bool = False
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+            elif field.name != 'paired_gates' and not isinstance(value, tuple):
+                raise ValueError(f'arch: {field.name} must be a sequence, got {value!r}')
+        for name in ('depths', 'stacks', 'mixers', 'conv_ratios', 'mlp_ratios', 'coarse_sizes'):
+            if len(getattr(self, name)) != len(self.widths):
+                raise ValueError(
+                    f'arch: {name} needs one entry for each of the {len(self.widths)} '
+                    f'widths, got {getattr(self, name)!r}'
+                )
+        for name in ('widths', 'depths', 'stacks', 'coarse_sizes'):
+            if not self.widths or any(type(n) is not int or n < 1 for n in getattr(self, name)):
+                raise ValueError(
+                    f'arch: {name} must be positive integers, got {getattr(self, name)!r}'
+                )
+        for name in ('conv_ratios', 'mlp_ratios', 'gate_init'):
+            if not all(map(is_number, getattr(self, name))):
+                raise ValueError(f'arch: {name} must be numbers, got {getattr(self, name)!r}')
+        if any(size % 2 == 0 for size in self.coarse_sizes):
+            raise ValueError(f'arch: coarse_sizes must be odd, got {self.coarse_sizes!r}')
+        if not set(self.mixers) <= set(MIXERS):
+            raise ValueError(f'arch: mixers must be of {MIXERS}, got {self.mixers!r}')
+        if len(self.downsampling) != 2 or not set(self.downsampling) <= set(DOWNSAMPLINGS):
+            raise ValueError(
+                f'arch: downsampling must be two of {DOWNSAMPLINGS} (for s0 and s1), '
+                f'got {self.downsampling!r}'
+            )
+        if not isinstance(self.paired_gates, bool):
+            raise ValueError(f'arch: paired_gates must be a bool, got {self.paired_gates!r}')
+        for width, ratio in zip(self.widths, self.conv_ratios):
+            if int(width * ratio) < 1:
+                raise ValueError(f'arch: conv_ratios {ratio} leaves no channel of width {width}')
+        for width, ratio in zip(self.widths, self.mlp_ratios):
+            if int(width * ratio) < 2 or int(width * ratio) % 2:
+                raise ValueError(
+                    'arch: int(width * mlp_ratio) must be even and positive, got '
+                    f'{int(width * ratio)} for width {width} and ratio {ratio}'
+                )
+        needed = max(max(self.gates(i)) for i in range(max(self.stacks))) + 1
+        if len(self.gate_init) < needed:
+            raise ValueError(
+                f'arch: gate_init needs at least {needed} entries for '
+                f'{max(self.stacks)} stacks, got {len(self.gate_init)}'
+            )
+
+    def gates(self, stack: int) -> tuple[int, int]:
+        """Return the indices into lam of a stack's mixer and PolyMLP."""
+        return (stack, stack + 1) if self.paired_gates else (2 * stack, 2 * stack + 1)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Output stride of every stage."""
+        return tuple(STEM_STRIDE * 2**i for i in range(len(self.widths)))
+
+
+def is_number(value: object) -> bool:
+    """Return whether ``value`` is an int or a float; a bool is not one here."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _archs() -> dict[str, Arch]:
+    tiny_gates = tuple(math.log(g / (1 - g)) for g in (0.5, 0.5, 0.25, 0.125, 0.0625, 0.03125))
+    halves = tuple(-0.5 * i for i in range(9))
+    sep, full = DOWNSAMPLINGS
+    sizes = {
+        # C, cells, stacks, downsampling of s0 and s1, lam, paired gates
+        't': (48, (2, 2, 6, 2), (3, 3, 3, 3), (sep, sep), tiny_gates, True),
+        's': (72, (3, 3, 8, 3), (3, 4, 4, 4), (sep, full), halves[:8], False),
+        'b': (84, (3, 5, 10, 3), (4, 4, 4, 4), (sep, full), halves[:8], False),
+        'l': (96, (3, 6, 12, 3), (4, 4, 4, 4), (sep, full), halves[1:], False),
+    }
+    families = {
+        'cpolynext': ('conv', 'conv', 'conv', 'conv'),
+        'apolynext': ('conv', 'conv', 'attn', 'attn'),
+    }
+    return {
+        f'{family}_{size}': Arch(
+            widths=(width, 2 * width, 4 * width, 6 * width),
+            depths=depths,
+            stacks=stacks,
+            mixers=mixers,
+            conv_ratios=(1, 1, 0.75, 0.75),
+            mlp_ratios=(2, 2, 1.75, 1.75),
+            coarse_sizes=(3, 5, 5, 5),
+            downsampling=downsampling,
+            gate_init=gate_init,
+            paired_gates=paired_gates,
+        )
+        for family, mixers in families.items()
+        for size, (width, depths, stacks, downsampling, gate_init, paired_gates) in sizes.items()
+    }
+
+
+#: The published archs, by name.
+ARCHS: dict[str, Arch] = _archs()
+
+
+def get_arch(arch: str | Mapping | Arch) -> Arch:
+    """Return an arch by its name, or made of the fields of :class:`Arch`, or as it is.
+
+    Args:
+        arch: A name of :data:`ARCHS`, a dict with the fields of :class:`Arch`, or an Arch.
+
+    Raises:
+        ValueError: For an unknown name or field, naming the valid ones, and for anything else.
+    """
+    if isinstance(arch, Arch):
+        return arch
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise ValueError(f'unknown arch {arch!r}: choose one of {", ".join(ARCHS)}')
+        return ARCHS[arch]
+    if isinstance(arch, Mapping):
+        fields = {field.name: field for field in dataclasses.fields(Arch)}
+        unknown = sorted(set(arch) - set(fields))
+        missing = [
+            name
+            for name, field in fields.items()
+            if name not in arch and field.default is dataclasses.MISSING
+        ]
+        if unknown or missing:
+            raise ValueError(
+                f'arch: unknown fields {unknown}, missing fields {missing}; '
+                f'the fields are {", ".join(fields)}'
+            )
+        return Arch(**arch)
+    raise ValueError(
+        f'arch must be one of {", ".join(ARCHS)}, or a dict of the fields of Arch, got {arch!r}'
+    )

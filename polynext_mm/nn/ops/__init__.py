@@ -1,0 +1,23 @@
+"""The operations of a PolyNeXt, a module for each: its equation, a plain form, a kernel.
+
+Maps are (B, H, W, C). :mod:`~polynext_mm.nn.ops.dispatch` chooses between plain form and kernel.
+"""
+
+from .clip_gradient import clip_gradient
+from .depthwise import depthwise
+from .dispatch import plain_ops
+from .norm_of_pair import norm_of_pair
+from .poly_attention import poly_attention
+from .poly_conv import add_poly_conv, partner_order
+from .poly_mlp import add_poly_mlp
+
+__all__ = [
+    'add_poly_conv',
+    'add_poly_mlp',
+    'clip_gradient',
+    'depthwise',
+    'norm_of_pair',
+    'partner_order',
+    'plain_ops',
+    'poly_attention',
+]

@@ -1,0 +1,74 @@
+"""The one place that chooses between the plain form of an operation and its kernel.
+
+Plain forms are ordinary torch operations, for autograd, a compiler or another program to take as
+they are. Kernels compute the same with less memory and time.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+_plain = False
+
+
+@contextlib.contextmanager
+def plain_ops(enabled: bool = True) -> Iterator[None]:
+    """Compute every operation by its plain form, in all threads: no kernel of this package runs.
+
+    The first thing to try when a machine gives numbers that look wrong: if they change, a kernel
+    is to blame. Forward decides for backward too. Plain forms keep every intermediate for backward,
+    and attention the whole (tokens x tokens) matrix of each head.
+
+    Args:
+        enabled: False returns to the kernels inside an outer ``plain_ops()``.
+    """
+    global _plain
+    before, _plain = _plain, enabled
+    try:
+        yield
+    finally:
+        _plain = before
+
+
+def plain_wanted() -> bool:
+    """Return whether :func:`plain_ops` is in force."""
+    return _plain
+
+
+def checkpoint_contexts() -> tuple[contextlib.AbstractContextManager, ...]:
+    """Let what ``torch.utils.checkpoint`` computes again take the forms it took (``context_fn``)."""
+    return contextlib.nullcontext(), plain_ops(_plain)
+
+
+def exporting() -> bool:
+    """Return whether a graph is being recorded that must hold torch's own operators alone.
+
+    That is ``torch.export``, ONNX export and ``torch.jit.trace``.
+    """
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+
+
+def run(plain: Callable, kernel: Callable, *args: Tensor | None | int) -> Tensor:
+    """Compute an operation by its plain form or by its kernel.
+
+    Args:
+        plain: The operation in ordinary torch, a function.
+        kernel: The same as a subclass of ``torch.autograd.Function``, with ``infer`` for where no
+            gradient is needed; or as a function over an operator of ``torch.library``, which,
+            unlike the former, a compiler can take into its graph.
+        args: Arguments of either.
+    """
+    is_autograd_function = isinstance(kernel, type)
+    if _plain or exporting() or (is_autograd_function and torch.compiler.is_compiling()):
+        return plain(*args)
+    if not is_autograd_function:
+        return kernel(*args)
+    return (kernel.apply if _need_grad(args) else kernel.infer)(*args)
+
+
+def _need_grad(args: tuple) -> bool:
+    return torch.is_grad_enabled() and any(
+        isinstance(arg, Tensor) and arg.requires_grad for arg in args
+    )

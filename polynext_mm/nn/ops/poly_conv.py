@@ -1,0 +1,186 @@
+"""PolyConv, on the residual stream (paper, PolyConv)::
+
+    b = x W_in^T
+    x + keep * LN(smooth(coarse(b) * swap(fine(b))) W_out^T)
+
+``coarse``, ``fine`` and ``smooth`` are depthwise convolutions, the first with dilation 2; ``swap``
+exchanges partners (:func:`partner_order`).
+
+The kernel keeps for backward, besides x, five maps of the inner width and the moments of the norm.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import dispatch
+from .blocks import (
+    add_outer_,
+    add_product,
+    bands,
+    blocks,
+    keep_at_positions,
+    norm_backward,
+    norm_forward,
+    positions,
+    scaled,
+    zeros_like,
+)
+from .depthwise import channels_first, channels_last, conv, conv_backward, depthwise
+from .precision import layer_norm, linear, matmul_dtype, wide_dtype
+
+
+def add_poly_conv(
+    x: Tensor,
+    keep: Tensor | None,
+    w_in: Tensor,
+    w_coarse: Tensor,
+    w_fine: Tensor,
+    w_smooth: Tensor,
+    w_out: Tensor,
+    w_norm: Tensor,
+) -> Tensor:
+    """Compute ``x + keep * LN(smooth(coarse(b) * swap(fine(b))) w_out^T)`` with ``b = x w_in^T``.
+
+    Args:
+        x: The residual stream, (B, H, W, C).
+        keep: The factor of drop path, (B, 1, 1, 1), or None for 1.
+        w_in: (K, C).
+        w_coarse: (K, 1, S, S) with S odd; the convolution has dilation 2.
+        w_fine: (K, 1, S, S) with S odd.
+        w_smooth: (K, 1, S, S) with S odd.
+        w_out: (C, K).
+        w_norm: (C,).
+
+    Returns:
+        A new map (B, H, W, C) in the dtype of ``x``.
+    """
+    return dispatch.run(plain, _Kernel, x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm)
+
+
+def plain(x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
+    b = linear(x, w_in)
+    product = depthwise(b, w_coarse, dilation=2) * _swap(depthwise(b, w_fine))
+    return x + scaled(layer_norm(linear(depthwise(product, w_smooth), w_out), w_norm), keep)
+
+
+def partner_order(channels: int) -> Tensor:
+    """Return the paper's inner channels of a PolyConv in the order that they have here.
+
+    The paper multiplies channel i of one map by channel K - 1 - i of the other. Here the second
+    half of the channels is stored in reverse, so that partners are K/2 apart: two halves are
+    multiplied crosswise, and no map is reversed. If K is odd, the middle channel, which is its own
+    partner, comes last.
+
+    Args:
+        channels: K.
+
+    Returns:
+        Indices of the paper's channels, (K,).
+    """
+    half = channels // 2
+    order = torch.arange(channels)
+    return torch.cat((order[:half], order.flip(0)[:half], order[half : channels - half]))
+
+
+def _swap(x):
+    """Exchange partners in (B, H, W, K)."""
+    half = x.shape[-1] // 2
+    swapped = x[..., : 2 * half].unflatten(-1, (2, half)).flip(-2).flatten(-2)
+    return swapped if x.shape[-1] == 2 * half else torch.cat((swapped, x[..., 2 * half :]), -1)
+
+
+def _partners(channels):
+    """Slices of channels, each with that of its partners."""
+    half = channels // 2
+    first, second, middle = slice(half), slice(half, 2 * half), slice(2 * half, channels)
+    pairs = [(first, second), (second, first)]
+    return pairs if channels % 2 == 0 else pairs + [(middle, middle)]
+
+
+def _times_swapped(x, y, out=None):
+    """``x * swap(y)`` of (B, K, H, W); ``out`` may be x."""
+    out = torch.empty_like(x) if out is None else out
+    for own, partner in _partners(x.shape[1]):
+        torch.mul(x[:, own], y[:, partner], out=out[:, own])
+    return out
+
+
+def _swapped_product(x, y):
+    """``swap(x * y)`` of (B, K, H, W)."""
+    out = torch.empty_like(x)
+    for own, partner in _partners(x.shape[1]):
+        torch.mul(x[:, partner], y[:, partner], out=out[:, own])
+    return out
+
+
+class _Kernel(torch.autograd.Function):
+    @staticmethod
+    def infer(x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
+        dtype = matmul_dtype(x)
+        y = torch.empty_like(x)
+        b = F.linear(x.to(dtype), w_in.to(dtype))
+        w_out = w_out.to(dtype)
+        reach = max(w_coarse.shape[-1] - 1, w_fine.shape[-1] // 2) + w_smooth.shape[-1] // 2
+        for samples, rows in bands(w_in.shape[0], x):
+            # The convolutions of a band look beyond its rows.
+            first = max(rows.start, reach) - reach
+            seen = channels_first(b[samples, first : rows.stop + reach])
+            coarse = conv(seen, w_coarse, dilation=2)
+            product = _times_swapped(coarse, conv(seen, w_fine), out=coarse)
+            smooth = channels_last(conv(product, w_smooth))
+            smooth = smooth[:, rows.start - first : rows.stop - first]
+            branch = layer_norm(F.linear(smooth, w_out), w_norm)
+            factor = None if keep is None else keep[samples]
+            torch.add(x[samples, rows], scaled(branch, factor), out=y[samples, rows])
+        return y
+
+    @staticmethod
+    def forward(ctx, x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
+        dtype = matmul_dtype(x)
+        b = channels_first(F.linear(x.to(dtype), w_in.to(dtype)))
+        coarse, fine = conv(b, w_coarse, dilation=2), conv(b, w_fine)
+        smooth = channels_last(conv(_times_swapped(coarse, fine), w_smooth))
+        y, z = torch.empty_like(x), torch.empty_like(x, dtype=dtype)
+        means, rstds = z.new_empty(2, z[..., 0].numel(), 1, dtype=wide_dtype(z))
+        weights = (w_in, w_coarse, w_fine, w_smooth, w_out, w_norm)
+        ctx.save_for_backward(x, keep, *weights, b, coarse, fine, smooth, z, means, rstds)
+        w_out = w_out.to(dtype)
+        maps = (*map(positions, (x, y, smooth, z)), means, rstds, keep_at_positions(keep, x))
+        for x_b, y_b, smooth_b, z_b, mean_b, rstd_b, keep_b in blocks(max(w_out.shape), *maps):
+            torch.mm(smooth_b, w_out.t(), out=z_b)
+            branch, mean, rstd = norm_forward(z_b, w_norm)
+            mean_b.copy_(mean)
+            rstd_b.copy_(rstd)
+            torch.add(x_b, scaled(branch, keep_b), out=y_b)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, keep, *weights, b, coarse, fine, smooth, z, means, rstds = ctx.saved_tensors
+        w_in, w_coarse, w_fine, w_smooth, w_out, w_norm = weights
+        dtype = z.dtype
+        grad_w_in, grad_w_out, grad_w_norm = zeros_like(w_in, w_out, w_norm)
+        grad = grad.contiguous()
+        g_smooth = torch.empty_like(smooth)
+        w_in, w_out = w_in.to(dtype), w_out.to(dtype)
+        maps = map(positions, (grad, z, smooth, g_smooth))
+        maps = (*maps, means, rstds, keep_at_positions(keep, x))
+        for g, z_b, smooth_b, g_smooth_b, mean, rstd, keep_b in blocks(max(w_out.shape), *maps):
+            g = norm_backward(scaled(g, keep_b), z_b, mean, rstd, w_norm, grad_w_norm).to(dtype)
+            add_outer_(grad_w_out, g, smooth_b)
+            torch.mm(g, w_out, out=g_smooth_b)
+        g, grad_w_smooth = conv_backward(
+            channels_first(g_smooth), _times_swapped(coarse, fine), w_smooth
+        )
+        from_fine, grad_w_fine = conv_backward(_swapped_product(g, coarse), b, w_fine)
+        g = _times_swapped(g, fine, out=g)
+        g, grad_w_coarse = conv_backward(g, b, w_coarse, dilation=2)
+        g = positions(channels_last(g.add_(from_fine)))
+        add_outer_(grad_w_in, g, positions(x).to(dtype))
+        grad_x = torch.empty_like(grad)
+        add_product(positions(grad), g, w_in, None, out=positions(grad_x))
+        grads_of_convs = (grad_w_coarse, grad_w_fine, grad_w_smooth)
+        return grad_x, None, grad_w_in, *grads_of_convs, grad_w_out, grad_w_norm

@@ -1,0 +1,101 @@
+"""PolyMLP, on the residual stream (paper, PolyMLP)::
+
+    u, v = the halves of x W_in^T
+    x + keep * LN(u * v) W_out^T
+
+The kernel keeps x, u and v for backward and forms the rest again.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import dispatch
+from .blocks import (
+    add_outer_,
+    add_product,
+    blocks,
+    keep_at_positions,
+    norm_backward,
+    norm_forward,
+    positions,
+    scaled,
+    zeros_like,
+)
+from .precision import layer_norm, linear, matmul_dtype
+
+
+def add_poly_mlp(
+    x: Tensor, keep: Tensor | None, w_in: Tensor, w_norm: Tensor | None, w_out: Tensor
+) -> Tensor:
+    """Compute ``x + keep * LN(u * v) w_out^T`` with u and v the halves of ``x w_in^T``.
+
+    Args:
+        x: The residual stream, (B, H, W, C).
+        keep: The factor of drop path, (B, 1, 1, 1), or None for 1.
+        w_in: (2E, C).
+        w_norm: (E,), or None for 1.
+        w_out: (C, E).
+
+    Returns:
+        A new map (B, H, W, C) in the dtype of ``x``.
+    """
+    return dispatch.run(plain, _Kernel, x, keep, w_in, w_norm, w_out)
+
+
+def plain(x, keep, w_in, w_norm, w_out):
+    u, v = linear(x, w_in).chunk(2, -1)
+    return x + scaled(linear(layer_norm(u * v, w_norm), w_out), keep)
+
+
+class _Kernel(torch.autograd.Function):
+    @staticmethod
+    def infer(x, keep, w_in, w_norm, w_out):
+        dtype = matmul_dtype(x)
+        y = torch.empty_like(x)
+        w_in, w_out = w_in.to(dtype), w_out.to(dtype)
+        maps = (positions(x), positions(y), keep_at_positions(keep, x))
+        for x_b, y_b, keep_b in blocks(w_in.shape[0], *maps):
+            u, v = F.linear(x_b.to(dtype), w_in).chunk(2, -1)
+            add_product(x_b, layer_norm(u * v, w_norm).to(dtype), w_out.t(), keep_b, out=y_b)
+        return y
+
+    @staticmethod
+    def forward(ctx, x, keep, w_in, w_norm, w_out):
+        dtype = matmul_dtype(x)
+        y = torch.empty_like(x)
+        halves = x.new_empty(*x.shape[:3], w_in.shape[0], dtype=dtype)
+        ctx.save_for_backward(x, keep, w_in, w_norm, w_out, halves)
+        w_in, w_out = w_in.to(dtype), w_out.to(dtype)
+        maps = (positions(x), positions(y), positions(halves), keep_at_positions(keep, x))
+        for x_b, y_b, halves_b, keep_b in blocks(w_in.shape[0], *maps):
+            u, v = torch.mm(x_b.to(dtype), w_in.t(), out=halves_b).chunk(2, -1)
+            add_product(x_b, layer_norm(u * v, w_norm).to(dtype), w_out.t(), keep_b, out=y_b)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, keep, w_in, w_norm, w_out, halves = ctx.saved_tensors
+        dtype = halves.dtype
+        grad_w_in, grad_w_norm, grad_w_out = grad_weights = zeros_like(w_in, w_norm, w_out)
+        grad = grad.contiguous()
+        grad_x = torch.empty_like(grad)
+        w_in, w_out = w_in.to(dtype), w_out.to(dtype)
+        maps = (*map(positions, (grad, grad_x, x, halves)), keep_at_positions(keep, x))
+        for g, grad_x_b, x_b, halves_b, keep_b in blocks(w_in.shape[0], *maps):
+            u, v = halves_b.chunk(2, -1)
+            product = u * v
+            normed, mean, rstd = norm_forward(product, w_norm)
+            g_out = scaled(g, keep_b).to(dtype)
+            add_outer_(grad_w_out, g_out, normed.to(dtype))
+            g_product = norm_backward(g_out @ w_out, product, mean, rstd, w_norm, grad_w_norm)
+            g_product = g_product.to(dtype)
+            g_halves = torch.empty_like(halves_b)
+            g_u, g_v = g_halves.chunk(2, -1)
+            torch.mul(g_product, v, out=g_u)
+            torch.mul(g_product, u, out=g_v)
+            add_outer_(grad_w_in, g_halves, x_b.to(dtype))
+            add_product(g, g_halves, w_in, None, out=grad_x_b)
+        return grad_x, None, *grad_weights
