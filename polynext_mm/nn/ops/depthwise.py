@@ -47,16 +47,10 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
-    """Convolve (B, C, H, W), in the dtype of ``x``."""
-    return F.conv2d(
-        x,
-        weight.to(x.dtype),
-        None,
-        1,
-        dilation * (weight.shape[-1] // 2),
-        dilation,
-        weight.shape[0],
-    )
+    """Convolve (B, C, H, W), in the dtype of ``x``, to a map in channels-last memory."""
+    padding = dilation * (weight.shape[-1] // 2)
+    y = F.conv2d(x, weight.to(x.dtype), None, 1, padding, dilation, weight.shape[0])
+    return y.contiguous(memory_format=torch.channels_last)  # without cuDNN it may be (C, H, W)
 
 
 def conv_backward(
@@ -74,7 +68,7 @@ def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tens
     # On CPUs oneDNN is fast at 3x3 without dilation alone. A 3x3 convolution with dilation d is d^2
     # of those on interleaved grids; others take a third less time as a correlation.
     size = weight.shape[-1]
-    if x.device.type != 'cpu' or (size, dilation) == (3, 1):
+    if x.device.type != 'cpu' or (size, dilation) == (3, 1) or not len(x):
         return _plain_weight_grad(grad, x, size, dilation)
     if size == 3:
         grad, x = _interleaved_grids(grad, dilation), _interleaved_grids(x, dilation)

@@ -56,8 +56,8 @@ def run(plain: Callable, kernel: Callable, *args: Tensor | None | int) -> Tensor
     Args:
         plain: The operation in ordinary torch, a function.
         kernel: The same as a subclass of ``torch.autograd.Function``, with ``infer`` for where no
-            gradient is needed; or as a function over an operator of ``torch.library``, which,
-            unlike the former, a compiler can take into its graph.
+            gradient is needed, for contiguous tensors; or as a function over an operator of
+            ``torch.library``, which, unlike the former, a compiler can take into its graph.
         args: Arguments of either.
     """
     is_autograd_function = isinstance(kernel, type)
@@ -65,10 +65,11 @@ def run(plain: Callable, kernel: Callable, *args: Tensor | None | int) -> Tensor
         return plain(*args)
     if not is_autograd_function:
         return kernel(*args)
+    args = [arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args]
     return (kernel.apply if _need_grad(args) else kernel.infer)(*args)
 
 
-def _need_grad(args: tuple) -> bool:
+def _need_grad(args: list) -> bool:
     return torch.is_grad_enabled() and any(
         isinstance(arg, Tensor) and arg.requires_grad for arg in args
     )
