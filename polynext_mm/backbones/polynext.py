@@ -10,6 +10,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .. import nn as network
+from ..nn.batch_norm import ChannelBatchNorm
 from ..weights import loading, safe_reading
 
 
@@ -26,15 +27,28 @@ class OutNorm(nn.LayerNorm):
         return x.permute(0, 3, 1, 2)
 
 
+class OutBatchNorm(ChannelBatchNorm):
+    """The same of a fully polynomial network: ChannelBatchNorm of (B, C, H, W), with a bias."""
+
+    def __init__(self, channels: int, *settings):
+        super().__init__(channels, *settings)
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x.permute(0, 2, 3, 1)) + self.bias
+        return x.permute(0, 3, 1, 2)
+
+
 @MODELS.register_module()
 class PolyNeXt(network.PolyNeXt, BaseModule):
     """PolyNeXt backbone with multi-scale outputs.
 
     Args:
-        arch (str | dict): 'cpolynext_t', '_s', '_b', '_l', 'apolynext_t', '_s', '_b', '_l', or a dict
-            with the fields of ``polynext_mm.nn.Arch``.
+        arch (str | dict): 'cpolynext_t', '_s', '_b', '_l', 'apolynext_t', '_s', '_b', '_l', the
+            low-resolution 'cpolynext_lr' with three stages, or a dict with the fields of
+            ``polynext_mm.nn.Arch``.
         in_channels (int): Of the image. Defaults to 3.
-        out_indices (Sequence[int]): Stages to return, from 0. Defaults to all four.
+        out_indices (Sequence[int] | None): Stages to return, from 0. Defaults to None: all.
         drop_path_rate (float): Stochastic depth of the last cell; rises linearly from 0. Defaults to 0.
         frozen_stages (int): -1 freezes nothing, 0 the stem, k the stem and the first k stages with the
             downsampling before each of them. Output norms are never frozen. Defaults to -1.
@@ -46,6 +60,12 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
             :meth:`set_loss_scale`. Defaults to None.
         compile_cells (bool): Compile the stacks of every cell with torch.compile, for any size. Names of
             weights do not change. Defaults to False.
+        norm (str): 'ln', or 'bn' for the paper's fully polynomial network, whose inference is additions
+            and multiplications, output norms included. Defaults to 'ln'.
+        norm_size (int | Sequence[int] | None): For 'bn', side or (height, width) of the images that
+            the norms' weights and statistics are for. A checkpoint tells another, and so does the first
+            batch of a training in one process; in several, set the crop here. Defaults to None: 224.
+        sync_norm (bool): For 'bn', statistics over all processes in training. Defaults to False.
         init_cfg (dict | list[dict] | None): ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` takes
             the authors' files and ours, strictly. Defaults to None.
 
@@ -61,13 +81,16 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
         self,
         arch: str | Mapping = 'cpolynext_s',
         in_channels: int = 3,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: Sequence[int] | None = None,
         drop_path_rate: float = 0.0,
         frozen_stages: int = -1,
         out_norm: bool = True,
         with_cp: bool = False,
         grad_clip_norm: float | None = None,
         compile_cells: bool = False,
+        norm: str = 'ln',
+        norm_size: int | Sequence[int] | None = None,
+        sync_norm: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ):
         for name, value in (
@@ -77,9 +100,19 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
         ):
             if not isinstance(value, bool):  # 'no' on a command line would mean yes
                 raise ValueError(f'{name} must be True or False, got {value!r}')
-        super().__init__(arch, in_channels, drop_path_rate, with_cp, grad_clip_norm)
+        super().__init__(
+            arch,
+            in_channels,
+            drop_path_rate,
+            with_cp,
+            grad_clip_norm,
+            norm=norm,
+            norm_size=norm_size,
+            sync_norm=sync_norm,
+        )
         self.init_cfg = copy.deepcopy(init_cfg)
         num_stages = len(self.stages)
+        out_indices = range(num_stages) if out_indices is None else out_indices
         if (
             isinstance(out_indices, int)
             or not set(out_indices) <= set(range(num_stages))
@@ -103,12 +136,20 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
         self.out_norms = nn.ModuleDict()
         if out_norm:
             for index, channels in zip(self.out_indices, self.out_channels):
-                self.out_norms[str(index)] = OutNorm(channels)
+                self.out_norms[str(index)] = self._make_out_norm(index, channels)
         for module in self._frozen():
             module.requires_grad_(False)
         self.register_load_state_dict_pre_hook(_adapt_state_dict)
         if compile_cells:
             self.compile_cells()
+
+    def _make_out_norm(self, stage: int, channels: int) -> nn.Module:
+        if self.norm == 'ln':
+            return OutNorm(channels)
+        return OutBatchNorm(channels, *self._norm_maker(stage).settings)
+
+    def _log(self, message: str) -> None:
+        print_log(message, logger='current')
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Features of images (B, in_channels, H, W), H and W from 32 up: one (B, C, ceil(H / stride),

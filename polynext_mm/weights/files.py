@@ -191,7 +191,7 @@ def normalize(checkpoint: Any, source: str | os.PathLike) -> dict:
     """Bring what a file holds to the one form. ``source`` is named in errors, here and on loading.
 
     Raises:
-        CheckpointError: If there are no weights in it, or weights of a network that is not here.
+        CheckpointError: If there are no weights in it.
     """
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f'{source} holds a {type(checkpoint).__name__}, not a checkpoint')
@@ -213,9 +213,6 @@ def normalize(checkpoint: Any, source: str | os.PathLike) -> dict:
         raise CheckpointError(
             f'{source} holds no weights: its keys are {", ".join(map(str, list(checkpoint)[:8]))}'
         )
-    problem = names.unsupported(_bare(weights))
-    if problem:
-        raise CheckpointError(f'{source}: {problem}')
     if is_backbone(weights):
         weights = {BACKBONE + key: value for key, value in weights.items()}
     state_dict = OrderedDict(weights)
@@ -228,10 +225,6 @@ def normalize(checkpoint: Any, source: str | os.PathLike) -> dict:
 def is_backbone(keys) -> bool:
     """Whether these are the keys of a bare PolyNeXt, in either naming."""
     return names.AUTHORS_MARK in keys or names.OUR_MARK in keys
-
-
-def _bare(weights: Mapping) -> dict:
-    return {key.removeprefix(BACKBONE): value for key, value in weights.items()}
 
 
 def unwrapped(key: str) -> str:

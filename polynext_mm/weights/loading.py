@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Collection, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from ..nn import ARCHS
@@ -62,13 +63,10 @@ def adapt(backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, sourc
             for key, value in weights.items()
             if key.startswith(BACKBONE)
         }
-    problem = names.unsupported(weights)
-    if problem:
-        raise CheckpointError(f'{_named(source)}: {problem}')
     given = weights
     if names.is_authors(weights):
         weights = names.translate(weights, backbone.arch)
-    expected = backbone.state_dict()
+    expected = _expected(backbone, weights)
     optional = [
         key
         for key in weights
@@ -89,6 +87,18 @@ def adapt(backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, sourc
     )
     state_dict.update({prefix + key: value for key, value in weights.items()})
     return report('PolyNeXt', len(weights), len(expected), source, fresh, left_over)
+
+
+def _expected(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a state dict of a PolyNeXt holds, its norms being of the size that ``weights`` tell."""
+    expected = backbone.state_dict()
+    size = names.norm_size(weights, backbone.arch)
+    if size is not None:
+        expected |= {
+            key: torch.empty(shape, device='meta')
+            for key, shape in backbone.position_shapes(size).items()
+        }
+    return expected
 
 
 def check(
@@ -197,8 +207,11 @@ def _hint(weights: Mapping[str, Tensor], backbone: nn.Module) -> str:
         arch = names.infer_arch(weights)
     except ValueError:
         return 'check that arch and checkpoint belong together'
+    norm = names.norm_of(weights)
     if ARCHS[arch] != backbone.arch:
         return f'the file is of arch {arch!r}: set arch to that'
+    if norm != backbone.norm:
+        return f'the file is of a network with norm={norm!r}: set norm to that'
     return 'check in_channels, and that the file is whole'
 
 

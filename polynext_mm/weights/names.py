@@ -1,6 +1,6 @@
 """The authors' parameter names and ours, as one table an arch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
@@ -59,15 +59,66 @@ CLASSIFIER = {
 }
 DROPOUT_RATE = 'head.2.p'  # a buffer of the authors' dropout, not a weight
 
+# What a fully polynomial network (norm 'bn') has in the place of the weight of an LN.
+_BATCH_NORM = (
+    ('weight', 'gamma_c'),
+    ('position_weight', 'gamma_hw'),
+    ('running_mean', 'running_mean'),
+    ('running_var', 'running_var'),
+    ('num_batches_tracked', 'num_batches_tracked'),
+)
+# What its attention has besides: the norm in the place of row sums, and one before the last matrix.
+_ROW_NORM = (
+    ('mixer.row_norm.weight', (0, '1.norm.gamma')),
+    ('mixer.row_norm.running_sum', (0, '1.norm.running_denom')),
+    ('mixer.row_norm.num_batches_tracked', (0, '1.norm.num_batches_tracked')),
+    *(
+        (f'mixer.smooth_norm.{ours}', (0, f'1.norm2.{theirs}'))
+        for ours, theirs in _BATCH_NORM
+    ),
+)
+_PER_POSITION = ('gamma_hw', 'running_mean', 'running_var')
+_PER_QUERY = ('.norm.gamma', '.norm.running_denom')
+
 # keys that tell whose file it is
 AUTHORS_MARK = 'cells.0.skip_weight'
 OUR_MARK = 'stages.0.cells.0.gate_logits'
-# what only the released networks of another kind have, and what they are
-_UNSUPPORTED = (('.gamma_hw', 'a fully polynomial network (norm "bn")'),)
+# the norm of the first cell tells, in either naming, which kind of norm a network has
+_BATCH_NORM_MARKS = ('cells.0.postprocess.gamma_hw', 'stages.0.cells.0.norm.position_weight')
 
 
-def authors_to_ours(arch: Arch) -> dict[str, str]:
+def norm_of(keys) -> str:
+    """The norm, 'ln' or 'bn', of the network whose (unprefixed) keys these are, in either naming."""
+    return 'bn' if any(mark in keys for mark in _BATCH_NORM_MARKS) else 'ln'
+
+
+def norm_size(state_dict: Mapping[str, Tensor], arch: Arch) -> tuple[int, int] | None:
+    """The size of the images that the norms are for, told from their tables; None for 'ln'."""
+    for mark in _BATCH_NORM_MARKS:
+        if mark in state_dict and state_dict[mark].ndim > 1:
+            return tuple(side * arch.stem_stride for side in state_dict[mark].shape[-2:])
+    return None
+
+
+def authors_to_ours(arch: Arch, norm: str = 'ln') -> dict[str, str]:
     """Every name of the authors' checkpoints of an arch, classifier and output norms included."""
+    names = _names_with_ln(arch, norm)
+    return names if norm == 'ln' else dict(_with_batch_norms(names))
+
+
+def _with_batch_norms(names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for theirs, ours in names.items():
+        if ours.endswith('.norm.weight') or (ours.startswith('out_norms.') and ours.endswith('weight')):
+            for our_part, their_part in _BATCH_NORM:
+                yield (
+                    theirs.removesuffix('weight') + their_part,
+                    ours.removesuffix('weight') + our_part,
+                )
+        else:
+            yield theirs, ours
+
+
+def _names_with_ln(arch: Arch, norm: str) -> dict[str, str]:
     names = {'stem.weight': 'stem.weight'}
     cell = 0
     for stage, depth in enumerate(arch.depths):
@@ -81,6 +132,8 @@ def authors_to_ours(arch: Arch) -> dict[str, str]:
                     }
                 )
         ops, stack_names = _STACKS[arch.mixers[stage]]
+        if norm == 'bn' and arch.mixers[stage] == 'attn':
+            stack_names += _ROW_NORM
         for i in range(depth):
             theirs_cell, our_cell = f'cells.{cell}', f'stages.{stage}.cells.{i}'
             names.update(
@@ -107,10 +160,12 @@ def is_authors(keys) -> bool:
 def translate(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
     """The authors' names, shapes and order of channels to ours. Names that the arch does not have stay
     as they are, for the strict check to find."""
-    names = authors_to_ours(arch)
+    names = authors_to_ours(arch, norm_of(state_dict))
     ours = {}
     for key, value in state_dict.items():
         if key in names:
+            if key.endswith(_PER_QUERY):
+                value = _on_map(value, state_dict.get(_sibling(key)))
             ours[names[key]] = _reordered(_our_shape(value, key), names[key], arch, back=False)
         elif key != DROPOUT_RATE:
             ours[key] = value
@@ -123,7 +178,8 @@ def translate_back(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Te
     Raises:
         ValueError: For a name that is not of this arch.
     """
-    names = {ours: theirs for theirs, ours in authors_to_ours(arch).items()}
+    authors = authors_to_ours(arch, norm_of(state_dict))
+    names = {ours: theirs for theirs, ours in authors.items()}
     unknown = [key for key in state_dict if key not in names]
     if unknown:
         raise ValueError(f'not weights of this arch: {", ".join(unknown[:5])}')
@@ -137,33 +193,21 @@ def infer_arch(state_dict: Mapping[str, Tensor]) -> str:
     """The name of the arch whose weights these (unprefixed) are, in either naming.
 
     Raises:
-        ValueError: If they are of none that is known, saying which kind where it can be told.
+        ValueError: If they are of none that is known.
     """
     stem = state_dict.get('stem.weight')
     keys = {key for key in state_dict if key.startswith(('cells.', 'reductions.', 'stages.'))}
+    norm = norm_of(state_dict)
     for name, arch in ARCHS.items():
         names = {
             k: v
-            for k, v in authors_to_ours(arch).items()
+            for k, v in authors_to_ours(arch, norm).items()
             if k.startswith(('cells.', 'reductions.'))
         }
         expected = set(names if is_authors(state_dict) else names.values())
         if keys == expected and stem is not None and stem.shape[0] == arch.widths[0]:
             return name
-    raise ValueError(
-        unsupported(state_dict) or f'not the weights of a known arch ({", ".join(ARCHS)})'
-    )
-
-
-def unsupported(state_dict: Mapping[str, Tensor]) -> str | None:
-    """What a released file holds that this version has no network for, or None."""
-    for mark, what in _UNSUPPORTED:
-        if any(key.endswith(mark) for key in state_dict):
-            return f'these are the weights of {what}, which this version does not have'
-    stem = state_dict.get('stem.weight')
-    if is_authors(state_dict) and stem is not None and tuple(stem.shape[2:]) == (3, 3):
-        return 'these are the weights of a low-resolution network (LR), which this version does not have'
-    return None
+    raise ValueError(f'not the weights of a known arch ({", ".join(ARCHS)})')
 
 
 def _reordered(value: Tensor, name: str, arch: Arch, back: bool) -> Tensor:
@@ -176,20 +220,38 @@ def _reordered(value: Tensor, name: str, arch: Arch, back: bool) -> Tensor:
     return value.index_select(dim, (order.argsort() if back else order).to(value.device))
 
 
+def _sibling(key: str) -> str:
+    """The table of an attention's other norm, which has the height and the width of the map."""
+    return key.rpartition('.norm.')[0] + '.norm2.gamma_hw'
+
+
+def _on_map(value: Tensor, table: Tensor | None) -> Tensor:
+    """What belongs to queries, (1, heads, H * W, 1), as (heads, H, W)."""
+    if table is None or value.ndim != 4 or value.shape[2] != table.numel():
+        return value  # for the strict check to name
+    return value.reshape(-1, *table.shape[-2:])
+
+
 def _is_pointwise(key: str, value: Tensor) -> bool:
     return value.ndim == 4 and value.shape[2:] == (1, 1) and not key.startswith('reductions.')
 
 
 def _our_shape(value: Tensor, key: str) -> Tensor:
-    """1x1 convolutions are matrices and scales are vectors here."""
+    """1x1 convolutions are matrices, scales are vectors and tables are (H, W) here."""
     if key.endswith('.scale'):
         return value.flatten()
+    if key.endswith(_PER_POSITION):
+        return value.reshape(value.shape[-2:])
     return value.flatten(1) if _is_pointwise(key, value) else value
 
 
 def _authors_shape(value: Tensor, key: str) -> Tensor:
     if key.endswith('.scale'):
         return value.reshape(1, -1, 1, 1)
+    if key.endswith(_PER_POSITION):
+        return value[None, None]
+    if key.endswith(_PER_QUERY):
+        return value.reshape(1, len(value), -1, 1)
     if value.ndim == 2 and key != 'head.3.weight':
         return value[:, :, None, None]
     return value

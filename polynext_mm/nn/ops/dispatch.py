@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _plain = False
+_recomputing = False
 
 
 @contextlib.contextmanager
@@ -39,7 +40,23 @@ def plain_wanted() -> bool:
 
 def checkpoint_contexts() -> tuple[contextlib.AbstractContextManager, ...]:
     """Let what ``torch.utils.checkpoint`` computes again take the forms it took (``context_fn``)."""
-    return contextlib.nullcontext(), plain_ops(_plain)
+    return contextlib.nullcontext(), _computing_again(_plain)
+
+
+@contextlib.contextmanager
+def _computing_again(plain: bool) -> Iterator[None]:
+    global _recomputing
+    before, _recomputing = _recomputing, True
+    try:
+        with plain_ops(plain):
+            yield
+    finally:
+        _recomputing = before
+
+
+def recomputing() -> bool:
+    """Return whether a checkpointed forward runs once more, for backward: it tracks nothing."""
+    return _recomputing
 
 
 def exporting() -> bool:
