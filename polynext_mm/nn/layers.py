@@ -129,9 +129,7 @@ class PolyConv(Branch):
         norm: Makes the norm.
     """
 
-    def __init__(
-        self, channels: int, ratio: float, coarse_size: int, norm: MakeNorm = LayerNorm
-    ):
+    def __init__(self, channels: int, ratio: float, coarse_size: int, norm: MakeNorm = LayerNorm):
         super().__init__()
         width = int(channels * ratio)
         self.proj_in = nn.Linear(channels, width, bias=False)

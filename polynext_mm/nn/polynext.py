@@ -81,9 +81,7 @@ class Cell(nn.Module):
         norm: Makes the norms.
     """
 
-    def __init__(
-        self, arch: Arch, stage: int, drop_path_rate: float, norm: MakeNorm = LayerNorm
-    ):
+    def __init__(self, arch: Arch, stage: int, drop_path_rate: float, norm: MakeNorm = LayerNorm):
         super().__init__()
         width = arch.widths[stage]
         self.drop_path_rate = drop_path_rate
@@ -558,9 +556,7 @@ class PolyNeXtClassifier(PolyNeXt):
     ):
         super().__init__(arch, in_channels, drop_path_rate, norm=norm, norm_size=norm_size)
         last = len(self.arch.widths) - 1
-        self.head = Classifier(
-            self.arch.widths[-1], num_classes, norm=self._norm_maker(last)
-        )
+        self.head = Classifier(self.arch.widths[-1], num_classes, norm=self._norm_maker(last))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (B, num_classes) of images (B, in_channels, H, W)."""

@@ -72,10 +72,7 @@ _ROW_NORM = (
     ('mixer.row_norm.weight', (0, '1.norm.gamma')),
     ('mixer.row_norm.running_sum', (0, '1.norm.running_denom')),
     ('mixer.row_norm.num_batches_tracked', (0, '1.norm.num_batches_tracked')),
-    *(
-        (f'mixer.smooth_norm.{ours}', (0, f'1.norm2.{theirs}'))
-        for ours, theirs in _BATCH_NORM
-    ),
+    *((f'mixer.smooth_norm.{ours}', (0, f'1.norm2.{theirs}')) for ours, theirs in _BATCH_NORM),
 )
 _PER_POSITION = ('gamma_hw', 'running_mean', 'running_var')
 _PER_QUERY = ('.norm.gamma', '.norm.running_denom')
@@ -108,7 +105,9 @@ def authors_to_ours(arch: Arch, norm: str = 'ln') -> dict[str, str]:
 
 def _with_batch_norms(names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for theirs, ours in names.items():
-        if ours.endswith('.norm.weight') or (ours.startswith('out_norms.') and ours.endswith('weight')):
+        if ours.endswith('.norm.weight') or (
+            ours.startswith('out_norms.') and ours.endswith('weight')
+        ):
             for our_part, their_part in _BATCH_NORM:
                 yield (
                     theirs.removesuffix('weight') + their_part,
