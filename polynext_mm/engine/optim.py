@@ -10,12 +10,19 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMI
 from torch import Tensor, nn
 
 from ..backbones import PolyNeXt
+from ..nn import batch_norm, layers
 
 # Parameters of the backbone without weight decay, by the ends of their names. The released code made the
 # published numbers; the paper says that all norms are exempt.
 _SCALES = ('scale0', 'scale1', 'scale_logit', 'gate_logits')
 _NO_DECAY = ('released', 'paper')
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+_NORMS = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.batchnorm._BatchNorm,
+    layers.LayerNorm,
+    batch_norm.PositionNorm,
+)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -94,7 +101,7 @@ class PolyNeXtOptimWrapperConstructor:
             exempt |= {
                 f'{name}.{param}'
                 for name, module in model.named_modules()
-                if isinstance(module, _NORMS) or type(module).__name__ == 'LayerNorm'
+                if isinstance(module, _NORMS)
                 for param, _ in module.named_parameters(recurse=False)
             }
         return exempt

@@ -64,10 +64,23 @@ def mean_over_processes(x: Tensor) -> Tensor:
     Args:
         x: (B, ...); B may differ between processes.
     """
-    from torch.distributed.nn.functional import all_reduce  # not in every build of torch
-
-    total = all_reduce(torch.cat((x.sum(0).flatten(), x.new_tensor([len(x)]))))
+    total = _SumOverProcesses.apply(torch.cat((x.sum(0).flatten(), x.new_tensor([len(x)]))))
     return (total[:-1] / total[-1]).view(x.shape[1:])
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """Every process's loss depends on the sum, so its gradient is that of all losses together."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        torch.distributed.all_reduce(x)
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return _SumOverProcesses.forward(None, grad)
 
 
 class _Kernel(torch.autograd.Function):
