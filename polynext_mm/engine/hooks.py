@@ -54,6 +54,8 @@ class CheckpointGuardHook(Hook):
             ),
             logger='current',
         )
+        if runner._resume:  # the state of the optimizer has the sizes of the checkpoint's norms
+            model.backbone.keep_norm_size()
 
 
 @HOOKS.register_module()

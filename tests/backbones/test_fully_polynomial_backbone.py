@@ -2,12 +2,15 @@
 
 import math
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from golden import image
 from helpers import ROOT, TINY_ARCH, build, python
+from polynext_mm.engine import CheckpointGuardHook
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +70,17 @@ def test_the_crop_that_becomes_the_size_is_in_mms_log(caplog):
         model(image(size, batch=2))
     assert len(lines) == 1 and 'resized to the 96x64 of this training' in lines[0]
     assert model.out_norms['0'].running_mean.shape == (24, 16)
+
+
+@pytest.mark.parametrize('resumes', [False, True])
+def test_a_resumed_training_keeps_the_size_of_its_checkpoint(resumes):
+    """Crops of several sizes must not give the optimizer's state another shape than it was saved in."""
+    model = nn.Module()
+    model.backbone = tiny()
+    runner = SimpleNamespace(model=model, _resume=resumes, _load_from='a file', _train_loop=None)
+    CheckpointGuardHook().after_load_checkpoint(runner, dict(state_dict=model.state_dict()))
+    model.backbone.train()(image((96, 64), batch=2))
+    assert model.backbone.norm_size == ((64, 64) if resumes else (96, 64))
 
 
 PROGRAM = textwrap.dedent("""
