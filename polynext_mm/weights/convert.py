@@ -87,9 +87,7 @@ def _renamed(backbone: dict[str, Tensor], to: str, arch: str, source) -> dict[st
         raise CheckpointError(f'{source} has {_NAMINGS[to]} already')
     stem = backbone.get('stem.weight')
     with torch.device('meta'):
-        network = PolyNeXt(
-            arch, 3 if stem is None else stem.shape[1], norm=names.norm_of(backbone)
-        )
+        network = PolyNeXt(arch, 3 if stem is None else stem.shape[1], norm=names.norm_of(backbone))
     loading.adapt(network, backbone.copy(), '', source)
     # no weight, and of no use here: it waits for the way back
     kept = {key: value for key, value in backbone.items() if key == names.DROPOUT_RATE}

@@ -62,10 +62,12 @@ def test_frozen_stages_keep_their_statistics():
         assert torch.equal(buffer, before[name]) == frozen, name
 
 
-def test_the_crop_that_becomes_the_size_is_in_mms_log(caplog):
-    model = tiny().train()
+def test_the_crop_that_becomes_the_size_is_in_mms_log(monkeypatch):
     lines = []
-    model._log = lines.append
+    monkeypatch.setattr(
+        'polynext_mm.backbones.polynext.print_log', lambda message, logger: lines.append(message)
+    )
+    model = tiny().train()
     for size in ((96, 64), (64, 64)):
         model(image(size, batch=2))
     assert len(lines) == 1 and 'resized to the 96x64 of this training' in lines[0]
