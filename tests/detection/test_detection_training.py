@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from coco_sample import SHAPES, data_options, make_coco
 from detectors import ROOT, batch, losses
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
+
+from coco_sample import SHAPES, data_options, make_coco
 
 MASK_RCNN = ROOT / 'configs' / 'mask_rcnn_cpolynext_t_coco_1x.py'
 GIB = 2**30
