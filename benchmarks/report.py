@@ -139,7 +139,7 @@ def comparison(result: Result, baseline: Result) -> Record:
 
 
 def attention_costs(result: Result) -> Record:
-    """Return the row of a form of attention: costs per token and per pair, of all heads together."""
+    """Return the row of a form of attention, costs being those of all heads together."""
     (tokens,) = result.setting.size
     count = result.setting.batch * tokens
     return {

@@ -83,7 +83,7 @@ def gemm_rate(n: int = 1024) -> float:
 
 
 def copy_rate(count: int = 1 << 26) -> float:
-    """Return bytes read and written per second, the best of ten copies of ``count`` float32 numbers.
+    """Return bytes read and written per second, the best of ten copies of ``count`` float32.
 
     They should not fit into a cache.
     """

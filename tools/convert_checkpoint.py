@@ -1,4 +1,4 @@
-"""Translate a checkpoint to our names of weights, or back: ``tools/convert_checkpoint.py IN OUT``."""
+"""Translate the names in a checkpoint to ours, or back: ``tools/convert_checkpoint.py IN OUT``."""
 
 import argparse
 import sys

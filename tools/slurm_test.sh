@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Evaluate under slurm: tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [arguments of test.py]
+# Evaluate under slurm:
+#     tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [arguments of test.py]
 # Reads GPUS, GPUS_PER_NODE (0: no GPUs), CPUS_PER_TASK and SRUN_ARGS from the environment.
 set -euo pipefail
 if [ $# -lt 4 ]; then

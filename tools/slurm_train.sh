@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Train under slurm: tools/slurm_train.sh PARTITION JOB_NAME CONFIG [WORK_DIR] [arguments of train.py]
+# Train under slurm:
+#     tools/slurm_train.sh PARTITION JOB_NAME CONFIG [WORK_DIR] [arguments of train.py]
 # Reads GPUS, GPUS_PER_NODE (0: no GPUs), CPUS_PER_TASK and SRUN_ARGS from the environment.
 set -euo pipefail
 if [ $# -lt 3 ]; then
