@@ -105,7 +105,7 @@ def test_the_worked_example_of_the_docs(tmp_path):
     (example,) = re.findall(
         r'```python\n(_base_.*?)```', (ROOT / 'docs' / 'detection.md').read_text(), flags=re.DOTALL
     )
-    assert len(example.splitlines()) <= 10
+    assert len(example.splitlines()) <= 20  # a glance, as ruff formats it
     for part in ('_base_', 'atss'):
         shutil.copytree(mm_folder('mmdet') / 'configs' / part, tmp_path / part)
     path = tmp_path / 'atss' / 'atss_cpolynext_t.py'
