@@ -304,7 +304,7 @@ def by_operation(counter: Counter) -> dict[str, tuple[int, int, int]]:
 if __name__ == '__main__':
     import sys
 
-    from measure import build_model, parse_subject
+    from subjects import build_model, parse_subject
 
     for label in sys.argv[3:]:
         for train in (False, True):

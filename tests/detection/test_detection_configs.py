@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from detectors import CONFIGS, ROOT, batch, build, load, losses
-from mmengine import Config
+from detectors import CONFIGS, batch, build, load, losses
+from mmengine.config import Config
+
+from helpers import ROOT
 
 RECIPES = {
     'mask_rcnn_{}_coco_1x': 'tsbl',
