@@ -5,6 +5,7 @@
     python benchmarks/run.py --attention 1024 2048 4096 8192 16384
     python benchmarks/run.py --profile apolynext_s --mode train
     python benchmarks/run.py --floor cpolynext_s
+    python benchmarks/run.py --count cpolynext_s apolynext_s --mode train --batch 8 --dtype bfloat16
 
 A model is the name of an arch (ours), ``plain:ARCH`` (the paper's equations in ordinary torch) or
 ``timm:NAME`` (any timm model with ``features_only``, in the faster memory format unless
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+import count
 from measure import limit_memory, measure, seconds
 from report import (
     Report,
@@ -65,6 +67,14 @@ def parse_args() -> argparse.Namespace:
         metavar='MODEL',
         help="the least time that the model's operations can take on this machine",
     )
+    what.add_argument(
+        '--count',
+        nargs='+',
+        type=model,
+        metavar='MODEL',
+        default=[],
+        help='launches, bytes and FLOPs of a step on a GPU, which need none (benchmarks/count.py)',
+    )
     how = parser.add_argument_group('how')
     how.add_argument('--mode', nargs='+', choices=['inference', 'train'], default=['inference'])
     how.add_argument('--sizes', nargs='+', type=image_size, metavar='HxW', default=[(512, 512)])
@@ -90,6 +100,7 @@ def parse_args() -> argparse.Namespace:
     how.add_argument(
         '--baseline', metavar='MODEL', help='divisor of the ratios (default: the first model)'
     )
+    how.add_argument('--gpu', choices=count.DEVICES, default='h100', help='of the times of --count')
     how.add_argument(
         '--out',
         type=Path,
@@ -132,17 +143,22 @@ def check(args: argparse.Namespace) -> None:
         ValueError: Saying what to change.
     """
     single = [subject for subject in (args.profile, args.floor) if subject is not None]
-    if not args.models and not args.attention and not single:
-        raise ValueError('nothing to measure: give --models, --attention, --profile or --floor')
+    if not args.models and not args.attention and not args.count and not single:
+        raise ValueError(
+            'nothing to measure: give --models, --attention, --profile, --floor or --count'
+        )
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('torch finds no CUDA device: use --device cpu')
+    single += args.count
+    if args.count and args.dtype == 'float16':
+        raise ValueError('--count is for float32 and bfloat16')
     for subject in (*args.models, *single):
         if 'fuse' in subject.modifiers and 'train' in args.mode:
             raise ValueError(f'{subject.label} is for inference only: leave out +fuse or train')
     for subject in single:
         if subject.memory_format is None:
             raise ValueError(
-                f'{subject.label}: --profile and --floor need a memory format: '
+                f'{subject.label}: --profile, --floor and --count need a memory format: '
                 f'write {subject.label.replace(subject.name, subject.name + ":channels_last")}'
             )
     if args.floor is not None and (args.dtype != 'float32' or args.device != 'cpu'):
@@ -214,11 +230,22 @@ def find_floor(args: argparse.Namespace, report: Report) -> None:
     report.add(f'## Floor\n\n{markdown(records)}')
 
 
+def count_launches(args: argparse.Namespace, report: Report) -> None:
+    records = [
+        count.costs(subject, where, args.gpu) for where in settings(args) for subject in args.count
+    ]
+    report.add(
+        f'## Counted for {args.gpu.upper()}, batch {args.batch}, {args.dtype}\n\n'
+        f'{markdown(records)}'
+    )
+
+
 SECTIONS = {
     'models': compare_models,
     'attention': measure_attention,
     'profile': profile,
     'floor': find_floor,
+    'count': count_launches,
 }
 
 

@@ -124,15 +124,22 @@ def _check_timm(label: str, name: str) -> None:
         raise ValueError(f'{label}: timm has no model {name!r}{hint}')
 
 
-def build_model(subject: Subject) -> nn.Module:
-    """Return a model that maps images to a list of features, initialized from scratch."""
+def build_model(subject: Subject, drop_path_rate: float = 0.0) -> nn.Module:
+    """Return a model that maps images to a list of features, initialized from scratch.
+
+    Args:
+        subject: Of any kind but 'attention'.
+        drop_path_rate: Of the last cell or block; plain models have no drop path.
+    """
     if subject.kind == 'timm':
         import timm
 
-        model = timm.create_model(subject.name, features_only=True)
+        model = timm.create_model(subject.name, features_only=True, drop_path_rate=drop_path_rate)
         model = model.to(memory_format=MEMORY_FORMATS[subject.memory_format])
     else:
-        model = PolyNeXt(subject.name, with_cp='cp' in subject.modifiers)
+        model = PolyNeXt(
+            subject.name, drop_path_rate=drop_path_rate, with_cp='cp' in subject.modifiers
+        )
     if subject.kind == 'plain':
         weights = translate_back(model.state_dict(), model.arch)
         model = PlainPolyNeXt(subject.name)

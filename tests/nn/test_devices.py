@@ -1,10 +1,10 @@
 """Half precision, and devices that are not here."""
 
-import golden
 import pytest
 import torch
-from helpers import ROOT, TINY_ARCH, python, randomized
 
+import golden
+from helpers import ROOT, TINY_ARCH, python, randomized
 from polynext_mm.nn import PolyNeXt
 
 HALF = [torch.bfloat16, torch.float16]
