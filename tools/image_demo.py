@@ -14,7 +14,7 @@ from mmengine.registry import VISUALIZERS
 from torch import nn
 
 import polynext_mm  # registers, and gives mmcv its operators, before mm is imported
-from polynext_mm.weights import CheckpointError, files, loading, safe_reading
+from polynext_mm.weights import CheckpointError, loading, read, safe_reading
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 TASKS = ('mmseg', 'mmdet')
@@ -83,7 +83,7 @@ def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
         if isinstance(
             model.backbone, polynext_mm.PolyNeXt
         ):  # mm only warns of heads that do not fit
-            weights = files.read(checkpoint)['state_dict']
+            weights = read(checkpoint)['state_dict']
             loading.check(model, weights, checkpoint, evaluation=True)
     return model
 

@@ -147,7 +147,7 @@ def test_a_body_cut_short(cache, server, tells_length):
 
 def test_a_page_in_place_of_the_file(cache, server):
     server.files['/weights.pt'] = b'<html>sign in first</html>'
-    assert 'not a whole checkpoint' in failure(f'{server.url}/weights.pt', cache)
+    assert 'not a complete checkpoint' in failure(f'{server.url}/weights.pt', cache)
 
 
 @pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
