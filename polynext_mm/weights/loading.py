@@ -231,7 +231,7 @@ def _raise_unless_equal(
     source: Source,
     hint: Callable[[], str],
 ) -> None:
-    """Raise a CheckpointError that names what is missing, unexpected or of a wrong shape, if any is.
+    """Raise an error that names what is missing, unexpected or of a wrong shape, if anything is.
 
     Args:
         expected: Weights of the model.

@@ -22,7 +22,7 @@ _everything_safely = False
 
 @contextlib.contextmanager
 def safe_reading() -> Iterator[None]:
-    """Let mmengine's CheckpointLoader read every file as :func:`polynext_mm.weights.read` does.
+    """Let mmengine's loader read every file as :func:`polynext_mm.weights.read` does.
 
     Outside this context it reads only PolyNeXt's files that way.
     """
@@ -35,7 +35,7 @@ def safe_reading() -> Iterator[None]:
 
 
 def install_loader() -> None:
-    """Let mmengine's CheckpointLoader read PolyNeXt's files as :func:`polynext_mm.weights.read` does.
+    """Let mmengine's loader read PolyNeXt's files as :func:`polynext_mm.weights.read` does.
 
     These are ``polynext://NAME``, ``unsafe:SOURCE``, the published urls, and files that have the
     keys of a PolyNeXt. A truncated archive does not show its keys and gets the error of ``read``

@@ -18,7 +18,7 @@ Value = TypeVar('Value')
 #: What mmseg and mmdet put in front of the backbone's names.
 BACKBONE = 'backbone.'
 
-# Inside a stack: our name, then the authors' as (op, rest), with ops counted from the stack's first.
+# Inside a stack: our name, then the authors' as (op, rest), with ops counted within the stack.
 _CONV_STACK = (
     ('mixer.proj_in.weight', (0, 'weight')),
     ('mixer.coarse_conv.weight', (1, 'weight')),
@@ -130,7 +130,7 @@ def split_backbone(weights: Mapping[str, Value]) -> tuple[dict[str, Value], dict
 
 
 def join_backbone(backbone: Mapping[str, Value], others: Mapping[str, Value]) -> dict[str, Value]:
-    """Put the prefix ``backbone.`` in front of the backbone's names: undo :func:`split_backbone`."""
+    """Put the prefix ``backbone.`` in front of the backbone's names, undoing the split."""
     return {BACKBONE + name: value for name, value in backbone.items()} | dict(others)
 
 
