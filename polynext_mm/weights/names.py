@@ -89,16 +89,16 @@ def authors_to_ours(arch: Arch) -> dict[str, str]:
     cell = 0
     for stage, depth in enumerate(arch.depths):
         if stage > 0:
-            names.update(_downsampling(arch, stage))
+            names.update(_downsampling_names(arch, stage))
         for i in range(depth):
-            names.update(_cell(arch, stage, f'cells.{cell}.', f'stages.{stage}.cells.{i}.'))
+            names.update(_cell_names(arch, stage, f'cells.{cell}.', f'stages.{stage}.cells.{i}.'))
             cell += 1
         for kind in ('weight', 'bias'):
             names[f'extra_norms.{stage}.{kind}'] = f'out_norms.{stage}.{kind}'
     return names | CLASSIFIER
 
 
-def _downsampling(arch: Arch, stage: int) -> Iterator[tuple[str, str]]:
+def _downsampling_names(arch: Arch, stage: int) -> Iterator[tuple[str, str]]:
     """Yield the authors' names and ours of the convolutions in front of a stage."""
     for member, kind in enumerate(arch.downsampling):
         reduction = f'reductions.{2 * (stage - 1) + member}.'
@@ -106,7 +106,9 @@ def _downsampling(arch: Arch, stage: int) -> Iterator[tuple[str, str]]:
             yield reduction + theirs, f'stages.{stage}.downsample.{member}.{ours}'
 
 
-def _cell(arch: Arch, stage: int, their_cell: str, our_cell: str) -> Iterator[tuple[str, str]]:
+def _cell_names(
+    arch: Arch, stage: int, their_cell: str, our_cell: str
+) -> Iterator[tuple[str, str]]:
     """Yield the authors' names and ours of a cell's parameters."""
     for ours, theirs in _CELL:
         yield their_cell + theirs, our_cell + ours
@@ -124,8 +126,10 @@ def split_backbone(weights: Mapping[str, Value]) -> tuple[dict[str, Value], dict
     """
     backbone, others = {}, {}
     for key, value in weights.items():
-        name = key.removeprefix(BACKBONE)
-        (others if name == key else backbone)[name] = value
+        if key.startswith(BACKBONE):
+            backbone[key.removeprefix(BACKBONE)] = value
+        else:
+            others[key] = value
     return backbone, others
 
 
