@@ -8,8 +8,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 from argparse import Namespace
 from collections import OrderedDict
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
@@ -285,6 +287,35 @@ def run(
 
 def python(*arguments, **settings) -> str:
     return run(sys.executable, '-W', 'ignore', *arguments, **settings)
+
+
+MM_PACKAGES = ('mmengine', 'mmcv', 'mmseg', 'mmdet')
+
+_HIDE = """
+import sys
+
+
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in {packages}:
+            return None
+        return self.finder.find_spec(name, path, target)
+
+
+sys.meta_path[:] = map(Hiding, sys.meta_path)
+"""
+
+
+def python_without(packages: Collection[str], program: str, *arguments, **settings) -> str:
+    """Run a program in a fresh interpreter that finds everything but some packages."""
+    hide = _HIDE.format(packages=set(packages))
+    return python('-c', hide + textwrap.dedent(program), *arguments, **settings)
 
 
 def free_port() -> int:

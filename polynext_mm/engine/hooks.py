@@ -8,7 +8,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 from torch import nn
 
-from ..backbones import PolyNeXt
+from ..backbones.polynext import PolyNeXt
 from ..weights import loading
 from .optim import AutocastOptimWrapper
 

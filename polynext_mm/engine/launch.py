@@ -14,6 +14,7 @@ from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
+from ..compat import check_stack
 from ..weights import CheckpointError, safe_reading
 
 # data sets by a part of their root, and where they come from
@@ -144,6 +145,7 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
         task (str): The Runner's method, 'train' or 'test'.
         datasets (Sequence[str]): Dataloaders whose data must be there.
     """
+    check_stack()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
         for name in datasets:

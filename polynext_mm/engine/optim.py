@@ -9,7 +9,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import Tensor, nn
 
-from ..backbones import PolyNeXt
+from ..backbones.polynext import PolyNeXt
 
 # Parameters of the backbone without weight decay, by the ends of their names. The released code made the
 # published numbers; the paper says that all norms are exempt.
