@@ -10,6 +10,7 @@ from .norm_of_pair import norm_of_pair
 from .poly_attention import poly_attention
 from .poly_conv import add_poly_conv, partner_order
 from .poly_mlp import add_poly_mlp
+from .residual import residual
 
 __all__ = [
     'add_poly_conv',
@@ -20,4 +21,5 @@ __all__ = [
     'partner_order',
     'plain_ops',
     'poly_attention',
+    'residual',
 ]

@@ -50,14 +50,15 @@ def exporting() -> bool:
     return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
 
 
-def run(plain: Callable, kernel: Callable, *args: Tensor | None | int) -> Tensor:
+def run(plain: Callable, kernel: Callable, *args):
     """Compute an operation by its plain form or by its kernel.
 
     Args:
         plain: The operation in ordinary torch, a function.
         kernel: The same as a subclass of ``torch.autograd.Function``, with ``infer`` for where no
-            gradient is needed; or as a function over an operator of ``torch.library``, which,
-            unlike the former, a compiler can take into its graph.
+            gradient is needed, for contiguous tensors; or as a function over an operator of
+            ``torch.library``, which, unlike the former, a compiler can take into its graph. Both
+            run without autocast: they have decided on dtypes when they are called.
         args: Arguments of either.
     """
     is_autograd_function = isinstance(kernel, type)
@@ -65,10 +66,26 @@ def run(plain: Callable, kernel: Callable, *args: Tensor | None | int) -> Tensor
         return plain(*args)
     if not is_autograd_function:
         return kernel(*args)
-    return (kernel.apply if _need_grad(args) else kernel.infer)(*args)
+    args = [arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args]
+    device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+    with _without_autocast(device):
+        return (kernel.apply if _need_grad(args) else kernel.infer)(*args)
 
 
-def _need_grad(args: tuple) -> bool:
+@contextlib.contextmanager
+def _without_autocast(device: str) -> Iterator[None]:
+    """Turn autocast off, at less cost than ``torch.autocast(enabled=False)``."""
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        yield
+        return
+    torch.set_autocast_enabled(device, False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled(device, True)
+
+
+def _need_grad(args: list) -> bool:
     return torch.is_grad_enabled() and any(
         isinstance(arg, Tensor) and arg.requires_grad for arg in args
     )
