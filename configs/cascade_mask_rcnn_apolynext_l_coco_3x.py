@@ -1,5 +1,5 @@
-# APolyNeXt-L with Cascade Mask R-CNN on COCO, 36 epochs, multi-scale. Drop path
-# .1 more than the next smaller network has: a guess.
+# APolyNeXt-L with Cascade Mask R-CNN on COCO, 36 epochs, multi-scale. The drop path rate is a
+# guess: .1 more than for B.
 _base_ = [
     '_base_/models/cascade_mask_rcnn_polynext.py',
     '_base_/datasets/coco_instance_ms_crop.py',

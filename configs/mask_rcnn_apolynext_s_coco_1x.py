@@ -1,5 +1,5 @@
-# APolyNeXt-S with Mask R-CNN on COCO, 12 epochs: MogaNet-S has 46.6 box AP and
-# 42.2 mask AP here.
+# APolyNeXt-S with Mask R-CNN on COCO, 12 epochs. MogaNet-S reaches 46.6 box AP and 42.2 mask AP
+# with this recipe.
 _base_ = [
     '_base_/models/mask_rcnn_polynext.py',
     '_base_/datasets/coco_instance.py',

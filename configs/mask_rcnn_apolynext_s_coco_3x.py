@@ -1,5 +1,5 @@
-# APolyNeXt-S with Mask R-CNN on COCO, 36 epochs, multi-scale. Drop path .2 as mmdet's
-# configs of Swin-T and Swin-S.
+# APolyNeXt-S with Mask R-CNN on COCO, 36 epochs, multi-scale. The drop path rate of .2 is that of
+# mmdet's configs for Swin-T and Swin-S.
 _base_ = [
     '_base_/models/mask_rcnn_polynext.py',
     '_base_/datasets/coco_instance_ms_crop.py',

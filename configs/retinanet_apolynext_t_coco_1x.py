@@ -1,4 +1,4 @@
-# APolyNeXt-T with RetinaNet on COCO, 12 epochs. Optimizer as of MogaNet-S: lr 1e-4.
+# APolyNeXt-T with RetinaNet on COCO, 12 epochs. The learning rate of 1e-4 is that of MogaNet-S.
 _base_ = [
     '_base_/models/retinanet_polynext.py',
     '_base_/datasets/coco_detection.py',

@@ -1,5 +1,5 @@
-# APolyNeXt-B with UperNet on ADE20K. Nobody has published this one: the drop path rate is that of its
-# ImageNet training (0.4) plus .05, the step that the authors took for S (0.25 to .3).
+# APolyNeXt-B with UperNet on ADE20K. No result is published; the drop path rate is that of ImageNet
+# training (0.4) plus .05, the difference that the authors chose for S (0.25 and 0.3).
 _base_ = [
     '_base_/models/upernet_polynext.py',
     '_base_/datasets/ade20k.py',

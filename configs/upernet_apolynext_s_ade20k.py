@@ -1,4 +1,4 @@
-# APolyNeXt-S with UperNet on ADE20K: published 49.9 mIoU (the authors').
+# APolyNeXt-S with UperNet on ADE20K. Published by the authors: 49.9 mIoU.
 _base_ = [
     '_base_/models/upernet_polynext.py',
     '_base_/datasets/ade20k.py',

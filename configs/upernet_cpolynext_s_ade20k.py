@@ -1,4 +1,4 @@
-# CPolyNeXt-S with UperNet on ADE20K: published 50.6 mIoU (the authors').
+# CPolyNeXt-S with UperNet on ADE20K. Published by the authors: 50.6 mIoU.
 _base_ = [
     '_base_/models/upernet_polynext.py',
     '_base_/datasets/ade20k.py',

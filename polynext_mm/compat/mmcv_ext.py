@@ -16,8 +16,11 @@ RoIAlign and deformable attention raise on a GPU, where mmcv's kernels carry on 
 """
 
 import functools
+import importlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +65,17 @@ def _announce() -> None:
     )
 
 
+@functools.cache
+def _torchvision() -> ModuleType:
+    """Import torchvision, which takes a second, when an operator first needs it.
+
+    Its import calls an operator that ``torch.jit.trace`` cannot record. Tracing is per thread, so
+    the import runs in another one.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(importlib.import_module, 'torchvision').result()
+
+
 def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
@@ -99,9 +113,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     Returns:
         Indices of the boxes kept, by descending score, int64 in shape (K,).
     """
-    # torchvision takes a second to import, which not every import of mmcv.ops should cost.
-    from torchvision import ops
-
+    ops = _torchvision().ops
     _announce()
     boxes = boxes.float()
     if offset:
@@ -231,8 +243,7 @@ def roi_align_forward(
         pool_mode: 0 for the maximum of a bin's points, 1 for their average.
         aligned: Whether pixel centres are at half-integers, as in mmdet, or at integers.
     """
-    from torchvision import ops
-
+    ops = _torchvision().ops
     _announce()
     features = _at_least_float32(input)
     rois = rois.to(features.dtype)
