@@ -356,7 +356,7 @@ TILES = {
 }
 
 
-def _tf32_allowed() -> bool:
+def tf32_allowed() -> bool:
     """Return torch's setting for products of float32 matrices."""
     matmul = torch.backends.cuda.matmul
     if torch.version.hip is not None:  # few ROCm devices have it
@@ -394,7 +394,7 @@ def _launch(kernel: str, block: str, maps: list[Tensor], others: list[Tensor], *
     n_keys = k.shape[1]
     rows = n_queries if block == 'BLOCK_Q' else n_keys
     half = q.dtype.itemsize == 2
-    precision = 'tf32' if not half and _tf32_allowed() else 'ieee'
+    precision = 'tf32' if not half and tf32_allowed() else 'ieee'
     tiles = TILES[kernel]['half' if half else precision]
     if INTERPRETED or torch.are_deterministic_algorithms_enabled():
         tiles = tiles[:1]

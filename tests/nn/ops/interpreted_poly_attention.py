@@ -184,7 +184,9 @@ def attend_on_maps(*maps):
 def test_maps_go_in_and_out_uncopied():
     x = torch.randn(2, 4, 6, 3 * 64)
     strided = [part.requires_grad_() for part in x.chunk(3, -1)]
-    channels_first = [part.contiguous().transpose(1, 3) for part in x.transpose(1, 3).chunk(3, 1)]
+    channels_first = [
+        t.detach().permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1) for t in strided
+    ]
     copied = []
     for maps in (strided, [t.requires_grad_() for t in channels_first]):
         with torch.autograd.profiler.profile() as profile:
