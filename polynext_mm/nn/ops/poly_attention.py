@@ -8,6 +8,9 @@ forgets them: memory is linear in the number of tokens. For backward it keeps q,
 and one row sum per query, and forms the blocks again. Both directions are operators of
 ``torch.library``: in a compiled graph a Python loop over blocks would be compiled anew for every
 size, and an operator without a formula would count as no operations.
+
+On GPUs the same is done by :mod:`~polynext_mm.nn.ops.poly_attention_triton`, where Triton is there
+and takes the dtype.
 """
 
 from collections.abc import Iterator
@@ -18,6 +21,13 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import dispatch
 from .precision import wide, wide_dtype
+
+try:
+    import triton  # noqa: F401
+except ImportError:  # not made for every platform
+    poly_attention_triton = None
+else:
+    from . import poly_attention_triton
 
 EPS = 1e-12  # the smallest divisor, as in the authors' release
 
@@ -39,7 +49,7 @@ def poly_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (..., tokens, value width) in the dtype of ``v``. float16 and bfloat16 inputs are multiplied
         in their own dtype; the power, the sums and the division are float32.
     """
-    return dispatch.run(plain, _in_blocks, q, k, v)
+    return dispatch.run(plain, _kernel, q, k, v)
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -50,6 +60,13 @@ def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     a = a.square().square()
     out = wide(a.to(v.dtype) @ v) / a.sum(-1, keepdim=True).clamp_min(EPS)
     return out.to(v.dtype)
+
+
+def _kernel(q, k, v):
+    with_triton = poly_attention_triton is not None and dispatch.triton_allowed()
+    if with_triton and poly_attention_triton.supports(q, k, v):
+        return poly_attention_triton.attend(q, k, v, EPS)
+    return _in_blocks(q, k, v)
 
 
 def _in_blocks(q, k, v):
