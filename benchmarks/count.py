@@ -89,7 +89,7 @@ _FILLS = {
 # Operations that make the host wait for the device.
 _SYNCHRONIZING = {'_local_scalar_dense', 'nonzero', 'equal', 'is_nonzero'}
 # Launches of operators of torch.library that are one kernel, or a few, on a GPU.
-_KERNELS = {'poly_attention_triton': 1, 'poly_attention_triton_backward': 3}
+_KERNELS = {'poly_attention_triton': 1, 'poly_attention_triton_backward': 2}
 _PRODUCTS = {'mm': (0, 1), 'bmm': (0, 1), 'addmm': (1, 2), 'baddbmm': (1, 2)}
 
 
