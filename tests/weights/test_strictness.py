@@ -1,4 +1,4 @@
-"""Whatever does not fit is an error that names the file and says what to do; the rest is reported."""
+"""What does not fit is an error that names the file and says what to do; the rest is reported."""
 
 import io
 import itertools
