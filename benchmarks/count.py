@@ -20,7 +20,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from report import Record
+from subjects import MEMORY_FORMATS, Setting, Subject, build_model
+
 aten = torch.ops.aten
+
+DROP_PATH_RATE = 0.3  # in training, of every model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +89,7 @@ _FILLS = {
 # Operations that make the host wait for the device.
 _SYNCHRONIZING = {'_local_scalar_dense', 'nonzero', 'equal', 'is_nonzero'}
 # Launches of operators of torch.library that are one kernel, or a few, on a GPU.
-_KERNELS = {'poly_attention': 1, 'poly_attention_backward': 3}
+_KERNELS = {'poly_attention_triton': 1, 'poly_attention_triton_backward': 2}
 _PRODUCTS = {'mm': (0, 1), 'bmm': (0, 1), 'addmm': (1, 2), 'baddbmm': (1, 2)}
 
 
@@ -301,32 +306,29 @@ def by_operation(counter: Counter) -> dict[str, tuple[int, int, int]]:
     return dict(sorted(totals.items(), key=lambda item: -item[1][1]))
 
 
-if __name__ == '__main__':
-    import sys
+def costs(subject: Subject, setting: Setting, device: str) -> Record:
+    """Count one step of a subject, with drop path in training.
 
-    from measure import build_model, parse_subject
-
-    for label in sys.argv[3:]:
-        for train in (False, True):
-            with torch.device('meta'):
-                subject = parse_subject(label)
-                model = build_model(subject)
-                image = torch.empty(int(sys.argv[1]), 3, int(sys.argv[2]), int(sys.argv[2]))
-            for module in model.modules():
-                if hasattr(module, 'drop_path_rate'):
-                    module.drop_path_rate = 0.3
-            image = image.contiguous(memory_format=torch.channels_last)
-            c = count(model, image, train)
-            ops = c.operations
-            n = sum(o.launches for o in ops)
-            print(
-                label,
-                'train' if train else 'inference',
-                n,
-                'launches %.1f GB' % (sum(o.bytes for o in ops) / 1e9),
-                '%.2f TF' % (sum(o.flops for o in ops) / 1e12),
-                'device %.1f ms' % (1e3 * sum(o.seconds(DEVICES['h100']) for o in ops)),
-                c.synchronizations,
-            )
-            for name, (l, b, f) in list(by_operation(c).items())[:32]:
-                print('   %-32s %6d %8.2f GB %7.3f TF' % (name, l, b / 1e9, f / 1e12))
+    Args:
+        subject: A model, in a given memory format.
+        setting: Of it the mode, the size, the batch and the dtype count.
+        device: A name of :data:`DEVICES`, for the times.
+    """
+    train = setting.mode == 'train'
+    model = build_model(subject, drop_path_rate=DROP_PATH_RATE).to('meta')
+    image = torch.empty(setting.batch, 3, *setting.size, device='meta')
+    image = image.contiguous(memory_format=MEMORY_FORMATS[subject.memory_format])
+    counter = count(model, image, train, setting.dtype == 'bfloat16')
+    operations, bounds = counter.operations, DEVICES[device]
+    launches = sum(op.launches for op in operations)
+    return {
+        'mode': setting.mode,
+        'size': setting.shown_size,
+        'model': subject.label,
+        'launches': launches,
+        'GB moved': sum(op.bytes for op in operations) / 1e9,
+        'TFLOP': sum(op.flops for op in operations) / 1e12,
+        'synchronizations': counter.synchronizations,
+        'launching ms': 1e3 * launches * bounds.launch,
+        'device ms': 1e3 * sum(op.seconds(bounds) for op in operations),
+    }

@@ -11,10 +11,7 @@ model = dict(
         arch='apolynext_b',
         drop_path_rate=0.3,
         grad_clip_norm=5.0,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_b.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://apolynext_b'),
     ),
     neck=dict(in_channels=[84, 168, 336, 504]),
 )

@@ -10,10 +10,7 @@ model = dict(
     backbone=dict(
         arch='cpolynext_b',
         drop_path_rate=0.3,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_b.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://cpolynext_b'),
     ),
     neck=dict(in_channels=[84, 168, 336, 504]),
 )

@@ -10,10 +10,7 @@ model = dict(
     backbone=dict(
         arch='cpolynext_l',
         drop_path_rate=0.3,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_l.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://cpolynext_l'),
     ),
     neck=dict(in_channels=[96, 192, 384, 576]),
 )

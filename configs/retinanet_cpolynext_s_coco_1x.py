@@ -9,10 +9,7 @@ _base_ = [
 model = dict(
     backbone=dict(
         arch='cpolynext_s',
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_s.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://cpolynext_s'),
     ),
     neck=dict(in_channels=[144, 288, 432]),
 )

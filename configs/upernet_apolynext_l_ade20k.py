@@ -11,10 +11,7 @@ model = dict(
         arch='apolynext_l',
         drop_path_rate=0.6,
         grad_clip_norm=5.0,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_l.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://apolynext_l'),
     ),
     decode_head=dict(in_channels=[96, 192, 384, 576]),
     auxiliary_head=dict(in_channels=384),

@@ -11,10 +11,7 @@ model = dict(
         arch='apolynext_t',
         drop_path_rate=0.08,
         grad_clip_norm=5.0,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_t.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://apolynext_t'),
     ),
     decode_head=dict(in_channels=[48, 96, 192, 288]),
     auxiliary_head=dict(in_channels=192),

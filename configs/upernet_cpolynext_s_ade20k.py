@@ -9,10 +9,7 @@ model = dict(
     backbone=dict(
         arch='cpolynext_s',
         drop_path_rate=0.3,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_s.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://cpolynext_s'),
     ),
     decode_head=dict(in_channels=[72, 144, 288, 432]),
     auxiliary_head=dict(in_channels=288),

@@ -10,10 +10,7 @@ model = dict(
     backbone=dict(
         arch='cpolynext_t',
         drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_t.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://cpolynext_t'),
     ),
     decode_head=dict(in_channels=[48, 96, 192, 288]),
     auxiliary_head=dict(in_channels=192),

@@ -15,6 +15,7 @@ from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
+from ..compat import check_stack
 from ..weights import CheckpointError, safe_reading
 
 # For data sets whose root contains the key: where to get them, and their layout.
@@ -184,6 +185,7 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
         task: The Runner's method, 'train' or 'test'.
         datasets: Names of the dataloaders whose files must exist.
     """
+    check_stack()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
         for name in datasets:

@@ -142,7 +142,7 @@ class Downsample(nn.Module):
         x = x.permute(0, 3, 1, 2)
         for conv in self.children():
             x = conv(x)
-        return x.permute(0, 2, 3, 1).contiguous()
+        return x.permute(0, 2, 3, 1)
 
 
 class Stage(nn.Module):

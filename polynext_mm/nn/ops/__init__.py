@@ -5,7 +5,7 @@ Maps are (B, H, W, C). :mod:`~polynext_mm.nn.ops.dispatch` chooses between plain
 
 from .clip_gradient import clip_gradient
 from .depthwise import depthwise
-from .dispatch import plain_ops
+from .dispatch import plain_ops, triton_ops
 from .norm_of_pair import norm_of_pair
 from .poly_attention import poly_attention
 from .poly_conv import add_poly_conv, partner_order
@@ -22,4 +22,5 @@ __all__ = [
     'plain_ops',
     'poly_attention',
     'residual',
+    'triton_ops',
 ]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _plain = False
+_triton = True
 
 
 @contextlib.contextmanager
@@ -32,6 +33,30 @@ def plain_ops(enabled: bool = True) -> Iterator[None]:
         _plain = before
 
 
+@contextlib.contextmanager
+def triton_ops(enabled: bool) -> Iterator[None]:
+    """Choose whether kernels written in Triton may run, in all threads; by default they may.
+
+    Without them, operations take the kernels written in torch that other devices take. To be tried
+    when :func:`plain_ops` cures wrong numbers on a GPU, or where Triton does not compile. Forward
+    decides for backward too.
+
+    Args:
+        enabled: True returns to Triton inside an outer ``triton_ops(False)``.
+    """
+    global _triton
+    before, _triton = _triton, enabled
+    try:
+        yield
+    finally:
+        _triton = before
+
+
+def triton_allowed() -> bool:
+    """Return what :func:`triton_ops` chose."""
+    return _triton
+
+
 def plain_wanted() -> bool:
     """Return whether :func:`plain_ops` is in force."""
     return _plain
@@ -39,7 +64,13 @@ def plain_wanted() -> bool:
 
 def checkpoint_contexts() -> tuple[contextlib.AbstractContextManager, ...]:
     """Let what ``torch.utils.checkpoint`` computes again take the forms it took (``context_fn``)."""
-    return contextlib.nullcontext(), plain_ops(_plain)
+    return contextlib.nullcontext(), _forms(_plain, _triton)
+
+
+@contextlib.contextmanager
+def _forms(plain: bool, triton: bool) -> Iterator[None]:
+    with plain_ops(plain), triton_ops(triton):
+        yield
 
 
 def exporting() -> bool:
