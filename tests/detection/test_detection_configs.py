@@ -7,9 +7,7 @@ import torch
 from detectors import CONFIGS, batch, build, load, losses
 from mmengine.config import Config
 
-from helpers import ROOT
-
-from helpers import TINY_ARCH, assert_counted_right
+from helpers import ROOT, TINY_ARCH, assert_counted_right
 
 RECIPES = {
     'mask_rcnn_{}_coco_1x': 'tsbl',
