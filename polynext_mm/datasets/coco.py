@@ -32,6 +32,7 @@ class CocoAudit:
         with_class: Images that have a usable box, of each class.
         findings: What is wrong.
         image_ids: Ids of the images.
+        files: Width and height of each image, by its name in the folder of images.
     """
 
     path: str
@@ -41,6 +42,7 @@ class CocoAudit:
     with_class: dict[str, int] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     image_ids: frozenset = frozenset()
+    files: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def read_coco(path: str | os.PathLike) -> dict:
@@ -94,6 +96,7 @@ def audit_coco(
     classes = list(names.values()) if classes is None else list(classes)
     sizes = {image['id']: (image['width'], image['height']) for image in images}
     audit = CocoAudit(str(path), len(images), len(annotations), image_ids=frozenset(sizes))
+    audit.files = {image['file_name']: sizes[image['id']] for image in images}
     audit.findings += _ids(path, images, annotations)
     audit.findings += _names(path, classes, names, annotations)
     audit.findings += _strangers(path, annotations, sizes, names)

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -48,14 +48,16 @@ class Survey:
     Attributes:
         samples: How many were read.
         sizes: Of the images, with how often each occurs.
-        modes: Of images, and of labels.
+        modes: Of the images.
+        label_modes: Of the labels.
         pixels: Of each id, as the files have it.
         images_with: Images that have each id.
         digests: Of the contents of image files, with the path of the first that has it.
+        repeated: Images of the same content.
         faults: Files that cannot be read.
-        misfits: Pairs of different sizes.
+        misfits: Images of another size than their label or their annotations.
         coloured: Labels with more than one channel.
-        empty: Labels with nothing but ignored pixels, and where each id is found.
+        only: Labels with one or two ids, and these.
         examples: Of each id, a file that has it.
     """
 
@@ -73,7 +75,21 @@ class Survey:
     only: list[tuple[str, frozenset[int]]] = field(default_factory=list)
     examples: dict[int, str] = field(default_factory=dict)
 
-    def add(self, image: str, label: str | None, facts: Facts) -> None:
+    def add(
+        self,
+        image: str,
+        label: str | None,
+        facts: Facts,
+        listed_size: tuple[int, int] | None = None,
+    ) -> None:
+        """Count a sample.
+
+        Args:
+            image: Its file.
+            label: Its label file, if there are labels.
+            facts: What was read of them.
+            listed_size: Width and height that the annotations give the image.
+        """
         self.samples += 1
         if facts.digest:
             first = self.digests.setdefault(facts.digest, image)
@@ -84,6 +100,9 @@ class Survey:
             return
         self.sizes[facts.size] += 1
         self.modes[facts.mode] += 1
+        # a camera held upright writes the turn beside the pixels, and annotators see them turned
+        if listed_size and sorted(listed_size) != sorted(facts.size):
+            self.misfits.append(f'{image} ({_times(facts.size)}, listed as {_times(listed_size)})')
         if facts.label_mode:
             self.label_modes[facts.label_mode] += 1
         if facts.ids is None:
@@ -92,8 +111,7 @@ class Survey:
             return
         if facts.label_size != facts.size:
             self.misfits.append(
-                f'{label} ({"x".join(map(str, facts.label_size))}, its image '
-                f'{"x".join(map(str, facts.size))})'
+                f'{label} ({_times(facts.label_size)}, its image {_times(facts.size)})'
             )
         self.pixels.update(facts.ids)
         self.images_with.update(facts.ids.keys())
@@ -101,6 +119,10 @@ class Survey:
             self.only.append((label, frozenset(facts.ids)))
         for identity in facts.ids:
             self.examples.setdefault(identity, label)
+
+
+def _times(size: tuple[int, int]) -> str:
+    return f'{size[0]}x{size[1]}'
 
 
 def examine(pair: tuple[str, str | None]) -> Facts:
@@ -154,6 +176,7 @@ def survey(
     pairs: Sequence[tuple[str, str | None]],
     workers: int = 0,
     progress: Callable[[int], None] = lambda done: None,
+    sizes: Mapping[str, tuple[int, int]] | None = None,
 ) -> Survey:
     """Read every image and label once.
 
@@ -161,11 +184,13 @@ def survey(
         pairs: Paths of images and of their labels (None: there are none).
         workers: Processes to read with; 0 reads in this one.
         progress: Called with how many samples were read since the last call.
+        sizes: Width and height that the annotations give each image.
     """
+    sizes = sizes or {}
     found = Survey()
     for chunk, facts in _results(pairs, workers):
         for (image, label), fact in zip(chunk, facts):
-            found.add(image, label, fact)
+            found.add(image, label, fact, sizes.get(image))
         progress(len(chunk))
     return found
 
@@ -182,7 +207,10 @@ def _results(pairs: Sequence, workers: int) -> Iterator[tuple[Sequence, list[Fac
 
 
 def label_findings(
-    found: Survey, num_classes: int | None, reduce_zero_label: bool
+    found: Survey,
+    num_classes: int | None,
+    reduce_zero_label: bool,
+    label_map: Mapping[int, int] | None = None,
 ) -> list[Finding]:
     """What a survey says about labels.
 
@@ -190,6 +218,7 @@ def label_findings(
         found: Of a split with label images.
         num_classes: Of the data set; None if it does not say.
         reduce_zero_label: As the data set has it.
+        label_map: As the data set has it, where classes of its own were chosen.
     """
     findings = list(found.faults)
     if found.coloured:
@@ -202,21 +231,21 @@ def label_findings(
     if found.misfits:
         findings.append(
             Finding(
-                f'{len(found.misfits)} labels differ in size from their images ({listed(found.misfits)})',
-                'make both the same size (labels with nearest neighbour), or check that they belong '
-                'together',
+                f'{len(found.misfits)} images have another size than their labels or annotations '
+                f'({listed(found.misfits)})',
+                'check that they belong together; label images are resized with nearest neighbour',
             )
         )
     if num_classes is None or not found.pixels:
         return findings
-    classes, ignored = ids_of(num_classes, reduce_zero_label)
+    classes, ignored = ids_of(num_classes, reduce_zero_label, label_map)
     wrong = sorted(set(found.pixels) - set(classes) - ignored)
     if wrong:
         files = listed(f'{value} in {found.examples[value]}' for value in wrong[:_SHOWN])
         findings.append(
             Finding(
-                f'ids that are no class: {listed(wrong)}; the {num_classes} classes have {classes[0]} '
-                f'to {classes[-1]} ({files})',
+                f'ids that are no class: {listed(wrong)}; the {num_classes} classes have '
+                f'{min(classes)} to {max(classes)} ({files})',
                 id_remedy(wrong, num_classes, reduce_zero_label),
             )
         )
@@ -229,19 +258,28 @@ def label_findings(
             )
         )
     findings += _unlearnable(found, classes, ignored, wrong)
-    findings += _reduce_zero_label_advice(found, num_classes, reduce_zero_label)
+    if label_map is None:
+        findings += _reduce_zero_label_advice(found, num_classes, reduce_zero_label)
     return findings
 
 
-def ids_of(num_classes: int, reduce_zero_label: bool) -> tuple[range, set[int]]:
-    """Ids, as the files have them, of the classes, and those that are ignored."""
+def ids_of(
+    num_classes: int, reduce_zero_label: bool, label_map: Mapping[int, int] | None = None
+) -> tuple[dict[int, int], set[int]]:
+    """What ids of label files mean.
+
+    Returns:
+        tuple: The class of each id that has one, and the ids that are ignored.
+    """
     first = int(reduce_zero_label)
-    ignored = {IGNORED} | ({0} if reduce_zero_label else set())
-    return range(first, num_classes + first), ignored
+    mapped = label_map or {value: value for value in range(num_classes)}
+    classes = {old + first: new for old, new in mapped.items() if new != IGNORED}
+    ignored = {IGNORED} | {old + first for old, new in mapped.items() if new == IGNORED}
+    return classes, ignored | ({0} if reduce_zero_label else set())
 
 
 def _unlearnable(
-    found: Survey, classes: range, ignored: set[int], wrong: Sequence[int]
+    found: Survey, classes: Mapping[int, int], ignored: set[int], wrong: Sequence[int]
 ) -> Iterator[Finding]:
     nothing = [path for path, ids in found.only if ids <= ignored]
     if nothing and len(nothing) < found.samples:

@@ -135,15 +135,15 @@ def inspect_sources(cfg: Config, tasks: Iterable[str]) -> tuple[list[str], list[
             source = lazily_built(cfg, settings, place)
             if source is None:
                 continue
-            if _is_coco(source):
-                audit = _audit(source, settings)
-                audits.append(audit)
-                lines.append(_box_table(place, audit))
-                findings += audit.findings
-            elif hasattr(source, 'label_map'):
-                pairs, found = list_pairs(source, place)
+            if not hasattr(source, 'label_map'):
+                found = audit(source, settings)
+                audits.append(found)
+                lines.append(_box_table(place, found))
+                findings += found.findings
+            else:
+                pairs, missing = list_pairs(source, place)
                 lines.append(f'{place}: {len(pairs)} images in {_folder(source)}')
-                findings += found
+                findings += missing
         findings += _evaluator_findings(cfg, task, audits)
     return lines, list(dict.fromkeys(findings))
 
@@ -164,7 +164,8 @@ def lazily_built(cfg: Config, settings: Mapping, place: str) -> Any:
             return None
         quick = {**settings, 'pipeline': [], 'lazy_init': True}
         try:
-            return registry.build(quick)
+            source = registry.build(quick)
+            return source if hasattr(source, 'label_map') or _is_coco(source) else None
         except ValueError as error:  # mmseg: classes that are not among those of the data set
             known = factory.METAINFO.get('classes') or ()
             wrong = [
@@ -193,7 +194,13 @@ def _is_coco(source: Any) -> bool:
     )
 
 
-def _audit(source: Any, settings: Mapping) -> CocoAudit:
+def audit(source: Any, settings: Mapping) -> CocoAudit:
+    """Look through the annotation file of a data set in COCO's format.
+
+    Args:
+        source: The data set, lazily built.
+        settings: Of the data set in the config.
+    """
     with_mask = any(
         isinstance(step, Mapping) and step.get('with_mask') for step in settings.get('pipeline', ())
     )
