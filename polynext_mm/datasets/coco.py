@@ -14,7 +14,7 @@ import numpy as np
 
 from .findings import DataError, Finding, listed
 
-# COCO itself has two boxes without height among 860 000
+# large sets have a few boxes without extent among hundreds of thousands
 _TOLERATED = 0.001
 _PIXELS = 2.0  # beyond the border, from rounding
 _SECTIONS = ('images', 'annotations', 'categories')
@@ -195,14 +195,14 @@ def _names(path, classes: list, names: dict, annotations: list) -> Iterator[Find
 
 def _strangers(path, annotations: list, sizes: dict, names: dict) -> Iterator[Finding]:
     for key, known, what, remedy in (
-        ('image_id', sizes, 'images', 'the annotations are of other images: check the file'),
-        ('category_id', names, 'categories', 'add the categories, or correct the annotations'),
+        ('image_id', sizes, 'an image', 'the annotations are of other images: check the file'),
+        ('category_id', names, 'a category', 'add the categories, or correct the annotations'),
     ):
         strange = Counter(entry[key] for entry in annotations if entry[key] not in known)
         if strange:
             yield Finding(
-                f'{path}: {sum(strange.values())} of {len(annotations)} annotations have a {key} that '
-                f'is not among its {what} ({listed(strange)})',
+                f'{path}: {sum(strange.values())} of {len(annotations)} annotations name {what} that '
+                f'the file does not list ({listed(strange)})',
                 remedy,
             )
 

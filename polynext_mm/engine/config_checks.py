@@ -8,6 +8,7 @@ classes are not known) passes.
 
 import difflib
 import inspect
+import logging
 import re
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -146,7 +147,7 @@ def _unknown_overrides(
                 f'{key}={value}: {name} is a variable of the config file, which was read before the '
                 'command line: settings made from it keep their old values. Set those themselves',
                 logger='current',
-                level='WARNING',
+                level=logging.WARNING,
             )
 
 
@@ -158,7 +159,7 @@ def _misspelt_keys(cfg: Config, overrides: Mapping) -> Iterator[str]:
     for name in cfg.keys():
         if name in known or name in _VARIABLES or name in given or words.count(name) > 1:
             continue
-        nearest = difflib.get_close_matches(name, known - set(cfg.keys()) or known, 1, _ALIKE)
+        nearest = difflib.get_close_matches(name, known, 1, _ALIKE)
         if nearest:
             yield f'{name}: nothing reads it; did you mean {nearest[0]}?'
 
@@ -214,6 +215,11 @@ def accepted(factory: Any) -> set[str] | None:
 
 
 def _unknown_options(cfg: Config) -> Iterator[str]:
+    for name, hook in (cfg.get('default_hooks') or {}).items():
+        if isinstance(hook, Mapping) and 'type' not in hook and name not in _DEFAULT_HOOKS:
+            nearest = difflib.get_close_matches(name, _DEFAULT_HOOKS, 1)
+            remedy = f'did you mean default_hooks.{nearest[0]}?' if nearest else 'give it one'
+            yield f'default_hooks.{name} has no type; {remedy}'
     for path, options, registry, also in _built(cfg):
         kind = options.get('type')
         factory = _find(registry, kind, cfg) if isinstance(kind, str) else kind
@@ -278,8 +284,7 @@ def _built(cfg: Config) -> Iterator[tuple[str, Mapping, Registry, tuple[str, ...
     taken before it is built."""
     for name, hook in (cfg.get('default_hooks') or {}).items():
         if isinstance(hook, Mapping):
-            if 'type' not in hook:
-                hook = _with_default_type(name, hook)
+            hook = {'type': _DEFAULT_HOOKS.get(name), **hook}
             yield f'default_hooks.{name}', hook, HOOKS, ('priority',)
     yield from _each('custom_hooks', cfg.get('custom_hooks'), HOOKS, ('priority',))
     for task in TASKS:
@@ -329,16 +334,6 @@ def _schedulers(settings: Any) -> Iterator[tuple[str, Mapping, Registry, tuple[s
             yield from _each(f'param_scheduler.{name}', inner, PARAM_SCHEDULERS, also)
     else:
         yield from _each('param_scheduler', settings, PARAM_SCHEDULERS, also)
-
-
-def _with_default_type(name: str, hook: Mapping) -> Mapping:
-    if name not in _DEFAULT_HOOKS:
-        nearest = difflib.get_close_matches(name, _DEFAULT_HOOKS, 1)
-        raise ConfigError(
-            f'default_hooks.{name} has no type'
-            + (f'; did you mean default_hooks.{nearest[0]}?' if nearest else '')
-        )
-    return {**hook, 'type': _DEFAULT_HOOKS[name]}
 
 
 def _loop_type(task: str, loop: Mapping) -> Any:

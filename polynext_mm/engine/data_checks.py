@@ -5,6 +5,7 @@ the custom_hooks of our base configs, does the same as soon as mmengine calls a 
 """
 
 import contextlib
+import logging
 import os
 import random
 import weakref
@@ -113,7 +114,7 @@ def check_sources(cfg: Config, tasks: Iterable[str]) -> None:
                 print_log(line, logger='current')
             for finding in findings:
                 if not finding.serious:
-                    print_log(str(finding), logger='current', level='WARNING')
+                    print_log(str(finding), logger='current', level=logging.WARNING)
             serious = [str(finding) for finding in findings if finding.serious]
             message[0] = '\n  '.join(serious) or None
         except DataError as error:
