@@ -120,6 +120,7 @@ def read(split: Split, workers: int) -> None:
             None if classes is None else len(classes),
             source.reduce_zero_label,
             source.label_map,
+            source.ignore_index,
         )
     if split.found.repeated:
         first, second = split.found.repeated[0]

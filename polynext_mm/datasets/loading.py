@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from mmengine.dataset import Compose
 
-from .findings import DataError, bits_lost, described, is_local, label_fault, loading_error
+from .findings import IGNORED, DataError, bits_lost, described, is_local, label_fault, loading_error
 
 # Samples in a row of which every pixel is ignored before that is an error: single ones are common.
 PATIENCE = 50
@@ -25,6 +25,7 @@ class CheckedPipeline(Compose):
         is_segmentation: Whether label images hold classes of the data set.
         reduce_zero_label: Whether the data set counts ids down by one, for messages.
         patience: Samples in a row without a pixel to learn from that are an error.
+        ignore_index: An id that is ignored besides 255.
     """
 
     def __init__(
@@ -34,12 +35,14 @@ class CheckedPipeline(Compose):
         is_segmentation: bool,
         reduce_zero_label: bool = False,
         patience: int = PATIENCE,
+        ignore_index: int = IGNORED,
     ):
         self.transforms = pipeline.transforms
         self.num_classes = num_classes
         self.is_segmentation = is_segmentation
         self.reduce_zero_label = reduce_zero_label
         self.patience = patience
+        self.ignore_index = ignore_index
         self._ignored_in_a_row = 0
 
     def __call__(self, data: dict) -> dict | None:
@@ -50,14 +53,14 @@ class CheckedPipeline(Compose):
                 if data is None:
                     return None
                 continue
-            had_label = 'gt_seg_map' in data
             try:
                 data = transform(data)
             except Exception as error:  # noqa: BLE001 - decoders raise anything at all
                 raise loading_error(paths, error) from error
             if data is None:
                 return None
-            if 'gt_seg_map' in data and not had_label and self.is_segmentation:
+            # loaders of volumes and other formats have names and rules of their own
+            if type(transform).__name__ == 'LoadAnnotations' and self.is_segmentation:
                 self._check_label(data)
             self._check_boxes(data)
         return data
@@ -68,6 +71,7 @@ class CheckedPipeline(Compose):
             label,
             data.get('ori_shape'),
             self.num_classes,
+            {IGNORED, self.ignore_index},
             reduce_zero_label=self.reduce_zero_label,
         )
         if fault:
@@ -149,6 +153,7 @@ def check_loading(dataset: Any) -> list[Any]:
             is_segmentation(leaf),
             bool(getattr(leaf, 'reduce_zero_label', False)),
             min(PATIENCE, len(leaf)),
+            getattr(leaf, 'ignore_index', IGNORED),
         )
         new.append(leaf)
     return new

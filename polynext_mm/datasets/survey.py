@@ -211,6 +211,7 @@ def label_findings(
     num_classes: int | None,
     reduce_zero_label: bool,
     label_map: Mapping[int, int] | None = None,
+    ignore_index: int = IGNORED,
 ) -> list[Finding]:
     """What a survey says about labels.
 
@@ -219,6 +220,7 @@ def label_findings(
         num_classes: Of the data set; None if it does not say.
         reduce_zero_label: As the data set has it.
         label_map: As the data set has it, where classes of its own were chosen.
+        ignore_index: An id that is ignored besides 255.
     """
     findings = list(found.faults)
     if found.coloured:
@@ -239,6 +241,7 @@ def label_findings(
     if num_classes is None or not found.pixels:
         return findings
     classes, ignored = ids_of(num_classes, reduce_zero_label, label_map)
+    ignored = ignored | {ignore_index}
     wrong = sorted(set(found.pixels) - set(classes) - ignored)
     if wrong:
         files = listed(f'{value} in {found.examples[value]}' for value in wrong[:_SHOWN])

@@ -81,7 +81,16 @@ def check_before_data(runner: Runner, task: str) -> None:
     build = runner.build_dataloader
 
     def build_checked(dataloader: Any, *args, **kwargs) -> DataLoader:
-        loader = build(dataloader, *args, **kwargs)
+        try:
+            loader = build(dataloader, *args, **kwargs)
+        except ValueError as error:
+            if 'need at least one array' not in str(error):
+                raise
+            settings = dataloader['dataset']
+            raise DataError(
+                f'{settings.get("type")} (data_root={settings.get("data_root")}) has no samples: check '
+                'data_root, data_prefix, ann_file, and filter_cfg, which may have left out all'
+            ) from error
         check_samples(loader)
         return loader
 
@@ -91,7 +100,9 @@ def check_before_data(runner: Runner, task: str) -> None:
 def without_checks(cfg: Config) -> None:
     """Take the hook out of a config, in place."""
     cfg.custom_hooks = [
-        hook for hook in cfg.get('custom_hooks') or [] if hook.get('type') != 'DataCheckHook'
+        hook
+        for hook in cfg.get('custom_hooks') or []
+        if not isinstance(hook, Mapping) or hook.get('type') != 'DataCheckHook'
     ]
 
 
@@ -288,7 +299,9 @@ def _evaluator_findings(cfg: Config, task: str, audits: Sequence[CocoAudit]) -> 
     evaluators = cfg.get(f'{task}_evaluator') if task != 'train' else None
     evaluators = [evaluators] if isinstance(evaluators, Mapping) else evaluators or []
     for evaluator in evaluators:
-        if not isinstance(evaluator, Mapping) or evaluator.get('type') != 'CocoMetric':
+        if not isinstance(evaluator, Mapping) or not str(evaluator.get('type')).endswith(
+            'CocoMetric'
+        ):
             continue
         path = evaluator.get('ann_file')
         if not path or not is_local(path) or evaluator.get('backend_args') or not audits:
@@ -341,7 +354,8 @@ def _load_some(leaf: Any, pipeline: CheckedPipeline) -> None:
         pipeline.num_classes,
         pipeline.is_segmentation,
         pipeline.reduce_zero_label,
-        patience=len(positions),
+        len(positions),
+        pipeline.ignore_index,
     )
     for position in positions:
         trial(leaf.get_data_info(position))

@@ -134,6 +134,15 @@ def test_a_single_empty_label_passes(root):
         dataset[index]
 
 
+def test_another_ignored_id_of_the_data_set_passes(root):
+    write_label(root, 'train', 1, np.r_[[[254] * 48], constant(0)[1:]])
+    assert 'has the ids 254' in told(root)
+    settings = segmentation_config(root).train_dataloader.dataset
+    dataset = DATASETS.build(dict(settings, ignore_index=254))
+    check_loading(dataset)
+    dataset[1]
+
+
 def test_a_contradiction_about_zero_names_the_setting(root):
     message = told(root, **{'train_dataloader.dataset.reduce_zero_label': True})
     assert 'reduce_zero_label' in message and '.png' in message

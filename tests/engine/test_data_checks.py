@@ -171,6 +171,16 @@ def test_a_cut_annotation_file_is_told(detection):
     assert 'instances_val2017.json' in message and 'is cut short or no JSON' in message
 
 
+def test_a_data_set_of_which_nothing_is_left_is_told(detection, tmp_path, quick_configs):
+    _, cfg = detection
+    cfg.train_dataloader.dataset.filter_cfg.min_size = 1000
+    cfg.model.backbone.init_cfg = None
+    runner = runner_of(cfg, tmp_path)
+    data_checks.check_before_data(runner, 'train')
+    with pytest.raises(DataError, match='CocoDataset .* has no samples: .*filter_cfg'):
+        runner.build_dataloader(cfg.train_dataloader)
+
+
 def test_an_evaluator_of_other_annotations_is_told(detection):
     root, cfg = detection
     rewrite(root, 'val', lambda c: [entry.update(id=entry['id'] + 70) for entry in c['images']])
