@@ -33,7 +33,8 @@ def check_checkpoint(runner: Runner, task: str) -> None:
             return
         if is_local(source) and not os.path.exists(os.path.expanduser(source)):
             raise FileNotFoundError(
-                f'there is no checkpoint {source}: check load_from, or the path'
+                f'there is no checkpoint {source}: check the path (it is taken from {os.getcwd()} if it '
+                'is relative)'
             )
         if isinstance(getattr(model, 'backbone', None), PolyNeXt):
             _try(model, source, _guard(runner), evaluation=task != 'train')
