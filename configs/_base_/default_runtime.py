@@ -4,6 +4,7 @@ custom_imports = dict(imports=['polynext_mm'], allow_failed_imports=False)
 custom_hooks = [
     dict(type='CheckpointGuardHook', reset_mismatched_heads=False),
     dict(type='MachineHook'),
+    dict(type='DataCheckHook'),
 ]
 env_cfg = dict(
     cudnn_benchmark=True,

@@ -16,7 +16,9 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..compat import check_stack
+from ..datasets import DataError
 from ..weights import CheckpointError, safe_reading
+from . import checkpoint_checks, config_checks, data_checks
 
 # For data sets whose root contains the key: where to get them, and their layout.
 _SOURCES = {
@@ -123,6 +125,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='config settings to override, as key=value; data_root=FOLDER moves the data set',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument(
+        '--unchecked',
+        action='store_true',
+        help='do not check config, data and checkpoint before the first step',
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
@@ -188,15 +195,23 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
     check_stack()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
+        if args.unchecked:
+            data_checks.without_checks(cfg)
+        else:
+            file_keys = Config.fromfile(args.config).keys()
+            config_checks.check_config(cfg, file_keys, args.cfg_options)
         for name in datasets:
             if cfg.get(name):
                 require_dataset(cfg[name].dataset)
         init_distributed(args.launcher, cfg)
         with safe_reading():
             runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+            if not args.unchecked:
+                checkpoint_checks.check_checkpoint(runner, task)
+                data_checks.check_before_data(runner, task)
             getattr(runner, task)()
         _leave_distributed()
-    except (FileNotFoundError, CheckpointError) as error:
+    except (FileNotFoundError, CheckpointError, config_checks.ConfigError, DataError) as error:
         sys.exit(f'{type(error).__name__}: {error}')
 
 

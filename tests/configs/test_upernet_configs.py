@@ -159,6 +159,7 @@ def test_runtime(arch):
     assert cfg.custom_hooks == [
         dict(type='CheckpointGuardHook', reset_mismatched_heads=False),
         dict(type='MachineHook'),
+        dict(type='DataCheckHook'),
     ]
     assert cfg.load_from is None and cfg.resume is False
     assert cfg.default_scope == 'mmseg'

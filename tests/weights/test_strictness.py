@@ -269,7 +269,12 @@ def test_the_log_of_a_run_has_the_report(path, config, tmp_path):
 
 @pytest.fixture
 def twenty_classes(config):
+    from mmseg.datasets import ADE20KDataset
+
     config.model.decode_head.num_classes = config.model.auxiliary_head.num_classes = 20
+    classes = ADE20KDataset.METAINFO['classes'][:20]
+    for split in ('train', 'val', 'test'):
+        config[f'{split}_dataloader'].dataset.metainfo = dict(classes=classes)
     return config
 
 
