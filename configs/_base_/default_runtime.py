@@ -3,6 +3,9 @@ custom_imports = dict(imports=['polynext_mm'], allow_failed_imports=False)
 custom_hooks = [
     dict(type='CheckpointGuardHook', reset_mismatched_heads=False),
     dict(type='MachineHook'),
+    # what a week-long training needs: docs/reliability.md
+    dict(type='WorkDirHook'),
+    dict(type='ReproducibilityHook'),
 ]
 env_cfg = dict(
     cudnn_benchmark=True,

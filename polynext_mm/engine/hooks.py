@@ -31,7 +31,11 @@ class CheckpointGuardHook(Hook):
         self.reset_mismatched_heads = reset_mismatched_heads
 
     def before_run(self, runner: Runner) -> None:
-        resumes = runner._resume and find_latest_checkpoint(runner.work_dir) is not None
+        resumes = (
+            runner._resume
+            and not runner._load_from
+            and find_latest_checkpoint(runner.work_dir) is not None
+        )
         source = runner._load_from or (resumes and 'the latest checkpoint')
         for backbone in _backbones(runner.model) if source else ():
             if backbone.init_cfg:
