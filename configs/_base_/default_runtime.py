@@ -6,6 +6,8 @@ custom_hooks = [
     # what a week-long training needs: docs/reliability.md
     dict(type='WorkDirHook'),
     dict(type='ReproducibilityHook'),
+    dict(type='InterruptHook'),
+    dict(type='WatchdogHook', timeout=1800),
 ]
 env_cfg = dict(
     cudnn_benchmark=True,

@@ -2,17 +2,21 @@
 
 from .checkpointing import AtomicCheckpointHook, NonFiniteError
 from .hooks import CheckpointGuardHook, MachineHook
+from .interruption import InterruptHook
 from .optim import AutocastOptimWrapper, PolyNeXtOptimWrapperConstructor
 from .reproducibility import ReproducibilityHook
+from .watchdog import WatchdogHook
 from .work_dir import WorkDirHook
 
 __all__ = [
     'AtomicCheckpointHook',
     'AutocastOptimWrapper',
     'CheckpointGuardHook',
+    'InterruptHook',
     'MachineHook',
     'NonFiniteError',
     'PolyNeXtOptimWrapperConstructor',
     'ReproducibilityHook',
+    'WatchdogHook',
     'WorkDirHook',
 ]

@@ -262,8 +262,9 @@ class AtomicCheckpointHook(CheckpointHook):
             )
         self.backend_args = {'backend': _ATOMIC}
         self._validated = False
-        self._saved_iter = None
         folder = self.folder(runner)
+        resumed_here = runner._resume and Path(str(runner._load_from)).parent == folder
+        self._saved_iter = runner.iter if resumed_here else None
         self._keep_to_the_folder(runner, folder)
         super().before_train(runner)
         # as it was before a resume: mmengine saves a new best score into the last checkpoint

@@ -1,9 +1,11 @@
 """From a config to a Runner, on whatever machine: what tools/train.py and tools/test.py share."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -15,6 +17,24 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..weights import CheckpointError, safe_reading
+from .checkpointing import NonFiniteError
+from .interruption import end_with_launcher
+from .work_dir import WorkDirInUseError, lock
+
+# where launchers say which process this is
+_RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
+
+# what a disk or a folder refuses
+_REFUSALS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+)
 
 # data sets by a part of their root, and where they come from
 _SOURCES = {
@@ -99,7 +119,8 @@ def init_distributed(launcher: str, cfg: Config) -> None:
         os.environ.setdefault('MASTER_PORT', '29500')
     elif launcher != 'pytorch':
         raise ValueError(f'launcher {launcher!r} needs GPUs: without any, use pytorch or slurm')
-    torch.distributed.init_process_group('gloo')
+    timeout = cfg.env_cfg.get('dist_cfg', {}).get('timeout', 1800)
+    torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout))
     cfg.model_wrapper_cfg = {
         'type': 'CPUDistributedDataParallel',
         'broadcast_buffers': False,
@@ -134,6 +155,15 @@ def read_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def set_timeout(cfg: Config, seconds: float) -> None:
+    """Let the run end when one of its processes stands still for so long."""
+    hooks = cfg.get('custom_hooks', [])
+    cfg.custom_hooks = [hook for hook in hooks if hook['type'] != 'WatchdogHook']
+    cfg.custom_hooks.append(dict(type='WatchdogHook', timeout=seconds))
+    # the watchdog, which knows names, speaks before the collectives do, which know none
+    cfg.merge_from_dict({'env_cfg.dist_cfg.timeout': int(seconds) + 60})
+
+
 def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str]) -> None:
     """Let the Runner of a config do its task, with every checkpoint read safely; end the program with
     one message where a file is missing or a checkpoint does not fit.
@@ -145,17 +175,29 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
         datasets (Sequence[str]): Dataloaders whose data must be there.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    end_with_launcher()
     try:
         for name in datasets:
             if cfg.get(name):
                 require_dataset(cfg[name].dataset)
         init_distributed(args.launcher, cfg)
+        # before the Runner writes its config
+        if task == 'train' and os.environ.get(_RANKS.get(args.launcher, ''), '0') == '0':
+            lock(cfg.work_dir)
         with safe_reading():
             runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
             getattr(runner, task)()
         _leave_distributed()
-    except (FileNotFoundError, CheckpointError) as error:
+    except SystemExit:  # interrupted, in all processes
+        _leave_distributed()
+        raise
+    except (CheckpointError, NonFiniteError, WorkDirInUseError) as error:
         sys.exit(f'{type(error).__name__}: {error}')
+    except OSError as error:
+        if error.errno is not None and error.errno not in _REFUSALS:
+            raise
+        where = '' if error.filename or error.errno is None else f' (work dir {cfg.work_dir})'
+        sys.exit(f'{type(error).__name__}: {error}{where}')
 
 
 def _leave_distributed() -> None:

@@ -1,10 +1,12 @@
 """Trainings of a second or two, of the sample configs with the tiny network: everything random in
 them is on (augmentation, dropout, drop path)."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from helpers import ROOT, TINY_ARCH
@@ -77,13 +79,29 @@ def config(task: str, work_dir: Path, **settings) -> Config:
     return cfg
 
 
-def train(cfg: Config, resume: bool | str = False) -> Runner:
+class At(Hook):
+    """Calls ``act`` at a hook point once the run has so many iterations done."""
+
+    priority = 'HIGHEST'
+
+    def __init__(self, point: str, iteration: int, act: Callable[[Runner], None]):
+        self.iteration, self.act = iteration, act
+        setattr(self, point, self._at)
+
+    def _at(self, runner: Runner, **step: object) -> None:
+        if runner.iter == self.iteration:
+            self.act(runner)
+
+
+def train(cfg: Config, resume: bool | str = False, hooks: Iterable[Hook] = ()) -> Runner:
     """Train as tools/train.py does, in this process."""
     if resume:
         cfg.resume = True
         cfg.load_from = None if resume is True else str(resume)
     with safe_reading():
         runner = Runner.from_cfg(cfg)
+        for hook in hooks:
+            runner.register_hook(hook)
         runner.train()
     return runner
 

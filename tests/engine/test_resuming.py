@@ -31,7 +31,9 @@ def settings(task, by_epoch, workers):
 @pytest.mark.parametrize('kind', KINDS, ids=str)
 def test_every_checkpoint_leads_to_the_same_end(tmp_path, kind):
     whole = train(config(work_dir=tmp_path / 'whole', **settings(*kind)))
-    last, *earlier = ('epoch_3', 'epoch_2', 'epoch_1') if kind[1] else ('iter_6', 'iter_4', 'iter_2')
+    last, *earlier = (
+        ('epoch_3', 'epoch_2', 'epoch_1') if kind[1] else ('iter_6', 'iter_4', 'iter_2')
+    )
     expected = saved(tmp_path / 'whole' / f'{last}.pth')
     assert expected['meta']['iter'] == 6
     for name in earlier:
@@ -40,4 +42,6 @@ def test_every_checkpoint_leads_to_the_same_end(tmp_path, kind):
         shutil.copy(tmp_path / 'whole' / f'{name}.pth', work_dir)
         resumed = train(config(work_dir=work_dir, **settings(*kind)), resume=True)
         assert differences(saved(work_dir / f'{last}.pth'), expected) == []
-        assert resumed.message_hub.get_info('best_score') == whole.message_hub.get_info('best_score')
+        assert resumed.message_hub.get_info('best_score') == whole.message_hub.get_info(
+            'best_score'
+        )
