@@ -6,6 +6,7 @@ custom_hooks = [
     # what a week-long training needs: docs/reliability.md
     dict(type='WorkDirHook'),
     dict(type='ReproducibilityHook'),
+    dict(type='NonFiniteHook', patience=3),
     dict(type='InterruptHook'),
     dict(type='WatchdogHook', timeout=1800),
 ]

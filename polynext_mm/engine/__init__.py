@@ -3,6 +3,7 @@
 from .checkpointing import AtomicCheckpointHook, NonFiniteError
 from .hooks import CheckpointGuardHook, MachineHook
 from .interruption import InterruptHook
+from .nonfinite import NonFiniteHook
 from .optim import AutocastOptimWrapper, PolyNeXtOptimWrapperConstructor
 from .reproducibility import ReproducibilityHook
 from .watchdog import WatchdogHook
@@ -15,6 +16,7 @@ __all__ = [
     'InterruptHook',
     'MachineHook',
     'NonFiniteError',
+    'NonFiniteHook',
     'PolyNeXtOptimWrapperConstructor',
     'ReproducibilityHook',
     'WatchdogHook',

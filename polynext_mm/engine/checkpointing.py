@@ -327,7 +327,7 @@ class AtomicCheckpointHook(CheckpointHook):
     def _save(self, runner: Runner, name: str, meta: dict, together: bool = True) -> None:
         """Save what can be resumed from, and then let ``last_checkpoint`` name it."""
         if together:
-            self._require_finite(runner)
+            self._require_finite(runner, meta['iter'])
             # mmengine saves in the main process alone: what the others have to add is gathered here
             runner.call_hook('before_save_in_all_ranks')
         runner.save_checkpoint(
@@ -347,7 +347,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self._saved_iter = meta['iter']
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        self._require_finite(runner)
+        self._require_finite(runner, runner.iter)
         backend, self.file_backend = self.file_backend, _DeferredRemoval()
         self._validated = True
         try:
@@ -392,16 +392,18 @@ class AtomicCheckpointHook(CheckpointHook):
                 if other_prefix == prefix and other_step is not None and other_step < step:
                     path.unlink()
 
-    def _require_finite(self, runner: Runner) -> None:
+    def _require_finite(self, runner: Runner, iteration: int) -> None:
         """Raise NonFiniteError, with the state saved to be looked at, if weights are not finite."""
         bad = on_main(lambda: _nonfinite_weights(runner.model))
-        if bad:
-            path = save_nonfinite(runner, self.folder(runner), runner.iter, dict(weights=bad[:10]))
-            more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''
-            raise NonFiniteError(
-                f'the weights are not finite at iteration {runner.iter}: {", ".join(bad[:3])}{more}. '
-                f'Nothing was saved as last or best; the state is in {path}'
-            )
+        if not bad:
+            return
+        runner.call_hook('weights_not_finite', iteration=iteration)  # for who knows since when
+        path = save_nonfinite(runner, self.folder(runner), iteration, dict(weights=bad[:10]))
+        more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''
+        raise NonFiniteError(
+            f'after iteration {iteration} weights are not finite: {", ".join(bad[:3])}{more}. '
+            f'Nothing was saved as last or best; the state is in {path}'
+        )
 
     @master_only
     def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
