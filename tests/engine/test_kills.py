@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import stat
 import sys
 import time
 from pathlib import Path
@@ -40,8 +41,9 @@ class Killer:
             if self.count != self.number:
                 return operation(*arguments, **settings)
             if self.when == 'amid' and operation.__name__ == 'fsync':
-                size = os.fstat(arguments[0]).st_size  # as if only half had reached the disk
-                os.ftruncate(arguments[0], size // 2) if size else None
+                file = os.fstat(arguments[0])
+                if stat.S_ISREG(file.st_mode):  # as if only half had reached the disk
+                    os.ftruncate(arguments[0], file.st_size // 2)
             if self.when == 'after':
                 operation(*arguments, **settings)
             os.kill(os.getpid(), signal.SIGKILL)
