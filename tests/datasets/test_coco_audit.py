@@ -4,8 +4,8 @@ import json
 import re
 
 import pytest
-from coco_sample import make_coco
 
+from coco_sample import make_coco
 from polynext_mm.datasets import DataError, audit_coco
 from polynext_mm.datasets.coco import read_coco
 

@@ -5,12 +5,16 @@ import re
 
 import numpy as np
 import pytest
-from coco_sample import make_coco
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
+
+from coco_sample import make_coco
+from helpers import ROOT
+from polynext_mm.datasets import CheckedPipeline, DataError, check_loading
+from polynext_mm.engine.data_checks import check_samples
 from segmentation_sample import (
     constant,
     cut_short,
@@ -20,10 +24,6 @@ from segmentation_sample import (
     segmentation_config,
     write_label,
 )
-
-from helpers import ROOT
-from polynext_mm.datasets import CheckedPipeline, DataError, check_loading
-from polynext_mm.engine.data_checks import check_samples
 
 
 @pytest.fixture

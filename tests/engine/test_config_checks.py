@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from segmentation_sample import segmentation_config
 
 from helpers import CONFIG, ROOT
 from polynext_mm.engine.config_checks import ConfigError, check_config
+from segmentation_sample import segmentation_config
 
 MASK_RCNN = ROOT / 'configs' / 'mask_rcnn_cpolynext_t_coco_1x.py'
 CASCADE = ROOT / 'configs' / 'cascade_mask_rcnn_cpolynext_s_coco_3x.py'

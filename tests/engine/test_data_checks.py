@@ -4,9 +4,14 @@ import json
 
 import pytest
 import torch
-from coco_sample import data_options, make_coco
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
+
+from coco_sample import data_options, make_coco
+from helpers import ROOT, imagenet_weights, other_weights, python
+from polynext_mm.datasets import CheckedPipeline, DataError
+from polynext_mm.engine import checkpoint_checks, data_checks
+from polynext_mm.weights import CheckpointError
 from segmentation_sample import (
     constant,
     image_path,
@@ -15,11 +20,6 @@ from segmentation_sample import (
     segmentation_config,
     write_label,
 )
-
-from helpers import ROOT, imagenet_weights, other_weights, python
-from polynext_mm.datasets import CheckedPipeline, DataError
-from polynext_mm.engine import checkpoint_checks, data_checks
-from polynext_mm.weights import CheckpointError
 
 CLASSES = ('box', 'ball', 'tent')
 RETINANET = ROOT / 'configs' / 'retinanet_cpolynext_t_coco_1x.py'

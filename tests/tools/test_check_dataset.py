@@ -7,9 +7,13 @@ import sys
 
 import numpy as np
 import pytest
-from coco_sample import make_coco
 from mmengine.config import Config
 from PIL import Image
+
+from coco_sample import make_coco
+from helpers import ROOT
+from polynext_mm.datasets import survey
+from polynext_mm.datasets.survey import examine
 from segmentation_sample import (
     CLASSES,
     constant,
@@ -20,10 +24,6 @@ from segmentation_sample import (
     segmentation_config,
     write_label,
 )
-
-from helpers import ROOT
-from polynext_mm.datasets import survey
-from polynext_mm.datasets.survey import examine
 
 TOOL = ROOT / 'tools' / 'check_dataset.py'
 SHAPES = ('box', 'ball', 'tent')
