@@ -9,7 +9,8 @@ from torch import nn
 from ..backbones import PolyNeXt
 from ..datasets.findings import is_local
 from ..weights import loading
-from ..weights.files import BACKBONE, UNSAFE
+from ..weights.names import BACKBONE
+from ..weights.reading import UNSAFE
 from .hooks import CheckpointGuardHook, _backbones, _unwrapped
 
 

@@ -27,7 +27,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..weights import CheckpointError, read
-from ..weights.files import _harmless
+from ..weights.reading import allowed_globals
 from .processes import on_main
 
 # what a checkpoint of ours holds besides mmengine's, under one key
@@ -204,7 +204,7 @@ def _time_and_iteration(path: Path) -> tuple[float, int]:
     if not zipfile.is_zipfile(path):
         raise CheckpointError('cut short' if path.stat().st_size else 'empty')
     try:
-        with torch.serialization.safe_globals(_harmless()):
+        with torch.serialization.safe_globals(allowed_globals(path)):
             content = torch.load(path, map_location='cpu', mmap=True, weights_only=True)
     except Exception as error:  # noqa: BLE001 - damage shows in many ways
         first = (str(error).splitlines() or [''])[0]

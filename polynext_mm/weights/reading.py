@@ -180,7 +180,7 @@ def _load(path: Path, map_location: Any, safely: bool) -> Any:
     try:
         if load_tensors:
             return load_tensors(path, device=str(map_location or 'cpu'))
-        with torch.serialization.safe_globals(_allowed_globals(path)):
+        with torch.serialization.safe_globals(allowed_globals(path)):
             return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # noqa: BLE001 - damage shows in many ways, all the same to a user
         refused = _refused(error)
@@ -219,7 +219,7 @@ def _refused(error: Exception) -> str | None:
     )
 
 
-def _allowed_globals(path: Path) -> list:
+def allowed_globals(path: Path) -> list:
     """Return what a checkpoint may hold besides tensors: no code of the file's runs for these."""
     return [argparse.Namespace, slice, *_allowed_of_numpy(), *_allowed_of_mmengine(path)]
 
