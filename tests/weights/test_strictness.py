@@ -273,8 +273,8 @@ def twenty_classes(config):
 
     config.model.decode_head.num_classes = config.model.auxiliary_head.num_classes = 20
     classes = ADE20KDataset.METAINFO['classes'][:20]
-    for split in ('train', 'val', 'test'):
-        config[f'{split}_dataloader'].dataset.metainfo = dict(classes=classes)
+    config.train_dataloader.dataset.metainfo = dict(classes=classes)
+    config.test_dataloader.dataset.metainfo = dict(classes=classes)
     return config
 
 
