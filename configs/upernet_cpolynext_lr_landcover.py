@@ -1,10 +1,10 @@
-# CPolyNeXt-LR, the low-resolution network, with a narrow UperNet over its three outputs of strides 1, 2
-# and 4, from scratch, on the sample in demo/landcover: an example for small images. The tiles of 64
-# pixels are not enlarged, as they are for the networks whose first stride is 4.
+# CPolyNeXt-LR, the low-resolution network, with a narrow UperNet over its three outputs of strides 1,
+# 2 and 4, from scratch, on the sample in demo/landcover: an example for small images. Its tiles of
+# 64 pixels are not enlarged, as they are for networks whose first stride is 4.
 _base_ = 'upernet_cpolynext_t_landcover.py'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='LoadAnnotations'),
     dict(type='RandomCrop', crop_size=(32, 32)),
     dict(type='RandomFlip', prob=0.5),
     dict(type='RandomFlip', prob=0.5, direction='vertical'),
@@ -12,7 +12,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

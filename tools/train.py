@@ -4,7 +4,7 @@ import argparse
 
 from mmengine.config import Config
 
-# importing the package registers all, and gives mmcv its operators before mm is imported
+# Registers everything, and gives mmcv its operators before mmseg or mmdet is imported.
 from polynext_mm.engine import launch
 
 
@@ -16,7 +16,7 @@ def parse_args() -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
-        help='continue from the given checkpoint, or from the latest in the work dir',
+        help='resume from the given checkpoint, or from the latest in the work dir',
     )
     parser.add_argument(
         '--amp', action='store_true', help='bfloat16 autocast, for configs that train in float32'
@@ -24,7 +24,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help="scale the learning rate to the config's base_batch_size",
+        help="scale the learning rate from the config's base_batch_size to the actual batch",
+    )
+    parser.add_argument(
+        '--timeout',
+        type=float,
+        metavar='SECONDS',
+        help='end the run when a process stands still for so long (default: as of the config, 1800)',
     )
     return parser.parse_args()
 
@@ -38,6 +44,8 @@ def load_config(args: argparse.Namespace) -> Config:
         if 'auto_scale_lr' not in cfg:
             raise ValueError(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
+    if args.timeout is not None:
+        launch.set_timeout(cfg, args.timeout)
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume

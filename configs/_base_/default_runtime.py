@@ -1,15 +1,25 @@
-# What every config needs: the registration of PolyNeXt, logging, checkpoints held to strictness.
+# What every config needs: PolyNeXt registered, checkpoints checked strictly, and logging. For
+# TensorBoard: --cfg-options visualizer.vis_backends.0.type=TensorboardVisBackend
 custom_imports = dict(imports=['polynext_mm'], allow_failed_imports=False)
 custom_hooks = [
     dict(type='CheckpointGuardHook', reset_mismatched_heads=False),
     dict(type='MachineHook'),
+    dict(type='DataCheckHook'),
+    # what a week-long training needs: docs/reliability.md
+    dict(type='WorkDirHook'),
+    dict(type='ReproducibilityHook'),
+    dict(type='NonFiniteHook', patience=3),
+    dict(type='InterruptHook'),
+    dict(type='WatchdogHook', timeout=1800),
 ]
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),
 )
-vis_backends = [dict(type='LocalVisBackend')]
+visualizer = dict(
+    type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer'
+)
 log_level = 'INFO'
 load_from = None
 resume = False

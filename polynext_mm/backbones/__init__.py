@@ -1,5 +1,9 @@
 """Backbones for mm's registries."""
 
-from .polynext import PolyNeXt
+from ..compat import require_mmengine
+
+require_mmengine()
+
+from .polynext import PolyNeXt  # noqa: E402 - an error above says more
 
 __all__ = ['PolyNeXt']

@@ -11,70 +11,91 @@ from torch import Tensor, nn
 
 from .. import nn as network
 from ..nn.batch_norm import ChannelBatchNorm
+from ..nn.ops.precision import wide
 from ..weights import loading, safe_reading
 
 
 class OutNorm(nn.LayerNorm):
-    """LN over the channels of (B, C, H, W), with weight and bias, never in half."""
+    """LN over the channels of (B, C, H, W), with weight and bias, float32 or wider."""
 
     def __init__(self, channels: int):
         super().__init__(channels, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        # float() of a float64 tensor would narrow it
         x = x.permute(0, 2, 3, 1)
-        x = super().forward(x if x.element_size() > 4 else x.float())
+        x = super().forward(x if x.dtype is torch.float64 else x.float())
         return x.permute(0, 3, 1, 2)
 
 
 class OutBatchNorm(ChannelBatchNorm):
-    """The same of a fully polynomial network: ChannelBatchNorm of (B, C, H, W), with a bias."""
+    """ChannelBatchNorm of (B, C, H, W) with a bias, for fully polynomial networks."""
 
     def __init__(self, channels: int, *settings):
         super().__init__(channels, *settings)
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x.permute(0, 2, 3, 1)) + self.bias
+        x = super().forward(wide(x.permute(0, 2, 3, 1))) + self.bias
         return x.permute(0, 3, 1, 2)
 
 
 @MODELS.register_module()
 class PolyNeXt(network.PolyNeXt, BaseModule):
-    """PolyNeXt backbone with multi-scale outputs.
+    """PolyNeXt backbone for segmentors and detectors.
+
+    Registered in mmengine's root registry, so a config of mmseg, mmdet or any other OpenMMLab
+    library can name it once ``polynext_mm`` is imported::
+
+        custom_imports = dict(imports=['polynext_mm'], allow_failed_imports=False)
+        model = dict(backbone=dict(_delete_=True, type='PolyNeXt', arch='cpolynext_s'))
+
+    Published weights expect RGB images with the mean and standard deviation of ImageNet; see
+    :mod:`polynext_mm.engine.normalization`.
 
     Args:
-        arch (str | dict): 'cpolynext_t', '_s', '_b', '_l', 'apolynext_t', '_s', '_b', '_l', the
-            low-resolution 'cpolynext_lr' with three stages, or a dict with the fields of
-            ``polynext_mm.nn.Arch``.
-        in_channels (int): Of the image. Defaults to 3.
-        out_indices (Sequence[int] | None): Stages to return, from 0. Defaults to None: all.
-        drop_path_rate (float): Stochastic depth of the last cell; rises linearly from 0. Defaults to 0.
-        frozen_stages (int): -1 freezes nothing, 0 the stem, k the stem and the first k stages with the
-            downsampling before each of them. Output norms are never frozen. Defaults to -1.
-        out_norm (bool): Pass every output through an LN of its own, as the authors do for dense
-            prediction. Defaults to True.
-        with_cp (bool): Checkpoint every cell in training: less memory, more time. Defaults to False.
-        grad_clip_norm (float | None): In backward, scale the gradient at every cell's output to at most
-            this L2 norm (the authors' A recipe: 5). Needs the scale of the loss:
-            :meth:`set_loss_scale`. Defaults to None.
-        compile_cells (bool): Compile the stacks of every cell with torch.compile, for any size. Names of
-            weights do not change. Defaults to False.
-        norm (str): 'ln', or 'bn' for the paper's fully polynomial network, whose inference is additions
-            and multiplications, output norms included. Defaults to 'ln'.
-        norm_size (int | Sequence[int] | None): For 'bn', side or (height, width) of the images that
-            the norms' weights and statistics are for. A checkpoint tells another, and so does the first
-            batch of a training in one process; in several, set the crop here. Defaults to None: 224.
-        sync_norm (bool): For 'bn', statistics over all processes in training. Defaults to False.
-        init_cfg (dict | list[dict] | None): ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` takes
-            the authors' files and ours, strictly. Defaults to None.
-
-    Raises:
-        ValueError: For values that are not valid, naming those that are.
+        arch: A published architecture ('cpolynext_t', 'cpolynext_s', 'cpolynext_b', 'cpolynext_l',
+            'apolynext_t', 'apolynext_s', 'apolynext_b', 'apolynext_l', or 'cpolynext_lr' with three
+            stages, for small images), or a dict with the fields of :class:`polynext_mm.nn.Arch`.
+        in_channels: Channels of the input images.
+        out_indices: Stages to return, from 0, in ascending order; None for all. List only stages
+            that a neck or head uses: the norm of an unused output gets no gradient, and
+            DistributedDataParallel stops in the second iteration (``MachineHook`` reports it before
+            the first step). ``in_index`` of heads and ``in_channels`` of necks refer to the outputs
+            listed here.
+        drop_path_rate: Stochastic depth rate of the last cell; rates rise linearly from 0 at the
+            first.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages, each with
+            the downsampling before it. Output norms are never frozen.
+        out_norm: Whether every output passes through a LayerNorm of its own, as in the authors'
+            dense-prediction models.
+        with_cp: Whether to checkpoint every cell in training: less memory, more time.
+        grad_clip_norm: Largest L2 norm of the gradient at the output of every cell (5 in the
+            authors' recipe for APolyNeXt), or None. The norm is that of the unscaled loss, so a
+            loss that is scaled needs :meth:`set_loss_scale`.
+        compile_cells: Whether to compile the stacks of every cell with ``torch.compile``, for
+            images of any size. The names of the weights do not change.
+        weight_init: Where training from scratch starts. 'imagenet' is the initialization that the
+            paper trains ImageNet with. 'trunc_normal' (std .02) is what the authors' segmentation
+            code fills a network with before it loads a checkpoint; PolyConv branches then start
+            close to zero, with hardly any gradient.
+        norm: 'ln', or 'bn' for the paper's fully polynomial network, whose inference is additions
+            and multiplications, output norms included.
+        norm_size: For 'bn', the side or (height, width) of the images that the norms' weights and
+            statistics are for; 224 if None. A checkpoint brings its own, and a training in one
+            process takes that of its first batch; for several processes, set the crop here.
+        sync_norm: For 'bn', whether training takes statistics over the batches of all processes.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads a path, a url or a published
+            file, in the authors' names or in ours, and checks every key. Other kinds of mmengine's
+            initializers work too. None keeps ``weight_init``.
+        pretrained: Must be None. mmseg's segmentors pass it on to their backbone.
 
     Attributes:
-        out_channels (tuple[int]): Of the outputs.
-        out_strides (tuple[int]): Of the outputs; sizes are ceil(H / stride), ceil(W / stride).
+        out_channels: Channels of each output.
+        out_strides: Stride of each output.
+
+    Raises:
+        ValueError: If an argument is invalid; the message lists the valid choices.
+        RuntimeError: If ``compile_cells`` is set and there is no C++ compiler.
     """
 
     def __init__(
@@ -88,17 +109,27 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
         with_cp: bool = False,
         grad_clip_norm: float | None = None,
         compile_cells: bool = False,
+        weight_init: str = 'imagenet',
         norm: str = 'ln',
         norm_size: int | Sequence[int] | None = None,
         sync_norm: bool = False,
         init_cfg: dict | list[dict] | None = None,
+        pretrained: None = None,
     ):
+        if pretrained is not None:
+            name = f'{arch}_bn' if norm == 'bn' else arch
+            checkpoint = f'polynext://{name}' if isinstance(arch, str) else 'PATH'
+            raise ValueError(
+                f'pretrained={pretrained!r}: the weights of a PolyNeXt are set by init_cfg. Write '
+                "pretrained=None in the model, and in its backbone init_cfg=dict(type='Pretrained', "
+                f"checkpoint='{checkpoint}'), or no init_cfg to train from scratch"
+            )
         for name, value in (
             ('out_norm', out_norm),
             ('with_cp', with_cp),
             ('compile_cells', compile_cells),
         ):
-            if not isinstance(value, bool):  # 'no' on a command line would mean yes
+            if not isinstance(value, bool):  # the string 'no' would count as true
                 raise ValueError(f'{name} must be True or False, got {value!r}')
         super().__init__(
             arch,
@@ -106,9 +137,10 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
             drop_path_rate,
             with_cp,
             grad_clip_norm,
-            norm=norm,
-            norm_size=norm_size,
-            sync_norm=sync_norm,
+            weight_init,
+            norm,
+            norm_size,
+            sync_norm,
         )
         self.init_cfg = copy.deepcopy(init_cfg)
         num_stages = len(self.stages)
@@ -132,7 +164,6 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
         self.out_strides = tuple(self.arch.strides[i] for i in self.out_indices)
         self.frozen_stages = frozen_stages
         self.grad_clip_norm = grad_clip_norm
-        self.loss_scale = None  # unknown until somebody says so
         self.out_norms = nn.ModuleDict()
         if out_norm:
             for index, channels in zip(self.out_indices, self.out_channels):
@@ -152,8 +183,19 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
         print_log(message, logger='current')
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Features of images (B, in_channels, H, W), H and W from 32 up: one (B, C, ceil(H / stride),
-        ceil(W / stride)) for each of ``out_indices``, in channels-last memory."""
+        """Return one feature for each of ``out_indices``.
+
+        Args:
+            x: Images, (B, in_channels, H, W), with H and W of at least 32.
+
+        Returns:
+            Features (B, C, ceil(H / stride), ceil(W / stride)) in channels-last memory, float32 or
+            wider where ``out_norm`` is set.
+
+        Raises:
+            ValueError: If the images are smaller, or if ``grad_clip_norm`` is set and the factor on
+                the loss may not be 1 and was not given to :meth:`set_loss_scale`.
+        """
         if min(x.shape[-2:]) < 32:
             raise ValueError(f'images must be at least 32x32, got {x.shape[-2]}x{x.shape[-1]}')
         if self.grad_clip_norm is not None and self.loss_scale is None:
@@ -168,32 +210,34 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
         return tuple(outs)
 
     def init_weights(self) -> None:
-        """Load what ``init_cfg`` names, safely and strictly.
+        """Initialize as ``init_cfg`` says, reading checkpoints safely and strictly.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            CheckpointError: If it cannot be fetched or read, or does not fit.
+            FileNotFoundError: If the checkpoint is a path that does not exist.
+            CheckpointError: If the checkpoint cannot be downloaded or read, or does not fit.
         """
         with safe_reading():
             super().init_weights()
 
     def train(self, mode: bool = True) -> 'PolyNeXt':
-        """Frozen parts stay in eval mode."""
+        """Set the training mode; frozen stages stay in eval mode."""
         super().train(mode)
         for module in self._frozen():
             module.eval()
         return self
 
     def get_layer_depth(self, param_name: str, prefix: str = 'backbone.') -> tuple[int, int]:
-        """Depth of a parameter, for layer-wise learning rates: 0 the stem, then one a cell with the
-        downsampling before it, output norms last.
+        """Return the depth of a parameter, for layer-wise learning rates.
+
+        The stem has depth 0, every cell with the downsampling before it one more than the previous,
+        and the output norms come last.
 
         Args:
-            param_name (str): Name of the parameter in the whole model.
-            prefix (str): Of the backbone in the model. Defaults to 'backbone.'.
+            param_name: Name of the parameter in the whole model.
+            prefix: Prefix of the backbone's parameters in the model.
 
         Returns:
-            tuple[int, int]: Its depth, and the number of depths.
+            The depth of the parameter, and the number of depths.
         """
         depths = self.arch.depths
         total = sum(depths) + 2
@@ -207,20 +251,20 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
         return 1 + sum(depths[:stage]) + cell, total
 
     def set_loss_scale(self, scale: float) -> None:
-        """Tell the per-cell clip the factor on the loss, for it counts norms of the unscaled one.
+        """Set the factor that the loss is multiplied by before backward.
 
-        ``AutocastOptimWrapper`` does this; a training loop of one's own that scales the loss must.
+        ``grad_clip_norm`` applies to gradients of the unscaled loss. ``AutocastOptimWrapper`` calls
+        this in every iteration; a training loop that scales the loss itself must do so too.
         """
         self.loss_scale = scale
 
     def _refuse_unknown_loss_scale(self, device: str) -> None:
-        # whoever autocasts may scale the loss too, as mmengine's AmpOptimWrapper does for any dtype
+        # Autocast often comes with loss scaling: mmengine's AmpOptimWrapper scales for every dtype.
         if self.training and torch.is_grad_enabled() and torch.is_autocast_enabled(device):
             raise ValueError(
-                'grad_clip_norm clips gradients of the unscaled loss, and under autocast '
-                'the scale of the loss is not known: use optim_wrapper=dict('
-                "type='AutocastOptimWrapper', ...), or call set_loss_scale(1.) if the "
-                'loss is not scaled'
+                'grad_clip_norm applies to gradients of the unscaled loss, and with autocast the '
+                "loss may be scaled: use optim_wrapper=dict(type='AutocastOptimWrapper', ...), or "
+                'call set_loss_scale(1.) if the loss is not scaled'
             )
 
     def _frozen(self) -> list[nn.Module]:

@@ -132,7 +132,7 @@ class PositionNorm(nn.Module):
 
 
 class ChannelBatchNorm(PositionNorm):
-    """Norm of (B, H, W, C) over batch and channels at every position, never in half::
+    """Norm of (B, H, W, C) over batch and channels at every position, computed in float32 or wider::
 
         y = (x - mean_p) / sqrt(var_p + 1e-5) * position_weight_p * weight
 
@@ -168,13 +168,17 @@ class ChannelBatchNorm(PositionNorm):
         Args:
             x: (B, H, W, C).
             gate: A scalar, or None for 1.
+
+        Returns:
+            A new map (B, H, W, C) in the dtype of ``x``.
         """
         weight = self.weight if gate is None else self.weight * gate
         if self.training:
-            return self._normalized_by_batch(x, weight)
+            return self._normalized_by_batch(x, weight).to(x.dtype)
         scale, shift = self._constants(tuple(x.shape[1:3]))
         y = wide(x) * scale + shift
-        return y if weight is None or self._input_has_weight else y * weight
+        y = y if weight is None or self._input_has_weight else y * weight
+        return y.to(x.dtype)
 
     def _normalized_by_batch(self, x: Tensor, weight: Tensor) -> Tensor:
         size = tuple(x.shape[1:3])

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from . import ops
 from .batch_norm import BatchNorms, ChannelBatchNorm
 from .ops import poly_conv, poly_mlp
-from .ops.precision import layer_norm, linear, matmul_dtype
+from .ops.precision import layer_norm, linear, matmul_dtype, narrow
 
 HEAD_WIDTH = 32
 
@@ -105,7 +105,7 @@ class PolyMLP(Branch):
         w_in, w_out = self.proj_in.weight, self.proj_out.weight
         if isinstance(self.norm, ChannelBatchNorm):
             norm = partial(self.norm, gate=gate)
-            return poly_mlp.plain_with_norm(norm, x, keep, w_in, w_out)
+            return poly_mlp.plain_with_norm(norm, x, keep, *narrow(x, w_in, w_out))
         return ops.add_poly_mlp(x, keep, w_in, self.gated_weight(gate), w_out)
 
     def gated_layer(self) -> nn.Module:
@@ -148,7 +148,8 @@ class PolyConv(Branch):
             self.proj_out.weight,
         )
         if isinstance(self.norm, ChannelBatchNorm):
-            return poly_conv.plain_with_norm(partial(self.norm, gate=gate), x, keep, *weights)
+            norm = partial(self.norm, gate=gate)
+            return poly_conv.plain_with_norm(norm, x, keep, *narrow(x, *weights))
         return ops.add_poly_conv(x, keep, *weights, self.gated_weight(gate))
 
     def gated_layer(self) -> nn.Module:
@@ -192,32 +193,42 @@ class PolyAttn(Branch):
         self.smooth_norm = norm(width) if polynomial else None
 
     def forward(self, x: Tensor, gate: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        qk, v = self.proj_in(self.norm(x)).chunk(2, -1)
-        q = ops.depthwise(qk, self._scaled_q_weight())
-        q, k, v = (self._split_heads(t) for t in (q, self.k_conv(qk), self.v_conv(v)))
-        if self.row_norm is None:
-            y = self._join_heads(ops.poly_attention(q, k, v), x)
-            y = ops.depthwise(y, self.gated_weight(gate))
-        else:
-            y = self._join_heads(self.row_norm(q, k, v, tuple(x.shape[1:3])), x)
-            y = self.smooth_norm(self.smooth(y), gate)
-        y = linear(y, self.proj_out.weight)
-        return x + (y if keep is None else y * keep)
+        polynomial = self.row_norm is not None
+        w_in, w_q, w_k, w_v, w_smooth, w_out = narrow(
+            x,
+            self.proj_in.weight,
+            self._scaled_q_weight(),
+            self.k_conv.weight,
+            self.v_conv.weight,
+            self.smooth.weight if polynomial else self.gated_weight(gate),
+            self.proj_out.weight,
+        )
+        t = self.norm(x).to(w_in.dtype)
+        # Two products, so that both maps are contiguous: a convolution would copy half of a map.
+        qk, v = (linear(t, half) for half in w_in.chunk(2))
+        q, k, v = (ops.depthwise(*pair) for pair in ((qk, w_q), (qk, w_k), (v, w_v)))
+        q, k, v = map(self._split_heads, (q, k, v))
+        y = (
+            self.row_norm(q, k, v, tuple(x.shape[1:3]))
+            if polynomial
+            else ops.poly_attention(q, k, v)
+        )
+        y = ops.depthwise(y.transpose(1, 2).reshape(*x.shape[:3], -1), w_smooth)
+        if polynomial:
+            y = self.smooth_norm(y, gate)
+        return ops.residual(x, linear(y, w_out), keep)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """View (B, H, W, heads * 32) as (B, heads, H * W, 32)."""
         return x.reshape(x.shape[0], -1, self.num_heads, HEAD_WIDTH).transpose(1, 2)
 
-    def _join_heads(self, y: Tensor, x: Tensor) -> Tensor:
-        """Arrange (B, heads, H * W, 32) as a map with the positions of ``x``."""
-        return y.transpose(1, 2).reshape(*x.shape[:3], -1)
-
     def _scaled_q_weight(self) -> Tensor:
         """Return the weight of q_conv times the scale s of each head."""
+        weight = self.q_conv.weight
         if self.scale_logit is None:
-            return self.q_conv.weight
-        scale = self.scale_logit.sigmoid().repeat_interleave(HEAD_WIDTH)
-        return self.q_conv.weight * scale[:, None, None, None]
+            return weight
+        scale = self.scale_logit.sigmoid()[:, None, None, None]
+        return (weight.unflatten(0, (self.num_heads, -1)) * scale[..., None]).flatten(0, 1)
 
     def gated_layer(self) -> nn.Module:
         return self.smooth if self.smooth_norm is None else self.smooth_norm

@@ -153,7 +153,7 @@ class Downsample(nn.Module):
         x = x.permute(0, 3, 1, 2)
         for conv in self.children():
             x = conv(x)
-        return x.permute(0, 2, 3, 1).contiguous()
+        return x.permute(0, 2, 3, 1)
 
 
 class Stage(nn.Module):
@@ -213,7 +213,7 @@ class Stage(nn.Module):
         return checkpoint(cell, s0, s1, use_reentrant=False, **options)
 
     def _clipped(self, x: Tensor, loss_scale: float) -> Tensor:
-        if self.grad_clip_norm is None or not x.requires_grad:
+        if self.grad_clip_norm is None or not x.requires_grad or dispatch.exporting():
             return x
         return ops.clip_gradient(x, self.grad_clip_norm, loss_scale)
 

@@ -1,13 +1,24 @@
-"""The authors' parameter names and ours, as one table an arch."""
+"""Parameter names: the authors', ours, and what training frameworks put in front of either.
 
-from collections.abc import Iterator, Mapping
+Everything that differs between the authors' checkpoints and ours is here: names (one table per
+arch and norm), shapes (a 1x1 convolution is a matrix here, a scale a vector, what a norm has for
+every position a table (..., H, W)) and the order of PolyConv's inner channels.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import TypeVar
 
 from torch import Tensor
 
 from ..nn import ARCHS, Arch
 from ..nn.ops import partner_order
 
-# inside a stack: (ours, authors'), the authors' as (op, rest) with the op counted from the stack's first
+Value = TypeVar('Value')
+
+#: What mmseg and mmdet put in front of the backbone's names.
+BACKBONE = 'backbone.'
+
+# Inside a stack: our name, then the authors' as (op, rest), with ops counted within the stack.
 _CONV_STACK = (
     ('mixer.proj_in.weight', (0, 'weight')),
     ('mixer.coarse_conv.weight', (1, 'weight')),
@@ -32,8 +43,9 @@ _ATTN_STACK = (
     ('mlp.norm.weight', (2, '0.weight')),
     ('mlp.proj_out.weight', (2, '1.weight')),
 )
+# By mixer: how many of the authors' ops make a stack, and their names.
 _STACKS = {'conv': (6, _CONV_STACK), 'attn': (3, _ATTN_STACK)}
-# the dimension of the inner channels in the weights of a PolyConv, which are in another order here
+# The dimension of PolyConv's inner channels, which are in another order here, in each weight.
 _INNER_CHANNELS = {
     'mixer.proj_in.weight': 0,
     'mixer.coarse_conv.weight': 0,
@@ -51,13 +63,15 @@ _DOWNSAMPLE = {
     'sep3x3': (('depthwise.weight', '0.weight'), ('pointwise.weight', '1.weight')),
     'full3x3': (('conv.weight', 'weight'),),
 }
+#: The ImageNet classifier: the authors' names to ours.
 CLASSIFIER = {
     'norm.weight': 'head.norm.weight',
     'proj.weight': 'head.proj.weight',
     'head.3.weight': 'head.fc.weight',
     'head.3.bias': 'head.fc.bias',
 }
-DROPOUT_RATE = 'head.2.p'  # a buffer of the authors' dropout, not a weight
+#: A buffer in the authors' files: the rate of their dropout, not a weight.
+DROPOUT_RATE = 'head.2.p'
 
 # What a fully polynomial network (norm 'bn') has in the place of the weight of an LN.
 _BATCH_NORM = (
@@ -74,23 +88,24 @@ _ROW_NORM = (
     ('mixer.row_norm.num_batches_tracked', (0, '1.norm.num_batches_tracked')),
     *((f'mixer.smooth_norm.{ours}', (0, f'1.norm2.{theirs}')) for ours, theirs in _BATCH_NORM),
 )
+# How the authors' names of what belongs to single positions, or queries, end.
 _PER_POSITION = ('gamma_hw', 'running_mean', 'running_var')
 _PER_QUERY = ('.norm.gamma', '.norm.running_denom')
 
-# keys that tell whose file it is
-AUTHORS_MARK = 'cells.0.skip_weight'
-OUR_MARK = 'stages.0.cells.0.gate_logits'
-# the norm of the first cell tells, in either naming, which kind of norm a network has
+# A key that every backbone has, in the authors' names and in ours.
+_AUTHORS_MARK = 'cells.0.skip_weight'
+_OUR_MARK = 'stages.0.cells.0.gate_logits'
+# A key that every fully polynomial backbone has, in the authors' names and in ours.
 _BATCH_NORM_MARKS = ('cells.0.postprocess.gamma_hw', 'stages.0.cells.0.norm.position_weight')
 
 
-def norm_of(keys) -> str:
-    """The norm, 'ln' or 'bn', of the network whose (unprefixed) keys these are, in either naming."""
+def norm_of(keys: Collection[str]) -> str:
+    """Return the norm, 'ln' or 'bn', of a network, from its keys without a prefix."""
     return 'bn' if any(mark in keys for mark in _BATCH_NORM_MARKS) else 'ln'
 
 
 def norm_size(state_dict: Mapping[str, Tensor], arch: Arch) -> tuple[int, int] | None:
-    """The size of the images that the norms are for, told from their tables; None for 'ln'."""
+    """Return the height and width of the images that the norms are for; None for LN."""
     for mark in _BATCH_NORM_MARKS:
         if mark in state_dict and state_dict[mark].ndim > 1:
             return tuple(side * arch.stem_stride for side in state_dict[mark].shape[-2:])
@@ -98,16 +113,22 @@ def norm_size(state_dict: Mapping[str, Tensor], arch: Arch) -> tuple[int, int] |
 
 
 def authors_to_ours(arch: Arch, norm: str = 'ln') -> dict[str, str]:
-    """Every name of the authors' checkpoints of an arch, classifier and output norms included."""
+    """Return our name for every name in the authors' checkpoints of an arch.
+
+    Classifier and output norms are among them.
+
+    Args:
+        arch: The network's arch.
+        norm: 'ln', or 'bn' for a fully polynomial network.
+    """
     names = _names_with_ln(arch, norm)
     return names if norm == 'ln' else dict(_with_batch_norms(names))
 
 
 def _with_batch_norms(names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for theirs, ours in names.items():
-        if ours.endswith('.norm.weight') or (
-            ours.startswith('out_norms.') and ours.endswith('weight')
-        ):
+        of_output = ours.startswith('out_norms.') and ours.endswith('.weight')
+        if ours.endswith('.norm.weight') or of_output:
             for our_part, their_part in _BATCH_NORM:
                 yield (
                     theirs.removesuffix('weight') + their_part,
@@ -122,43 +143,82 @@ def _names_with_ln(arch: Arch, norm: str) -> dict[str, str]:
     cell = 0
     for stage, depth in enumerate(arch.depths):
         if stage > 0:
-            for member, kind in enumerate(arch.downsampling):
-                reduction = 2 * (stage - 1) + member
-                names.update(
-                    {
-                        f'reductions.{reduction}.{theirs}': f'stages.{stage}.downsample.{member}.{ours}'
-                        for ours, theirs in _DOWNSAMPLE[kind]
-                    }
-                )
-        ops, stack_names = _STACKS[arch.mixers[stage]]
-        if norm == 'bn' and arch.mixers[stage] == 'attn':
-            stack_names += _ROW_NORM
+            names.update(_downsampling_names(arch, stage))
         for i in range(depth):
-            theirs_cell, our_cell = f'cells.{cell}', f'stages.{stage}.cells.{i}'
-            names.update(
-                {f'{theirs_cell}.{theirs}': f'{our_cell}.{ours}' for ours, theirs in _CELL}
-            )
-            for stack in range(arch.stacks[stage]):
-                names.update(
-                    {
-                        f'{theirs_cell}.ops.{ops * stack + op}.{rest}': f'{our_cell}.stacks.{stack}.{ours}'
-                        for ours, (op, rest) in stack_names
-                    }
-                )
+            our_cell = f'stages.{stage}.cells.{i}.'
+            names.update(_cell_names(arch, norm, stage, f'cells.{cell}.', our_cell))
             cell += 1
         for kind in ('weight', 'bias'):
             names[f'extra_norms.{stage}.{kind}'] = f'out_norms.{stage}.{kind}'
     return names | CLASSIFIER
 
 
-def is_authors(keys) -> bool:
-    """Whether these (unprefixed) keys are the authors' names."""
-    return AUTHORS_MARK in keys
+def _downsampling_names(arch: Arch, stage: int) -> Iterator[tuple[str, str]]:
+    """Yield the authors' names and ours of the convolutions in front of a stage."""
+    for member, kind in enumerate(arch.downsampling):
+        reduction = f'reductions.{2 * (stage - 1) + member}.'
+        for ours, theirs in _DOWNSAMPLE[kind]:
+            yield reduction + theirs, f'stages.{stage}.downsample.{member}.{ours}'
+
+
+def _cell_names(
+    arch: Arch, norm: str, stage: int, their_cell: str, our_cell: str
+) -> Iterator[tuple[str, str]]:
+    """Yield the authors' names and ours of a cell's parameters."""
+    for ours, theirs in _CELL:
+        yield their_cell + theirs, our_cell + ours
+    ops, stack_names = _STACKS[arch.mixers[stage]]
+    if norm == 'bn' and arch.mixers[stage] == 'attn':
+        stack_names += _ROW_NORM
+    for stack in range(arch.stacks[stage]):
+        for ours, (op, rest) in stack_names:
+            yield f'{their_cell}ops.{ops * stack + op}.{rest}', f'{our_cell}stacks.{stack}.{ours}'
+
+
+def split_backbone(weights: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str, Value]]:
+    """Take the prefix ``backbone.`` off.
+
+    Returns:
+        The backbone's weights without the prefix, and all others as they are.
+    """
+    backbone, others = {}, {}
+    for key, value in weights.items():
+        if key.startswith(BACKBONE):
+            backbone[key.removeprefix(BACKBONE)] = value
+        else:
+            others[key] = value
+    return backbone, others
+
+
+def join_backbone(backbone: Mapping[str, Value], others: Mapping[str, Value]) -> dict[str, Value]:
+    """Put the prefix ``backbone.`` in front of the backbone's names, undoing the split."""
+    return {BACKBONE + name: value for name, value in backbone.items()} | dict(others)
+
+
+def unwrapped(key: str) -> str:
+    """Return a key without what DDP and torch.compile insert into it.
+
+    ``module.backbone._orig_mod.x`` becomes ``backbone.x``.
+    """
+    parts = ('.' + key).replace('._orig_mod.', '.')[1:]
+    return parts.removeprefix('module.')
+
+
+def is_backbone(keys: Collection[str]) -> bool:
+    """Return whether these keys, without a prefix, are a PolyNeXt's, in either naming."""
+    return _AUTHORS_MARK in keys or _OUR_MARK in keys
+
+
+def is_authors(keys: Collection[str]) -> bool:
+    """Return whether these keys, without a prefix, are the authors' names."""
+    return _AUTHORS_MARK in keys
 
 
 def translate(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
-    """The authors' names, shapes and order of channels to ours. Names that the arch does not have stay
-    as they are, for the strict check to find."""
+    """Return weights of the authors' in our names, shapes and order of channels.
+
+    Names that the arch does not have are kept, so that the strict check reports them.
+    """
     names = authors_to_ours(arch, norm_of(state_dict))
     ours = {}
     for key, value in state_dict.items():
@@ -172,10 +232,10 @@ def translate(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]
 
 
 def translate_back(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
-    """Our names, shapes and order of channels to the authors'.
+    """Return weights of ours in the authors' names, shapes and order of channels.
 
     Raises:
-        ValueError: For a name that is not of this arch.
+        ValueError: If a name is not one of this arch.
     """
     authors = authors_to_ours(arch, norm_of(state_dict))
     names = {ours: theirs for theirs, ours in authors.items()}
@@ -189,10 +249,10 @@ def translate_back(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Te
 
 
 def infer_arch(state_dict: Mapping[str, Tensor]) -> str:
-    """The name of the arch whose weights these (unprefixed) are, in either naming.
+    """Return the name of the arch that weights without a prefix, in either naming, belong to.
 
     Raises:
-        ValueError: If they are of none that is known.
+        ValueError: If they belong to none of ours.
     """
     stem = state_dict.get('stem.weight')
     keys = {key for key in state_dict if key.startswith(('cells.', 'reductions.', 'stages.'))}
@@ -210,7 +270,14 @@ def infer_arch(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def _reordered(value: Tensor, name: str, arch: Arch, back: bool) -> Tensor:
-    """A weight with our name and shape, its inner channels in our order, or ``back`` in the authors'."""
+    """Return a weight with its inner channels in our order.
+
+    Args:
+        value: The weight, in our shape.
+        name: Our name of it.
+        arch: The network's arch.
+        back: Return the authors' order instead, of a weight in ours.
+    """
     stage, _, member = name.removeprefix('stages.').partition('.cells.')
     dim = _INNER_CHANNELS.get(member.partition('.stacks.')[2].partition('.')[2])
     if dim is None or value.ndim <= dim or arch.mixers[int(stage)] != 'conv':
@@ -220,28 +287,27 @@ def _reordered(value: Tensor, name: str, arch: Arch, back: bool) -> Tensor:
 
 
 def _sibling(key: str) -> str:
-    """The table of an attention's other norm, which has the height and the width of the map."""
+    """Return the name of the other norm's table, which has the height and width of the map."""
     return key.rpartition('.norm.')[0] + '.norm2.gamma_hw'
 
 
 def _on_map(value: Tensor, table: Tensor | None) -> Tensor:
-    """What belongs to queries, (1, heads, H * W, 1), as (heads, H, W)."""
+    """Return what belongs to queries, (1, heads, H * W, 1), as (heads, H, W)."""
     if table is None or value.ndim != 4 or value.shape[2] != table.numel():
-        return value  # for the strict check to name
+        return value  # for the strict check to report
     return value.reshape(-1, *table.shape[-2:])
 
 
-def _is_pointwise(key: str, value: Tensor) -> bool:
-    return value.ndim == 4 and value.shape[2:] == (1, 1) and not key.startswith('reductions.')
-
-
 def _our_shape(value: Tensor, key: str) -> Tensor:
-    """1x1 convolutions are matrices, scales are vectors and tables are (H, W) here."""
     if key.endswith('.scale'):
         return value.flatten()
     if key.endswith(_PER_POSITION):
         return value.reshape(value.shape[-2:])
     return value.flatten(1) if _is_pointwise(key, value) else value
+
+
+def _is_pointwise(key: str, value: Tensor) -> bool:
+    return value.ndim == 4 and value.shape[2:] == (1, 1) and not key.startswith('reductions.')
 
 
 def _authors_shape(value: Tensor, key: str) -> Tensor:

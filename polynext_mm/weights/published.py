@@ -1,4 +1,7 @@
-"""The authors' published files, as data."""
+"""The files of the authors' release, as data.
+
+Source: the release's page, whose address is the start of every url here.
+"""
 
 import dataclasses
 
@@ -7,15 +10,15 @@ _BASE = 'https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/'
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """One file of the authors' release.
+    """One file of the release.
 
     Args:
-        file (str): Its name.
-        arch (str): A name of ``polynext_mm.nn.ARCHS``.
-        holds (str): 'imagenet', a backbone with its classifier, or 'ade20k', a UperNet segmentor; of the
+        file: Name of the file.
+        arch: Its network, a name in ``polynext_mm.nn.ARCHS``.
+        holds: 'imagenet', a backbone with its classifier, or 'ade20k', a UperNet segmentor; of the
             low-resolution network 'cifar10', 'svhn' or 'tiny_imagenet', with the classifier too.
-        figure (float): Published top-1 accuracy or mIoU in percent.
-        norm (str): 'ln', or 'bn' for a fully polynomial network. Defaults to 'ln'.
+        figure: Published top-1 accuracy or mIoU, in percent.
+        norm: 'ln', or 'bn' for a fully polynomial network.
     """
 
     file: str
@@ -26,9 +29,11 @@ class Published:
 
     @property
     def url(self) -> str:
+        """Where the file is downloaded from."""
         return _BASE + self.file
 
 
+#: The files by name; ``polynext://NAME`` stands for one wherever a checkpoint's path or url goes.
 PUBLISHED: dict[str, Published] = {
     file.rpartition('.')[0]: Published(file, arch, holds, figure, *norm)
     for file, arch, holds, figure, *norm in (

@@ -1,4 +1,4 @@
-"""Nothing in a file of PolyNeXt is executed; other people's files are read as without this package."""
+"""Nothing in PolyNeXt's files is executed; other people's load as without this package."""
 
 import textwrap
 
@@ -122,11 +122,21 @@ def test_getattr_reaches_nothing_but_history_buffers(tmp_path, trace):
         weights.read(path)
 
 
-def test_unsafe_reads_the_way_of_mmengine(tmp_path, trace):
+def load(path, backbone):
+    weights.load(backbone, path)
+
+
+def init_cfg(path, backbone):
+    backbone.init_cfg = dict(type='Pretrained', checkpoint=path)
+    backbone.init_weights()
+
+
+@pytest.mark.parametrize('way', [init_cfg, load])
+def test_unsafe_reads_the_way_of_mmengine(tmp_path, trace, way):
     path = tmp_path / 'weights.pt'
     torch.save(dict(state_dict=imagenet_weights(), extra=Evil(trace), setting=Setting()), path)
-    backbone = build(arch=ARCH, init_cfg=dict(type='Pretrained', checkpoint=f'unsafe:{path}'))
-    backbone.init_weights()
+    backbone = build(arch=ARCH)
+    way(f'unsafe:{path}', backbone)
     assert trace.read_text() == EXECUTED
     assert torch.equal(backbone.stem.weight, imagenet_weights()['stem.weight'])
 
@@ -158,7 +168,8 @@ OTHERS = textwrap.dedent("""
     sys.modules['__main__'].Own = Own
     model = torch.nn.Sequential(torch.nn.Linear(2, 2))
     if sys.argv[2] == 'make':
-        content = dict(meta=dict(own=Own(), config='a = 1'), state_dict=model.state_dict(), extra={1: 2})
+        meta = dict(own=Own(), config='a = 1')
+        content = dict(meta=meta, state_dict=model.state_dict(), extra={1: 2})
         torch.save(content, sys.argv[1])
         sys.exit()
     try:

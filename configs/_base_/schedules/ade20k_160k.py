@@ -1,4 +1,4 @@
-# The authors' ADE20K recipe, 160k iterations of 2 GPUs x 8 images, from their released code.
+# The authors' ADE20K recipe from their released code: 160k iterations on 2 GPUs x 8 images.
 optim_wrapper = dict(
     type='AutocastOptimWrapper',
     dtype='bfloat16',
@@ -20,11 +20,8 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=16000, save_best='mIoU'),
+    checkpoint=dict(type='AtomicCheckpointHook', by_epoch=False, interval=16000, save_best='mIoU'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
 )
 log_processor = dict(by_epoch=False)
-visualizer = dict(
-    type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer'
-)
