@@ -141,6 +141,7 @@ PROGRAM = textwrap.dedent("""
 """)
 
 
+@pytest.mark.slow
 def test_two_processes_share_statistics_on_request(tmp_path):
     program = tmp_path / 'program.py'
     program.write_text(PROGRAM)

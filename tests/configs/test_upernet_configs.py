@@ -186,7 +186,7 @@ def test_fully_polynomial_networks_take_the_recipe_of_those_with_ln(arch):
     backbone.init_cfg = with_ln.model.backbone.init_cfg
     assert cfg.to_dict() == with_ln.to_dict()
     comment = (ROOT / 'configs' / f'upernet_{arch}_bn_ade20k.py').read_text().split('_base_')[0]
-    assert 'Nobody has\n# published a figure' in comment
+    assert 'No result is\n# published' in comment
 
 
 STEPPED = [*FOUR_STAGES, *(f'{arch}_bn' for arch in FULLY_POLYNOMIAL)]
@@ -195,7 +195,9 @@ STEPPED = [*FOUR_STAGES, *(f'{arch}_bn' for arch in FULLY_POLYNOMIAL)]
 @pytest.mark.parametrize(
     'arch',
     [
-        arch if arch.removesuffix('_bn')[-1] in 'ts' else pytest.param(arch, marks=pytest.mark.slow)
+        arch
+        if arch.removesuffix('_bn')[-1] in 'ts' and arch != 'cpolynext_s_bn'
+        else pytest.param(arch, marks=pytest.mark.slow)
         for arch in STEPPED
     ],
 )

@@ -260,6 +260,7 @@ def test_autocast_keeps_norms_and_the_stream_wide(dtype):
         assert buffer.isfinite().all() and buffer.dtype is not dtype, name
 
 
+@pytest.mark.slow
 def test_training_and_inference_compile_to_one_graph():
     model, images = tiny(arch=TWO_STAGES, gates=-3.0)
     twin = copy.deepcopy(model)
@@ -335,7 +336,13 @@ MOVEMENT = {
 }
 
 
-@pytest.mark.parametrize('size', [(32, 32), (48, 32)], ids=['at its size', 'at another'])
+@pytest.mark.parametrize(
+    'size',
+    [
+        pytest.param((32, 32), id='at its size'),
+        pytest.param((48, 32), id='at another', marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize('arch', [CONV_ONLY, TINY_ARCH], ids=['C', 'A'])
 def test_the_exported_graph_adds_and_multiplies_alone(arch, size):
     from onnx.reference import ReferenceEvaluator
