@@ -162,9 +162,9 @@ def _forward_kernel(
     k_base = k_ptr + batch * k_stride_b + head * k_stride_h
     v_base = v_ptr + batch * v_stride_b + head * v_stride_h
 
-    RUNNING_MAX: tl.constexpr = q_ptr.dtype.element_ty == tl.float16
     queries = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = _load(q_base, queries, q_stride_t, n_queries, WIDTH, True)
+    RUNNING_MAX: tl.constexpr = q.dtype == tl.float16
     top = tl.full([BLOCK_Q], EPS if RUNNING_MAX else 1.0, tl.float32)
     total = tl.zeros([BLOCK_Q], tl.float32)
     acc = tl.zeros([BLOCK_Q, WIDTH], tl.float32)
@@ -195,7 +195,7 @@ def _forward_kernel(
     total = tl.maximum(total, EPS)
     factor = tl.div_rn(1.0, total)
     _store(out_ptr, acc * factor[:, None], batch, head, queries, n_queries, n_heads, WIDTH)
-    if q_ptr.dtype.element_ty != tl.float32:
+    if q.dtype != tl.float32:
         factor = tl.div_rn(1.0, top * tl.sqrt_rn(tl.sqrt_rn(total)))
     row = (batch * n_heads + head) * n_queries + queries
     tl.store(factor_ptr + row, factor, mask=queries < n_queries)
@@ -249,7 +249,7 @@ def _grad_q_kernel(
     factor = tl.load(factor_ptr + row, mask=queries < n_queries, other=0.0)
     tl.store(shift_ptr + row, 4.0 * factor * delta, mask=queries < n_queries)
 
-    acc = tl.zeros([BLOCK_Q, WIDTH], tl.float32)
+    acc = tl.zeros([BLOCK_Q, WIDTH], tl.float32)  # dq but for the factor of its row
     for start in tl.range(0, n_keys, BLOCK_K, num_stages=STAGES):
         keys = start + tl.arange(0, BLOCK_K)
         k = _load(k_base, keys, k_stride_t, n_keys, WIDTH, True)
@@ -261,9 +261,7 @@ def _grad_q_kernel(
             r = s * factor[:, None] + factor[:, None]
         slope = tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None]
         slope = slope * (r * r * r)
-        if (
-            q.dtype == tl.float16
-        ):  # past the last key it may overflow, and meets a zero in the product
+        if q.dtype == tl.float16:  # past the last key it may be infinite, and k is zero
             slope = tl.where(keys[None, :] < n_keys, slope, 0.0)
         acc = tl.dot(slope.to(k.dtype), k, acc, input_precision=PRECISION)
     acc = acc * (4.0 * factor)[:, None]
