@@ -63,8 +63,8 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
             paper trains ImageNet with. 'trunc_normal' (std .02) is what the authors' segmentation
             code fills a network with before it loads a checkpoint; PolyConv branches then start
             close to zero, with hardly any gradient.
-        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads a path, a url or a published
-            file, in the authors' names or in ours, and checks every key. Other kinds of mmengine's
+        init_cfg: ``dict(type='Pretrained', checkpoint='polynext://cpolynext_s')``, or a path or url,
+            loads weights in the authors' names or in ours and checks every key. mmengine's other
             initializers work too. None keeps ``weight_init``.
         pretrained: Must be None. mmseg's segmentors pass it on to their backbone.
 
