@@ -81,7 +81,7 @@ def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
     with safe_reading():
         model = init(cfg, checkpoint, device=device)
         if isinstance(
-            model.backbone, polynext_mm.PolyNeXt
+            model.backbone, polynext_mm.backbones.MultiScale
         ):  # mm only warns of heads that do not fit
             weights = files.read(checkpoint)['state_dict']
             loading.check(model, weights, checkpoint, evaluation=True)

@@ -1,5 +1,7 @@
 """Backbones for mm's registries."""
 
+from .metaformer import MetaFormer
+from .multiscale import MultiScale
 from .polynext import PolyNeXt
 
-__all__ = ['PolyNeXt']
+__all__ = ['MetaFormer', 'MultiScale', 'PolyNeXt']

@@ -8,7 +8,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 from torch import nn
 
-from ..backbones import PolyNeXt
+from ..backbones import MultiScale, PolyNeXt
 from ..weights import loading
 from .optim import AutocastOptimWrapper
 
@@ -42,7 +42,7 @@ class CheckpointGuardHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         model = _unwrapped(runner.model)
-        if not isinstance(getattr(model, 'backbone', None), PolyNeXt):
+        if not isinstance(getattr(model, 'backbone', None), MultiScale):
             return
         state_dict = checkpoint['state_dict']
         # heads are of interest here; the backbone's keys are checked by the backbone
@@ -87,7 +87,8 @@ class MachineHook(Hook):
     def _refuse_unknown_loss_scale(runner: Runner) -> None:
         wrapper = runner.optim_wrapper
         if isinstance(wrapper, AutocastOptimWrapper) or not any(
-            backbone.grad_clip_norm for backbone in _backbones(runner.model)
+            isinstance(backbone, PolyNeXt) and backbone.grad_clip_norm
+            for backbone in _backbones(runner.model)
         ):
             return
         if isinstance(wrapper, AmpOptimWrapper) or wrapper._accumulative_counts != 1:
@@ -105,5 +106,5 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def _backbones(model: nn.Module) -> list[PolyNeXt]:
-    return [module for module in model.modules() if isinstance(module, PolyNeXt)]
+def _backbones(model: nn.Module) -> list[MultiScale]:
+    return [module for module in model.modules() if isinstance(module, MultiScale)]

@@ -9,11 +9,9 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import Tensor, nn
 
-from ..backbones import PolyNeXt
+from ..backbones import MultiScale, PolyNeXt
 
-# Parameters of the backbone without weight decay, by the ends of their names. The released code made the
-# published numbers; the paper says that all norms are exempt.
-_SCALES = ('scale0', 'scale1', 'scale_logit', 'gate_logits')
+# The released code made the published numbers; the paper says that all norms are exempt.
 _NO_DECAY = ('released', 'paper')
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
@@ -26,14 +24,16 @@ class PolyNeXtOptimWrapperConstructor:
         optim_wrapper_cfg (dict): Of the wrapper; its ``optimizer`` has ``lr`` and ``weight_decay``.
         paramwise_cfg (dict | None): Of
 
-            - ``no_decay``: 'released' (default) exempts the backbone's output norms, skip scales, gates
-              and attention scales from decay; 'paper' all norms of the model besides.
+            - ``no_decay``: 'released' (default) exempts the backbone's output norms and learned scales
+              (of a PolyNeXt skip scales, gates and attention scales; of a MetaFormer residual scales
+              and activations) from decay; 'paper' all norms of the model besides.
             - ``head_lr_mult`` (float): On the learning rate of all that is not backbone. Defaults to 1.
             - ``layer_decay_rate`` (float | None): On the learning rate of the backbone, once for every
-              cell between a parameter and the output. Defaults to None.
+              cell (of a MetaFormer: block) between a parameter and the output. Defaults to None.
 
     Raises:
-        ValueError: For an unknown option or value, or a model without a PolyNeXt as ``backbone``.
+        ValueError: For an unknown option or value, or a model whose ``backbone`` is neither a PolyNeXt
+            nor a MetaFormer.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
@@ -57,9 +57,9 @@ class PolyNeXtOptimWrapperConstructor:
     def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict]:
         """Parameter groups with ``params``, ``names``, ``lr`` and ``weight_decay``."""
         backbone = getattr(model, 'backbone', None)
-        if not isinstance(backbone, PolyNeXt):
+        if not isinstance(backbone, MultiScale):
             raise ValueError(
-                f'{type(self).__name__} is for models whose backbone is a PolyNeXt, '
+                f'{type(self).__name__} is for models whose backbone is a PolyNeXt or a MetaFormer, '
                 f'got {type(backbone).__name__}'
             )
         exempt = self._exempt(model)
@@ -75,7 +75,7 @@ class PolyNeXtOptimWrapperConstructor:
             group['names'].append(name)
         return list(groups.values())
 
-    def _lr_mult(self, name: str, backbone: PolyNeXt) -> float:
+    def _lr_mult(self, name: str, backbone: MultiScale) -> float:
         if not name.startswith('backbone.'):
             return self.head_lr_mult
         if self.layer_decay_rate is None:
@@ -88,7 +88,7 @@ class PolyNeXtOptimWrapperConstructor:
         exempt = {
             name
             for name, _ in model.backbone.named_parameters(prefix='backbone')
-            if name.endswith(_SCALES) or '.out_norms.' in name
+            if name.endswith(model.backbone.scales) or '.out_norms.' in name
         }
         if self.no_decay == 'paper':
             exempt |= {

@@ -80,7 +80,7 @@ def adapt(backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, sourc
         del weights[key]
     missing = [key for key in expected if key not in weights]
     fresh = [key for key in missing if key.startswith('out_norms.')]
-    _raise_unless_equal(
+    raise_unless_equal(
         expected,
         weights,
         [key for key in missing if key not in fresh],
@@ -148,7 +148,7 @@ def check(
             )
         return 'the file is of another kind of model'
 
-    _raise_unless_equal(expected, heads, [key for key in missing if key not in reset], source, hint)
+    raise_unless_equal(expected, heads, [key for key in missing if key not in reset], source, hint)
     return report(type(model).__name__ + ' heads', len(heads), len(expected), source, reset, [])
 
 
@@ -202,13 +202,14 @@ def _hint(weights: Mapping[str, Tensor], backbone: nn.Module) -> str:
     return 'check in_channels, and that the file is whole'
 
 
-def _raise_unless_equal(
+def raise_unless_equal(
     expected: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
     missing: Collection[str],
     source,
     hint: Callable[[], str],
 ) -> None:
+    """Raise a CheckpointError that names what is missing, unexpected or of another shape, if any."""
     problems = []
     unexpected = [key for key in weights if key not in expected]
     shapes = [
