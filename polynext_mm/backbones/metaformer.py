@@ -161,7 +161,6 @@ def _adapt(backbone: MetaFormer, state_dict: dict[str, Tensor], prefix: str, sou
         CheckpointError: If anything but output norms and the classifier is missing or left over, or
             a shape is wrong.
     """
-    at_root = _TIMM_MARK in state_dict or _AUTHORS_MARK in state_dict
     weights = {
         key.removeprefix(prefix): state_dict.pop(key)
         for key in list(state_dict)
@@ -187,13 +186,12 @@ def _adapt(backbone: MetaFormer, state_dict: dict[str, Tensor], prefix: str, sou
     missing = [key for key in expected if key not in weights]
     fresh = [key for key in missing if key.startswith('out_norms.')]
 
-    def hint() -> str:
-        if not weights and prefix and at_root:
-            return "it is a backbone alone: give it as the backbone's init_cfg"
-        return _hint(weights, backbone)
-
     loading.raise_unless_equal(
-        expected, weights, [key for key in missing if key not in fresh], source, hint
+        expected,
+        weights,
+        [key for key in missing if key not in fresh],
+        source,
+        lambda: _hint(weights, backbone),
     )
     state_dict.update({prefix + key: value for key, value in weights.items()})
     return loading.report(
@@ -218,12 +216,14 @@ def _in_timms_names(weights: dict[str, Tensor], backbone: MetaFormer) -> dict[st
 def _hint(weights: Mapping[str, Tensor], backbone: MetaFormer) -> str:
     """Say what the file is, if that can be told."""
     if _TIMM_MARK not in weights:
-        return 'it has no weights of the backbone at all'
-    keys = {key for key in weights if not key.startswith('out_norms.')}
-    for arch in METAFORMERS:
-        with torch.device('meta'):
-            other = MetaFormer(arch, out_norm=False).state_dict()
-        same_width = other[_TIMM_MARK].shape[0] == weights[_TIMM_MARK].shape[0]
-        if same_width and set(other) == keys and arch != backbone.arch:
-            return f'the file is of arch {arch!r}: set arch to that'
+        return (
+            'it has no weights of the backbone at all (a file that holds a backbone alone is given '
+            'as init_cfg of the backbone)'
+        )
+    family = 'caformer' if any('.qkv.' in key for key in weights) else 'convformer'
+    width = 'm' if weights[_TIMM_MARK].shape[0] == 96 else 's'
+    third_stage = {key.split('.')[3] for key in weights if key.startswith('stages.2.blocks.')}
+    arch = f'{family}_{width}{2 * len(third_stage)}'  # half of all blocks are in the third stage
+    if arch in METAFORMERS and arch != backbone.arch:
+        return f'the file is of arch {arch!r}: set arch to that'
     return 'check in_channels, that the file is whole, and that arch and checkpoint belong together'

@@ -13,7 +13,7 @@ from mmengine.structures import InstanceData
 import polynext_mm  # noqa: F401 - mmcv's operators, before mmdet is imported
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*_coco_*.py'))
+CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*polynext*_coco_*.py'))
 
 
 def load(name: str) -> Config:
