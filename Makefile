@@ -1,48 +1,68 @@
-# Everything needs Python >= 3.10 and nothing else. VENV, PYTHON and JOBS can be set on the command line.
+# Needs Python 3.10 or newer. VENV, PYTHON and JOBS can be set on the command line. Durations are
+# those of a machine with 2 cores. `make -n TARGET` shows the commands.
 VENV ?= .venv
 PYTHON ?= python3
 JOBS ?= 2
 
-PIP = $(VENV)/bin/python -m pip install --quiet
+# Errors only. The versions are pinned and the mm packages installed without their dependencies, so
+# what pip warns about is meant to be so.
+PIP = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-warn-conflicts
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 UPSTREAM = $(VENV)/openmmlab
 
-.PHONY: install demo demo-detection test test-slow test-openmmlab lint clean
+.PHONY: install demo demo-detection lint test test-slow test-openmmlab clean
+.SILENT:
 
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml requirements/torch.txt requirements/base.txt requirements/onedl.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, this is " + sys.version + ": set PYTHON=python3.x")'
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit( \
+	    "Python 3.10 or newer is needed, and this is %s: set PYTHON=python3.x" % sys.version)'
+	echo '==> Creating a virtual environment in $(VENV) (seconds)'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -r requirements/torch.txt -r requirements/base.txt
+	echo '==> Installing torch (minutes: up to 3 GB to download)'
+	$(PIP) -r requirements/torch.txt
+	echo '==> Installing what the mm packages and the checks need (a minute)'
+	$(PIP) -r requirements/base.txt
+	echo '==> Installing mmengine, mmcv, mmsegmentation and mmdetection (a minute)'
 	$(PIP) --no-deps -r requirements/onedl.txt
+	echo '==> Installing polynext_mm from this folder (seconds)'
 	$(PIP) --no-deps --editable .
 	touch $@
 
 demo: $(INSTALLED)
+	echo '==> Training and evaluating a segmentor on demo/landcover (7 minutes)'
 	$(RUN) demo/segmentation.py
 
 demo-detection: $(INSTALLED)
+	echo '==> Training and evaluating two detectors on demo/treecrowns (8 minutes)'
 	$(RUN) demo/detection.py
 
 lint: $(INSTALLED)
+	echo '==> Checking style and format of all files (seconds)'
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 
 test: lint
+	echo '==> Running the tests, slow ones excepted (8 minutes)'
 	$(RUN) -m pytest -n $(JOBS) -m 'not slow'
 
 test-slow: $(INSTALLED)
+	echo '==> Running the slow tests (15 minutes)'
 	$(RUN) -m pytest -n $(JOBS) -m slow
 
-# the same tests on upstream OpenMMLab, whose packages are put in front of the default ones
+# Upstream's packages are put in front of the default ones.
 test-openmmlab: $(UPSTREAM)/.installed
-	PYTHONPATH=$(abspath $(UPSTREAM)) $(RUN) -m pytest -n $(JOBS) -m 'not slow' tests
+	echo '==> Running the tests on upstream OpenMMLab, slow ones excepted (8 minutes)'
+	PYTHONPATH=$(abspath $(UPSTREAM)) $(RUN) -m pytest -n $(JOBS) -m 'not slow'
 
 $(UPSTREAM)/.installed: $(INSTALLED) requirements/openmmlab.txt
+	echo "==> Installing upstream OpenMMLab's packages into $(UPSTREAM) (a minute)"
 	rm -rf $(UPSTREAM)
 	$(PIP) --no-deps --target $(UPSTREAM) -r requirements/openmmlab.txt
 	touch $@
 
 clean:
+	echo '==> Deleting $(VENV) and work_dirs'
 	rm -rf $(VENV) work_dirs

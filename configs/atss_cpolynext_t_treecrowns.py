@@ -1,6 +1,6 @@
-# CPolyNeXt-T with a narrow ATSS (a RetinaNet that picks its positive anchors by the statistics of their
-# overlaps), from scratch, on the sample in demo/treecrowns: what `make demo-detection` trains. A few
-# minutes on two cores; the choices are for that, not a recipe for anything larger.
+# CPolyNeXt-T with a narrow ATSS (a RetinaNet that chooses its positive anchors by statistics of
+# their overlaps), from scratch, on the sample in demo/treecrowns: what `make demo-detection` trains.
+# The settings are chosen for a few minutes on two cores and are no recipe for more.
 _base_ = [
     '_base_/models/retinanet_polynext.py',
     '_base_/schedules/coco_1x.py',
@@ -11,11 +11,11 @@ metainfo = dict(classes=('tree',), palette=[(250, 220, 60)])
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    # the trees of the validation tiles stand in other light, closer together
+    # in the validation tiles the light differs and trees are closer together
     dict(type='RandomResize', scale=(400, 400), ratio_range=(0.7, 1.3), keep_ratio=True),
     dict(type='RandomCrop', crop_size=(192, 192), allow_negative_crop=True),
     dict(type='PhotoMetricDistortion'),
-    # seen from above, a tree is a tree whichever way it is turned
+    # seen from above, trees have no orientation
     dict(
         type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']
     ),
@@ -75,7 +75,7 @@ model = dict(
         stacked_convs=2,
         feat_channels=64,
         norm_cfg=dict(type='GN', num_groups=16),
-        # half of the crowns are 30 to 41 pixels across: the finest anchors have 32
+        # half of the crowns are 30 to 41 pixels across, and the finest anchors 32
         anchor_generator=dict(
             type='AnchorGenerator',
             octave_base_scale=4,
@@ -99,12 +99,12 @@ model = dict(
         pos_weight=-1,
         debug=False,
     ),
-    test_cfg=dict(score_thr=0.01),
-)  # a short training leaves scores low
+    test_cfg=dict(score_thr=0.01),  # scores stay low in a short training
+)
 
 max_iters = 600
 optim_wrapper = dict(
-    dtype='float32',  # bfloat16 is faster on CPUs that have units for it, and slower on the others
+    dtype='float32',  # bfloat16 is faster only on CPUs with instructions for it
     optimizer=dict(lr=2e-3),
     clip_grad=dict(max_norm=5.0),
 )

@@ -1,4 +1,4 @@
-# mmdet's ResNet-18 in place of CPolyNeXt-T, all else equal: what `make demo-detection` compares with.
+# The same with mmdet's ResNet-18 as backbone: what `make demo-detection` compares with.
 _base_ = 'atss_cpolynext_t_treecrowns.py'
 model = dict(
     backbone=dict(

@@ -1,5 +1,5 @@
-# APolyNeXt-B with Cascade Mask R-CNN on COCO, 36 epochs, multi-scale. Drop path
-# .1 more than the next smaller network has: a guess.
+# APolyNeXt-B with Cascade Mask R-CNN on COCO, 36 epochs, multi-scale. The drop path rate is a
+# guess: .1 more than for S.
 _base_ = [
     '_base_/models/cascade_mask_rcnn_polynext.py',
     '_base_/datasets/coco_instance_ms_crop.py',
@@ -11,10 +11,7 @@ model = dict(
         arch='apolynext_b',
         drop_path_rate=0.3,
         grad_clip_norm=5.0,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_b.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://apolynext_b'),
     ),
     neck=dict(in_channels=[84, 168, 336, 504]),
 )

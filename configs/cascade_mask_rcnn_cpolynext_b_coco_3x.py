@@ -1,5 +1,5 @@
-# CPolyNeXt-B with Cascade Mask R-CNN on COCO, 36 epochs, multi-scale. Drop path
-# .1 more than the next smaller network has: a guess.
+# CPolyNeXt-B with Cascade Mask R-CNN on COCO, 36 epochs, multi-scale. The drop path rate is a
+# guess: .1 more than for S.
 _base_ = [
     '_base_/models/cascade_mask_rcnn_polynext.py',
     '_base_/datasets/coco_instance_ms_crop.py',
@@ -10,10 +10,7 @@ model = dict(
     backbone=dict(
         arch='cpolynext_b',
         drop_path_rate=0.3,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_b.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://cpolynext_b'),
     ),
     neck=dict(in_channels=[84, 168, 336, 504]),
 )

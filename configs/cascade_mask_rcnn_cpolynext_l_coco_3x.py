@@ -1,5 +1,5 @@
-# CPolyNeXt-L with Cascade Mask R-CNN on COCO, 36 epochs, multi-scale. Drop path
-# .1 more than the next smaller network has: a guess.
+# CPolyNeXt-L with Cascade Mask R-CNN on COCO, 36 epochs, multi-scale. The drop path rate is a
+# guess: .1 more than for B.
 _base_ = [
     '_base_/models/cascade_mask_rcnn_polynext.py',
     '_base_/datasets/coco_instance_ms_crop.py',
@@ -10,10 +10,7 @@ model = dict(
     backbone=dict(
         arch='cpolynext_l',
         drop_path_rate=0.4,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_l.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://cpolynext_l'),
     ),
     neck=dict(in_channels=[96, 192, 384, 576]),
 )

@@ -1,5 +1,5 @@
-# CPolyNeXt-S with Cascade Mask R-CNN on COCO, 36 epochs, multi-scale. Drop path .2
-# as mmdet's configs of Swin-S, 3x.
+# CPolyNeXt-S with Cascade Mask R-CNN on COCO, 36 epochs, multi-scale. The drop path rate of .2 is
+# that of mmdet's 3x configs for Swin-S.
 _base_ = [
     '_base_/models/cascade_mask_rcnn_polynext.py',
     '_base_/datasets/coco_instance_ms_crop.py',
@@ -9,10 +9,7 @@ _base_ = [
 model = dict(
     backbone=dict(
         arch='cpolynext_s',
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_s.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://cpolynext_s'),
     ),
     neck=dict(in_channels=[72, 144, 288, 432]),
 )

@@ -1,5 +1,5 @@
-# APolyNeXt-B with Mask R-CNN on COCO, 12 epochs. MogaNet-S trains with drop path .1; more for
-# a larger network is a guess.
+# APolyNeXt-B with Mask R-CNN on COCO, 12 epochs. The drop path rate is a guess: that of MogaNet-S
+# (.1), raised for the larger network.
 _base_ = [
     '_base_/models/mask_rcnn_polynext.py',
     '_base_/datasets/coco_instance.py',
@@ -11,10 +11,7 @@ model = dict(
         arch='apolynext_b',
         drop_path_rate=0.2,
         grad_clip_norm=5.0,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_b.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://apolynext_b'),
     ),
     neck=dict(in_channels=[84, 168, 336, 504]),
 )

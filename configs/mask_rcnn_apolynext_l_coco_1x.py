@@ -1,5 +1,5 @@
-# APolyNeXt-L with Mask R-CNN on COCO, 12 epochs. MogaNet-S trains with drop path .1; more for
-# a larger network is a guess.
+# APolyNeXt-L with Mask R-CNN on COCO, 12 epochs. The drop path rate is a guess: that of MogaNet-S
+# (.1), raised for the larger network.
 _base_ = [
     '_base_/models/mask_rcnn_polynext.py',
     '_base_/datasets/coco_instance.py',
@@ -11,10 +11,7 @@ model = dict(
         arch='apolynext_l',
         drop_path_rate=0.3,
         grad_clip_norm=5.0,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_l.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://apolynext_l'),
     ),
     neck=dict(in_channels=[96, 192, 384, 576]),
 )

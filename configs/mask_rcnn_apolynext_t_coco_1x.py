@@ -9,10 +9,7 @@ model = dict(
     backbone=dict(
         arch='apolynext_t',
         grad_clip_norm=5.0,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_t.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://apolynext_t'),
     ),
     neck=dict(in_channels=[48, 96, 192, 288]),
 )

@@ -1,5 +1,5 @@
-# CAFormer-S18 with Mask R-CNN on COCO, 12 epochs, a peer of APolyNeXt-S: the recipe of its config, so
-# that the backbone alone differs. Nobody has published this one.
+# CAFormer-S18 with Mask R-CNN on COCO, 12 epochs, the peer of APolyNeXt-S. The recipe is that of
+# APolyNeXt-S, without its clips. Nobody has published this one.
 _base_ = [
     '_base_/models/mask_rcnn_polynext.py',
     '_base_/datasets/coco_instance.py',

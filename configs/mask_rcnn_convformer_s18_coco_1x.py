@@ -1,5 +1,5 @@
-# ConvFormer-S18 with Mask R-CNN on COCO, 12 epochs, a peer of CPolyNeXt-S: the recipe of its config, so
-# that the backbone alone differs. Nobody has published this one.
+# ConvFormer-S18 with Mask R-CNN on COCO, 12 epochs, the peer of CPolyNeXt-S. The recipe is that of
+# CPolyNeXt-S. Nobody has published this one.
 _base_ = [
     '_base_/models/mask_rcnn_polynext.py',
     '_base_/datasets/coco_instance.py',

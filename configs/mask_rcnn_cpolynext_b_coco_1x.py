@@ -1,5 +1,5 @@
-# CPolyNeXt-B with Mask R-CNN on COCO, 12 epochs. MogaNet-S trains with drop path .1; more for
-# a larger network is a guess.
+# CPolyNeXt-B with Mask R-CNN on COCO, 12 epochs. The drop path rate is a guess: that of MogaNet-S
+# (.1), raised for the larger network.
 _base_ = [
     '_base_/models/mask_rcnn_polynext.py',
     '_base_/datasets/coco_instance.py',
@@ -10,10 +10,7 @@ model = dict(
     backbone=dict(
         arch='cpolynext_b',
         drop_path_rate=0.2,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_b.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://cpolynext_b'),
     ),
     neck=dict(in_channels=[84, 168, 336, 504]),
 )

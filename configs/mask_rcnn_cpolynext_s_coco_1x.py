@@ -1,5 +1,5 @@
-# CPolyNeXt-S with Mask R-CNN on COCO, 12 epochs: MogaNet-S has 46.6 box AP and
-# 42.2 mask AP here.
+# CPolyNeXt-S with Mask R-CNN on COCO, 12 epochs. MogaNet-S reaches 46.6 box AP and 42.2 mask AP
+# with this recipe.
 _base_ = [
     '_base_/models/mask_rcnn_polynext.py',
     '_base_/datasets/coco_instance.py',
@@ -9,10 +9,7 @@ _base_ = [
 model = dict(
     backbone=dict(
         arch='cpolynext_s',
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_s.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://cpolynext_s'),
     ),
     neck=dict(in_channels=[72, 144, 288, 432]),
 )

@@ -1,5 +1,5 @@
-# CPolyNeXt-S with Mask R-CNN on COCO, 36 epochs, multi-scale. Drop path .2 as mmdet's
-# configs of Swin-T and Swin-S.
+# CPolyNeXt-S with Mask R-CNN on COCO, 36 epochs, multi-scale. The drop path rate of .2 is that of
+# mmdet's configs for Swin-T and Swin-S.
 _base_ = [
     '_base_/models/mask_rcnn_polynext.py',
     '_base_/datasets/coco_instance_ms_crop.py',
@@ -10,10 +10,7 @@ model = dict(
     backbone=dict(
         arch='cpolynext_s',
         drop_path_rate=0.2,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_s.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://cpolynext_s'),
     ),
     neck=dict(in_channels=[72, 144, 288, 432]),
 )

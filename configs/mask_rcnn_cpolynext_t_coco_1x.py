@@ -8,10 +8,7 @@ _base_ = [
 model = dict(
     backbone=dict(
         arch='cpolynext_t',
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_t.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://cpolynext_t'),
     ),
     neck=dict(in_channels=[48, 96, 192, 288]),
 )

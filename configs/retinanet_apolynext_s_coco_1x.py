@@ -1,5 +1,5 @@
-# APolyNeXt-S with RetinaNet on COCO, 12 epochs (MogaNet-S: AdamW, lr 1e-4, weight decay
-# .05, drop path .1; 45.8 AP).
+# APolyNeXt-S with RetinaNet on COCO, 12 epochs. The recipe (AdamW, lr 1e-4, weight decay .05, drop
+# path .1) is that of MogaNet-S, which reaches 45.8 AP with it.
 _base_ = [
     '_base_/models/retinanet_polynext.py',
     '_base_/datasets/coco_detection.py',
@@ -10,10 +10,7 @@ model = dict(
     backbone=dict(
         arch='apolynext_s',
         grad_clip_norm=5.0,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_s.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://apolynext_s'),
     ),
     neck=dict(in_channels=[144, 288, 432]),
 )

@@ -1,4 +1,4 @@
-# APolyNeXt-T with RetinaNet on COCO, 12 epochs. Optimizer as of MogaNet-S: lr 1e-4.
+# APolyNeXt-T with RetinaNet on COCO, 12 epochs. The learning rate of 1e-4 is that of MogaNet-S.
 _base_ = [
     '_base_/models/retinanet_polynext.py',
     '_base_/datasets/coco_detection.py',
@@ -9,10 +9,7 @@ model = dict(
     backbone=dict(
         arch='apolynext_t',
         grad_clip_norm=5.0,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_t.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://apolynext_t'),
     ),
     neck=dict(in_channels=[96, 192, 288]),
 )

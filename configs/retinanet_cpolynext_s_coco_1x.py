@@ -1,5 +1,5 @@
-# CPolyNeXt-S with RetinaNet on COCO, 12 epochs (MogaNet-S: AdamW, lr 1e-4, weight decay
-# .05, drop path .1; 45.8 AP).
+# CPolyNeXt-S with RetinaNet on COCO, 12 epochs. The recipe (AdamW, lr 1e-4, weight decay .05, drop
+# path .1) is that of MogaNet-S, which reaches 45.8 AP with it.
 _base_ = [
     '_base_/models/retinanet_polynext.py',
     '_base_/datasets/coco_detection.py',
@@ -9,10 +9,7 @@ _base_ = [
 model = dict(
     backbone=dict(
         arch='cpolynext_s',
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_s.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://cpolynext_s'),
     ),
     neck=dict(in_channels=[144, 288, 432]),
 )

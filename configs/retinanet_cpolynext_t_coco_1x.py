@@ -1,4 +1,4 @@
-# CPolyNeXt-T with RetinaNet on COCO, 12 epochs. Optimizer as of MogaNet-S: lr 1e-4.
+# CPolyNeXt-T with RetinaNet on COCO, 12 epochs. The learning rate of 1e-4 is that of MogaNet-S.
 _base_ = [
     '_base_/models/retinanet_polynext.py',
     '_base_/datasets/coco_detection.py',
@@ -8,10 +8,7 @@ _base_ = [
 model = dict(
     backbone=dict(
         arch='cpolynext_t',
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_t.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://cpolynext_t'),
     ),
     neck=dict(in_channels=[96, 192, 288]),
 )

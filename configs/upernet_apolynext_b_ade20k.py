@@ -1,5 +1,5 @@
-# APolyNeXt-B with UperNet on ADE20K. Nobody has published this one: the drop path rate is that of its
-# ImageNet training (0.4) plus .05, the step that the authors took for S (0.25 to .3).
+# APolyNeXt-B with UperNet on ADE20K. No result is published; the drop path rate is that of ImageNet
+# training (0.4) plus .05, the difference that the authors chose for S (0.25 and 0.3).
 _base_ = [
     '_base_/models/upernet_polynext.py',
     '_base_/datasets/ade20k.py',
@@ -11,10 +11,7 @@ model = dict(
         arch='apolynext_b',
         drop_path_rate=0.45,
         grad_clip_norm=5.0,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_b.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://apolynext_b'),
     ),
     decode_head=dict(in_channels=[84, 168, 336, 504]),
     auxiliary_head=dict(in_channels=336),

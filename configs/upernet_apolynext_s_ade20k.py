@@ -1,4 +1,4 @@
-# APolyNeXt-S with UperNet on ADE20K: published 49.9 mIoU (the authors').
+# APolyNeXt-S with UperNet on ADE20K. Published by the authors: 49.9 mIoU.
 _base_ = [
     '_base_/models/upernet_polynext.py',
     '_base_/datasets/ade20k.py',
@@ -10,10 +10,7 @@ model = dict(
         arch='apolynext_s',
         drop_path_rate=0.3,
         grad_clip_norm=5.0,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/apolynext_s.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://apolynext_s'),
     ),
     decode_head=dict(in_channels=[72, 144, 288, 432]),
     auxiliary_head=dict(in_channels=288),

@@ -1,8 +1,7 @@
-# ConvFormer-S18 with UperNet on ADE20K, a peer of CPolyNeXt-S: published 48.6 mIoU (the authors of
-# "MetaFormer Baselines for Vision", arXiv 2210.13452, and the table of PolyNeXt's paper).
-# Published are batch 16 and 160k iterations; all else is the recipe of PolyNeXt's configs, so that the
-# backbone alone differs. Drop path: .2 on ImageNet, .1 more here, as the authors added for
-# CPolyNeXt-S.
+# ConvFormer-S18 with UperNet on ADE20K, the peer of CPolyNeXt-S. Published: 48.6 mIoU, in the table
+# of PolyNeXt's paper, with UperNet, batch 16 and 160k iterations. No config of that run is public:
+# all else is the recipe of CPolyNeXt-S, so that only the backbone differs. The drop
+# path rate is that of ImageNet, .2, and .1 more, as for CPolyNeXt-S.
 _base_ = [
     '_base_/models/upernet_polynext.py',
     '_base_/datasets/ade20k.py',

@@ -1,5 +1,5 @@
-# CPolyNeXt-B with UperNet on ADE20K. Nobody has published this one: the drop path rate is that of its
-# ImageNet training (0.3) plus .1, the step that the authors took for S (0.2 to .3).
+# CPolyNeXt-B with UperNet on ADE20K. No result is published; the drop path rate is that of ImageNet
+# training (0.3) plus .1, the difference that the authors chose for S (0.2 and 0.3).
 _base_ = [
     '_base_/models/upernet_polynext.py',
     '_base_/datasets/ade20k.py',
@@ -10,10 +10,7 @@ model = dict(
     backbone=dict(
         arch='cpolynext_b',
         drop_path_rate=0.4,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_b.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://cpolynext_b'),
     ),
     decode_head=dict(in_channels=[84, 168, 336, 504]),
     auxiliary_head=dict(in_channels=336),

@@ -1,4 +1,4 @@
-# CPolyNeXt-S with UperNet on ADE20K: published 50.6 mIoU (the authors').
+# CPolyNeXt-S with UperNet on ADE20K. Published by the authors: 50.6 mIoU.
 _base_ = [
     '_base_/models/upernet_polynext.py',
     '_base_/datasets/ade20k.py',
@@ -9,10 +9,7 @@ model = dict(
     backbone=dict(
         arch='cpolynext_s',
         drop_path_rate=0.3,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_s.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://cpolynext_s'),
     ),
     decode_head=dict(in_channels=[72, 144, 288, 432]),
     auxiliary_head=dict(in_channels=288),

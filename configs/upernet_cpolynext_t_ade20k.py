@@ -1,5 +1,5 @@
-# CPolyNeXt-T with UperNet on ADE20K. Nobody has published this one: the drop path rate is that of its
-# ImageNet training (0) plus .1, the step that the authors took for S (0.2 to .3).
+# CPolyNeXt-T with UperNet on ADE20K. No result is published; the drop path rate is that of ImageNet
+# training (0) plus .1, the difference that the authors chose for S (0.2 and 0.3).
 _base_ = [
     '_base_/models/upernet_polynext.py',
     '_base_/datasets/ade20k.py',
@@ -10,10 +10,7 @@ model = dict(
     backbone=dict(
         arch='cpolynext_t',
         drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/cpolynext_t.pt',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='polynext://cpolynext_t'),
     ),
     decode_head=dict(in_channels=[48, 96, 192, 288]),
     auxiliary_head=dict(in_channels=192),

@@ -1,5 +1,5 @@
 # CPolyNeXt-T with a narrow UperNet, from scratch, on the sample in demo/landcover: what `make demo`
-# trains. A few minutes on two cores; the choices are for that, not a recipe for anything larger.
+# trains. The settings are chosen for a few minutes on two cores and are no recipe for more.
 _base_ = [
     '_base_/models/upernet_polynext.py',
     '_base_/schedules/ade20k_160k.py',
@@ -17,11 +17,11 @@ metainfo = dict(
         [190, 160, 130],
     ],
 )
-# tiles are 64 pixels: enlarged, a cell of stride 4 sees two pixels of the picture
+# tiles are 64x64; enlarged, a position at stride 4 covers 2x2 of their pixels
 enlarge = dict(type='Resize', scale=(128, 128))
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='LoadAnnotations'),
     enlarge,
     dict(type='RandomCrop', crop_size=(64, 64)),
     dict(type='RandomFlip', prob=0.5),
@@ -31,7 +31,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     enlarge,
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(
@@ -78,7 +78,7 @@ model = dict(
 
 max_iters = 700
 optim_wrapper = dict(
-    dtype='float32',  # bfloat16 is faster on CPUs that have units for it, and slower on the others
+    dtype='float32',  # bfloat16 is faster only on CPUs with instructions for it
     optimizer=dict(lr=2e-3),
     paramwise_cfg=dict(head_lr_mult=1.0),
     clip_grad=dict(max_norm=5.0),

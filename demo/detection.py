@@ -1,26 +1,25 @@
-"""Train, evaluate and picture a detector on the sample of this repository: ``make demo-detection``.
+"""Train, evaluate and draw a detector on the tree crown sample: ``make demo-detection``.
 
-The training is tools/train.py and the evaluation tools/test.py, as a user runs them. Beside CPolyNeXt-T
-stands mmdet's ResNet-18 with the same neck, head and data, trained for the same time: a short run of
-each tells how many iterations that is on this machine.
+tools/train.py trains and tools/test.py evaluates, as for a user. mmdet's ResNet-18, with the same
+neck, head and data, is trained for the same time; a short run of each model tells how many
+iterations that is on this machine.
 """
 
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from mmengine.config import Config
 
-ROOT = Path(__file__).resolve().parent.parent
+from run_tools import ROOT, newest, run_tool
+
 NAMES = {
     ROOT / 'configs' / 'atss_cpolynext_t_treecrowns.py': 'CPolyNeXt-T',
     ROOT / 'configs' / 'atss_resnet18_treecrowns.py': 'ResNet-18',
 }
-SECONDS = 200  # of training, for each
+SECONDS = 200
 PACE_ITERS = 24
 
 
@@ -30,19 +29,15 @@ def parse_args() -> argparse.Namespace:
         '--work-dir',
         type=Path,
         default=Path('work_dirs'),
-        help='where each config gets a folder of its own',
+        help='folder with a subfolder for each config (default: %(default)s)',
     )
     parser.add_argument(
         '--seconds',
         type=float,
         default=SECONDS,
-        help='of training, for each of the two (default: %(default)s)',
+        help='training time of each of the two models (default: %(default)s)',
     )
     return parser.parse_args()
-
-
-def run_tool(name: str, *args) -> None:
-    subprocess.run([sys.executable, str(ROOT / 'tools' / name), *map(str, args)], check=True)
 
 
 def train(config: Path, iterations: int, work_dir: Path) -> list[float]:
@@ -68,35 +63,23 @@ def train(config: Path, iterations: int, work_dir: Path) -> list[float]:
 
 
 def pace(config: Path, work_dir: Path) -> float:
-    """Seconds of an iteration: the median of a short run, whose first ones are slower."""
+    """Return the seconds of an iteration: the median of a short run, which starts slowly."""
     return statistics.median(train(config, PACE_ITERS, work_dir))
 
 
 def evaluate(config: Path, iterations: int, work_dir: Path) -> dict[str, float]:
-    """COCO's metrics on the validation tiles, and their pictures: truth left, detections right."""
-    run_tool(
-        'test.py',
-        config,
-        work_dir / f'iter_{iterations}.pth',
-        '--work-dir',
-        work_dir,
-        '--show-dir',
-        work_dir / 'pictures',
-    )
+    """Return COCO's metrics on the validation tiles, and draw truth and detections side by side."""
+    checkpoint, pictures = work_dir / f'iter_{iterations}.pth', work_dir / 'pictures'
+    run_tool('test.py', config, checkpoint, '--work-dir', work_dir, '--show-dir', pictures)
     return json.loads(newest(work_dir, '*/*.json').read_text())
-
-
-def newest(folder: Path, pattern: str) -> Path:
-    return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
 
 
 def main() -> None:
     args = parse_args()
     start = time.monotonic()
     folders = {config: args.work_dir / config.stem for config in NAMES}
-    # two at least: one to warm up
     iterations = {
-        config: max(2, round(args.seconds / pace(config, folder / 'pace')))
+        config: max(2, round(args.seconds / pace(config, folder / 'pace')))  # one to warm up
         for config, folder in folders.items()
     }
     rows = []
@@ -104,17 +87,16 @@ def main() -> None:
         seconds = sum(train(config, iterations[config], folder))
         rows.append((config, seconds, evaluate(config, iterations[config], folder)))
 
-    print(
-        f'\n{"tree crowns, from scratch":<26}{"iterations":>11}{"seconds":>9}{"AP":>8}{"AP50":>8}'
-    )
+    title = 'tree crowns, from scratch'
+    print(f'\n{title:<26}{"iterations":>11}{"seconds":>9}{"AP":>8}{"AP50":>8}')
     for config, seconds, metrics in rows:
         print(
             f'{NAMES[config]:<26}{iterations[config]:>11}{seconds:>9.0f}'
             f'{metrics["coco/bbox_mAP"]:>8.3f}{metrics["coco/bbox_mAP_50"]:>8.3f}'
         )
     print(
-        f'\n{time.monotonic() - start:.0f} s in all; pictures of the validation tiles, truth on the '
-        'left and detections on the right:'
+        f'\n{time.monotonic() - start:.0f} s in all; pictures of the validation tiles, truth on '
+        'the left and detections on the right:'
     )
     for folder in folders.values():
         print(f'  {folder / "pictures"}')

@@ -1,8 +1,8 @@
-"""Make demo/treecrowns: tiles of aerial photographs with boxes on the tree crowns, as COCO has it.
+"""Make demo/treecrowns: tiles of aerial photographs with boxes on tree crowns, in COCO's layout.
 
-Photographs and boxes come out of the published Python package deepforest. Tiles of one photograph
-train, tiles of three others, two of them from other places altogether, validate. The same sources
-and the same Pillow give the same bytes.
+Photographs and boxes are taken from the published Python package deepforest. Tiles of one
+photograph are for training; tiles of three others, two of them from other places altogether, are
+for validation. The same sources and the same version of Pillow give the same bytes.
 
     python demo/make_treecrowns.py
     python demo/make_treecrowns.py --source FOLDER_WITH_THE_WHEEL --out SOMEWHERE_ELSE
@@ -12,6 +12,7 @@ import argparse
 import itertools
 import json
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +26,16 @@ PHOTOS = {
     'val': ('2019_YELL_2_541000_4977000_image_crop', 'OSBS_029', 'SOAP_061'),
 }
 
-TILE = 400  # pixels, roughly: every photograph is cut into equal parts
-MIN_VISIBLE = 1 / 3  # of a box's area
+TILE = 400  # pixels, about: every photograph is cut into equal parts
+MIN_VISIBLE = 1 / 3  # of the area of a box, for it to stay in a tile
 JPEG_QUALITY = 88
 
 
-def read_boxes(path):
+def read_boxes(path: Path) -> np.ndarray:
     """Read the boxes of a VOC file as (N, 4) integers: left, top, right, bottom.
 
-    VOC numbers pixels from 1 and its boxes include their last pixel. Ours count from 0 and end
-    before theirs, so that right - left is the width. All labels (tree, alive, dead) are trees.
+    VOC counts pixels from 1 and includes the last one in a box. Here they count from 0 and the last
+    one is excluded, so that right - left is the width. All labels (tree, alive, dead) are trees.
     """
     found = [
         [int(box.findtext(side)) for side in ('xmin', 'ymin', 'xmax', 'ymax')]
@@ -43,22 +44,21 @@ def read_boxes(path):
     return np.array(found, dtype=np.int64).reshape(-1, 4) - [1, 1, 0, 0]
 
 
-def cut_evenly(length):
-    """Return the edges, in pixels, of the equal parts of about TILE pixels in `length`."""
+def cut_evenly(length: int) -> list[int]:
+    """Return the edges of the equal parts of about TILE pixels in ``length`` pixels."""
     parts = max(1, round(length / TILE))
     return [index * length // parts for index in range(parts + 1)]
 
 
-def clip_boxes(boxes, window):
-    """Move boxes into a window, cut them at its edges and drop those with little left.
+def clip_boxes(boxes: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
+    """Clip boxes to a window and drop those of which too little is left.
 
     Args:
-        boxes (np.ndarray): (N, 4), left, top, right, bottom.
-        window (tuple[int]): Left, top, right, bottom.
+        boxes: Left, top, right, bottom, in shape (N, 4).
+        window: Left, top, right, bottom.
 
     Returns:
-        np.ndarray: (M, 4) boxes that count from the window's corner. Of each, at least
-        MIN_VISIBLE of the area lies in the window.
+        Boxes (M, 4) relative to the window's corner, each with at least MIN_VISIBLE of its area.
     """
     left, top, right, bottom = window
     clipped = np.clip(boxes, [left, top, left, top], [right, bottom, right, bottom])
@@ -66,12 +66,17 @@ def clip_boxes(boxes, window):
     return clipped[visible] - [left, top, left, top]
 
 
-def cut_photo(photo, boxes):
-    """Yield (suffix, tile, boxes) for every tile of a photograph, also for those without trees.
+def cut_photo(
+    photo: Image.Image, boxes: np.ndarray
+) -> Iterator[tuple[str, Image.Image, np.ndarray]]:
+    """Cut a photograph into tiles, including those without trees.
 
     Args:
-        photo (PIL.Image.Image): The photograph.
-        boxes (np.ndarray): Its boxes, (N, 4).
+        photo: The photograph.
+        boxes: Its boxes, (N, 4).
+
+    Yields:
+        The suffix of a tile's name, its image and its boxes.
     """
     rows, cols = cut_evenly(photo.height), cut_evenly(photo.width)
     for row, (top, bottom) in enumerate(itertools.pairwise(rows)):
@@ -80,15 +85,14 @@ def cut_photo(photo, boxes):
             yield f'r{row}_c{col}', photo.crop(window), clip_boxes(boxes, window)
 
 
-def make_split(photos, folder):
-    """Write the tiles of some photographs to `folder` and return their COCO annotations.
+def make_split(photos: dict[str, tuple[Image.Image, np.ndarray]], folder: Path) -> dict:
+    """Write the tiles of photographs and return their annotations in COCO's format.
 
     Args:
-        photos (dict[str, tuple]): Name of each photograph to its image and boxes.
-        folder (Path): Where the tiles go.
+        photos: Image and boxes of each photograph, by name.
+        folder: For the tiles. Tiles that an earlier run left in it are deleted.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # A tile of an earlier run that this one does not make must not stay behind.
     for stale in folder.glob('*_r[0-9]_c[0-9].jpg'):
         stale.unlink()
     images, annotations = [], []
@@ -102,7 +106,7 @@ def make_split(photos, folder):
             )
             for left, top, right, bottom in tile_boxes.tolist():
                 width, height = right - left, bottom - top
-                # From 1, because COCO's evaluation takes a match with box 0 for no match.
+                # Ids start at 1: COCO's evaluation takes a match with box 0 for no match.
                 annotations.append(
                     {
                         'id': len(annotations) + 1,
@@ -121,22 +125,25 @@ def make_split(photos, folder):
     }
 
 
-def load_photo(folder, name):
-    """Read a photograph as an RGB image, and its boxes, (N, 4)."""
+def load_photo(folder: Path, name: str) -> tuple[Image.Image, np.ndarray]:
+    """Read a photograph as an RGB image, and its boxes, (N, 4).
+
+    Raises:
+        SystemExit: If a file is missing, or boxes extend beyond the photograph.
+    """
     with Image.open(find_file(folder, f'{name}.png', PACKAGE)) as image:
         photo = image.convert('RGB')
     voc = find_file(folder, f'{name}.xml', PACKAGE)
     boxes = read_boxes(voc)
     if boxes.min(initial=0) < 0 or (boxes[:, 2:] > photo.size).any():
         raise SystemExit(
-            f'{voc} has boxes outside of its photograph, which is '
-            f'{photo.width} x {photo.height} pixels.'
+            f'{voc} has boxes outside its photograph of {photo.width} x {photo.height} pixels'
         )
     return photo, boxes
 
 
-def report(split, coco):
-    """Say how many tiles and boxes a split got, and how large the boxes are."""
+def report(split: str, coco: dict) -> None:
+    """Print how many tiles and boxes a split has, and how large the boxes are."""
     sizes = [annotation['bbox'][2:] for annotation in coco['annotations']]
     width, height = np.median(sizes, axis=0)
     empty = len(coco['images']) - len({box['image_id'] for box in coco['annotations']})
@@ -146,7 +153,7 @@ def report(split, coco):
     )
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         '--source',
@@ -159,7 +166,7 @@ def main():
         '--out',
         type=Path,
         metavar='DIR',
-        default=Path(__file__).resolve().parents[1] / 'demo' / 'treecrowns',
+        default=Path(__file__).with_name('treecrowns'),
         help='folder to write to (default: demo/treecrowns)',
     )
     args = parser.parse_args()
@@ -173,8 +180,8 @@ def main():
             report(split, coco)
 
 
-def _areas(boxes):
-    """Return the areas, (N,), of (N, 4) boxes; a clipped box that lies outside has none."""
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    """Return the areas, (N,), of boxes (N, 4); zero for a clipped box that lies outside."""
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 

@@ -1,14 +1,12 @@
-"""Train, evaluate and picture the main job on the sample of this repository: ``make demo``.
+"""Train, evaluate and draw a segmentor on the land cover sample: ``make demo``.
 
-The training is tools/train.py and the evaluation tools/test.py, as a user runs them. Beside the network
-stands a classifier that sees nothing but the colour of each pixel, fitted to the same tiles: what it
-reaches is there without looking at the surroundings.
+tools/train.py trains and tools/test.py evaluates, as for a user. For comparison, a classifier that
+sees only the colour of each pixel is fitted to the same tiles: its IoU can be had without looking
+at the surroundings.
 """
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,7 +20,8 @@ from mmengine.config import Config  # noqa: E402
 from mmseg.evaluation import IoUMetric  # noqa: E402
 from PIL import Image  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
+from run_tools import ROOT, newest, run_tool  # noqa: E402
+
 CONFIG = ROOT / 'configs' / 'upernet_cpolynext_t_landcover.py'
 SAMPLE = ROOT / 'demo' / 'landcover'
 IGNORED = 255
@@ -31,33 +30,47 @@ SHEET_ROWS = 8
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train and evaluate on the land cover sample')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs') / CONFIG.stem)
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        default=Path('work_dirs') / CONFIG.stem,
+        help='folder for checkpoints, logs and pictures (default: %(default)s)',
+    )
     parser.add_argument('--max-iters', type=int, help="instead of the config's, for a quick look")
     return parser.parse_args()
 
 
-def run_tool(name: str, *args) -> float:
-    """Run a script of tools/ and return the seconds it took."""
-    start = time.monotonic()
-    subprocess.run([sys.executable, str(ROOT / 'tools' / name), *map(str, args)], check=True)
-    return time.monotonic() - start
+def shortened(max_iters: int) -> list[str]:
+    """Return arguments of train.py for a training of so many iterations, evaluated at its end."""
+    return [
+        '--cfg-options',
+        f'train_cfg.max_iters={max_iters}',
+        f'train_cfg.val_interval={max_iters}',
+        f'default_hooks.checkpoint.interval={max_iters}',
+        'default_hooks.logger.interval=1',
+    ]
 
 
 def load_tiles(split: str) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names, images (N, H, W, 3) and labels (N, H, W) of a split: classes from 0, 255 to ignore."""
+    """Load a split of the sample.
+
+    Returns:
+        Names; images, (N, H, W, 3) uint8; labels, (N, H, W) uint8, classes from 0 and IGNORED.
+    """
     files = sorted((SAMPLE / 'images' / split).glob('*.jpg'))
+    names = [file.stem for file in files]
     images = np.stack([np.asarray(Image.open(file)) for file in files])
-    labels = np.stack(
-        [
-            np.asarray(Image.open(SAMPLE / 'annotations' / split / f'{file.stem}.png'))
-            for file in files
-        ]
-    )
-    return [file.stem for file in files], images, labels - 1  # uint8: 0 becomes 255
+    labels = load_labels(SAMPLE / 'annotations' / split, names)
+    return names, images, labels
+
+
+def load_labels(folder: Path, names: list[str]) -> np.ndarray:
+    """Load label images as (N, H, W) uint8: 0 becomes IGNORED, and classes start at 0."""
+    return np.stack([np.asarray(Image.open(folder / f'{name}.png')) for name in names]) - 1
 
 
 def class_ious(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """IoU of every class, in percent, as mmseg computes it."""
+    """Return the IoU of every class in percent, as mmseg computes it."""
     areas = IoUMetric.intersect_and_union(
         torch.from_numpy(predictions), torch.from_numpy(labels), num_classes, IGNORED
     )
@@ -67,7 +80,7 @@ def class_ious(predictions: np.ndarray, labels: np.ndarray, num_classes: int) ->
 def predict_by_colour(
     images: np.ndarray, labels: np.ndarray, others: np.ndarray, num_classes: int
 ) -> np.ndarray:
-    """Fit a per-pixel classifier (three layers of 1x1) to ``images`` and apply it to ``others``."""
+    """Fit a classifier of single pixels to ``images`` and return its labels for ``others``."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(
         torch.nn.Linear(3, 64),
@@ -96,16 +109,15 @@ def predict_by_colour(
 def draw_sheet(
     path: Path, images: np.ndarray, labels: np.ndarray, predictions: np.ndarray, metainfo: dict
 ) -> None:
-    """Rows of input, truth and prediction, with a legend; spread over the validation tiles."""
-    palette = np.full((256, 3), 0, np.uint8)
+    """Draw input, truth and prediction of tiles from all over the split, with a legend."""
+    palette = np.zeros((256, 3), np.uint8)
     palette[: len(metainfo['palette'])] = metainfo['palette']
     picked = np.linspace(0, len(images) - 1, 2 * SHEET_ROWS).astype(int)
     figure, axes = plt.subplots(SHEET_ROWS, 6, figsize=(9, 1.5 * SHEET_ROWS + 0.6))
     for place, tile in enumerate(picked):
         row, half = place % SHEET_ROWS, 3 * (place // SHEET_ROWS)
-        truth = palette[labels[tile]]
-        predicted = palette[predictions[tile]]
-        for axis, picture in zip(axes[row, half : half + 3], (images[tile], truth, predicted)):
+        pictures = images[tile], palette[labels[tile]], palette[predictions[tile]]
+        for axis, picture in zip(axes[row, half : half + 3], pictures):
             axis.imshow(picture)
             axis.axis('off')
     for axis, title in zip(axes[0], ('input', 'truth', 'prediction') * 2):
@@ -120,72 +132,51 @@ def draw_sheet(
     plt.close(figure)
 
 
-def draw_curves(path: Path, scalars: Path) -> None:
-    """Loss and validation mIoU over iterations, from the log of the training."""
-    records = [json.loads(line) for line in scalars.read_text().splitlines()]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
-    for axis, name, title in (
-        (left, 'loss', 'training loss'),
-        (right, 'mIoU', 'validation mIoU (%)'),
-    ):
-        points = [(record['step'], record[name]) for record in records if name in record]
-        axis.plot(*zip(*points), marker='o' if name == 'mIoU' else None)
-        axis.set(xlabel='iteration', title=title)
+def draw_curves(path: Path, log: Path) -> None:
+    """Draw training loss and validation mIoU over iterations.
+
+    mmseg's analyze_logs.py, which draws logs too, needs seaborn.
+    """
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
+    for axis, key in zip(axes, ('loss', 'mIoU')):
+        points = [(record['step'], record[key]) for record in records if key in record]
+        axis.plot(*zip(*points), marker='.')
+        axis.set(xlabel='iteration', title=key)
         axis.grid(alpha=0.3)
-    figure.tight_layout()
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
 def main() -> None:
     args = parse_args()
+    work_dir = args.work_dir
     cfg = Config.fromfile(CONFIG)
     iterations = args.max_iters or cfg.train_cfg.max_iters
-    options = (
-        []
-        if args.max_iters is None
-        else [
-            '--cfg-options',
-            f'train_cfg.max_iters={iterations}',
-            f'train_cfg.val_interval={iterations}',
-            f'default_hooks.checkpoint.interval={iterations}',
-            'default_hooks.logger.interval=1',
-        ]
-    )
-    seconds = run_tool('train.py', CONFIG, '--work-dir', args.work_dir, *options)
-    scalars = max(args.work_dir.glob('*/vis_data/scalars.json'), key=lambda p: p.stat().st_mtime)
-    folder = args.work_dir / 'predictions'
-    run_tool(
-        'test.py',
-        CONFIG,
-        args.work_dir / f'iter_{iterations}.pth',
-        '--work-dir',
-        args.work_dir,
-        '--out',
-        folder,
-    )
+    options = [] if args.max_iters is None else shortened(args.max_iters)
+    start = time.monotonic()
+    run_tool('train.py', CONFIG, '--work-dir', work_dir, *options)
+    seconds = time.monotonic() - start
+    log = newest(work_dir, '*/vis_data/scalars.json')
+    checkpoint, kept = work_dir / f'iter_{iterations}.pth', work_dir / 'predictions'
+    run_tool('test.py', CONFIG, checkpoint, '--work-dir', work_dir, '--out', kept)
 
     metainfo = cfg.metainfo
     num_classes = len(metainfo['classes'])
     _, train_images, train_labels = load_tiles('training')
     names, images, labels = load_tiles('validation')
-    predictions = np.stack([np.asarray(Image.open(folder / f'{name}.png')) for name in names]) - 1
-    ours = class_ious(predictions, labels, num_classes)
+    predictions = load_labels(kept, names)
     by_colour = predict_by_colour(train_images, train_labels, images, num_classes)
-    colour = class_ious(by_colour, labels, num_classes)
-    draw_sheet(args.work_dir / 'sheet.png', images, labels, predictions, metainfo)
-    draw_curves(args.work_dir / 'curves.png', scalars)
+    ours, colour = (class_ious(p, labels, num_classes) for p in (predictions, by_colour))
+    draw_sheet(work_dir / 'sheet.png', images, labels, predictions, metainfo)
+    draw_curves(work_dir / 'curves.png', log)
 
-    print(
-        f'\n{"IoU (%) on " + str(len(names)) + " tiles":<24}{"CPolyNeXt-T":>12}{"colour only":>14}'
-    )
+    print(f'\n{f"IoU (%) on {len(names)} tiles":<24}{"CPolyNeXt-T":>12}{"colour only":>14}')
     for name, a, b in zip(metainfo['classes'], ours, colour):
         print(f'{name:<24}{a:>12.1f}{b:>14.1f}')
     print(f'{"mIoU":<24}{ours.mean():>12.1f}{colour.mean():>14.1f}')
-    print(
-        f'\ntrained for {iterations} iterations in {seconds:.0f} s, validation included\n'
-        f'pictures: {args.work_dir / "sheet.png"}  {args.work_dir / "curves.png"}'
-    )
+    print(f'\ntrained for {iterations} iterations in {seconds:.0f} s, validation included')
+    print(f'pictures: {work_dir / "sheet.png"}  {work_dir / "curves.png"}')
 
 
 if __name__ == '__main__':

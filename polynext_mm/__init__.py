@@ -1,19 +1,47 @@
-"""PolyNeXt backbones for OpenMMLab: importing this registers everything.
+"""PolyNeXt backbones for OpenMMLab; the networks themselves need torch alone.
 
-``custom_imports = dict(imports=['polynext_mm'], allow_failed_imports=False)`` in a config is all that
-another project needs.
+``custom_imports = dict(imports=['polynext_mm'], allow_failed_imports=False)`` in a config is all
+that another project needs: importing this package registers backbones, hooks and optimizer wrapper
+with mmengine, lets its loader read PolyNeXt's files, and lets ``mmcv.ops`` work without mmcv's
+compiled extension. If mmengine has not been imported yet, all that happens as soon as it is, so
+that :mod:`polynext_mm.nn` and :mod:`polynext_mm.weights` neither need it nor wait for it.
 """
 
-from .compat import check_stack, install_mmcv_ops
+import importlib
+from typing import TYPE_CHECKING, Any
 
-check_stack()
-install_mmcv_ops()
+from .compat import install_mmcv_ops, when_imported
 
-from .backbones import MetaFormer, PolyNeXt  # noqa: E402 - the stack underneath must be whole first
-from .engine import *  # noqa: E402, F401, F403
-from .weights import install_loader  # noqa: E402
-
-install_loader()
+if TYPE_CHECKING:
+    from .backbones import MetaFormer, PolyNeXt
 
 __all__ = ['MetaFormer', 'PolyNeXt']
 __version__ = '0.1.0'
+
+_SUBPACKAGES = ('backbones', 'engine', 'nn', 'weights')
+
+
+def __getattr__(name: str) -> Any:
+    """Import a subpackage or a backbone on first use.
+
+    Raises:
+        ImportError: If it needs mmengine, which is not installed; the message says what to do.
+    """
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f'{__name__}.{name}')
+    if name in __all__:
+        return getattr(importlib.import_module(f'{__name__}.backbones'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SUBPACKAGES, *__all__})
+
+
+def _register() -> None:
+    install_mmcv_ops()
+    importlib.import_module(f'{__name__}.engine')  # and with it backbones
+    importlib.import_module(f'{__name__}.weights').install_loader()
+
+
+when_imported('mmengine', _register)

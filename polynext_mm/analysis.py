@@ -147,7 +147,7 @@ def count_config(config: Any, shape: Sequence[int] | None = None, device: str = 
         if device != 'meta':
             raise
         raise RuntimeError(
-            f'{type(model).__name__} does not run on the meta device, which has shapes and no values '
+            f'{type(model).__name__} does not run on the meta device, which has no values '
             f'({type(error).__name__}: {str(error).splitlines()[0]}): set the device to cpu'
         ) from error
 
@@ -174,7 +174,7 @@ def _build(config: Any, device: str) -> nn.Module:
 
 
 def _inference(model: nn.Module, size: tuple[int, int]) -> Callable[[Tensor], Any]:
-    """Return what inference computes of a batch of one image, up to where results are sorted out."""
+    """Return what inference computes of one image, up to where results are sorted out."""
     meta = dict(
         img_shape=size,
         ori_shape=size,
@@ -199,8 +199,8 @@ def _detect_in_two_stages(model: nn.Module, images: Tensor) -> None:
     kind = type(roi_head).__name__
     if kind not in _ROI_HEADS or roi_head.with_shared_head:
         raise ValueError(
-            f'the heads of {type(model).__name__} ({kind}) are not counted here: of detectors in two '
-            f'stages, those with {" or ".join(_ROI_HEADS)} are'
+            f'the heads of {type(model).__name__} ({kind}) are not counted here: of detectors in '
+            f'two stages, those with {" or ".join(_ROI_HEADS)} are'
         )
     model.rpn_head(model.extract_feat(images))
     regions = model.test_cfg.rpn.max_per_img

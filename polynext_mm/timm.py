@@ -9,8 +9,9 @@
     timm.create_model('apolynext_t', features_only=True, out_indices=(1, 2, 3))
 
 Neither mmengine nor any other package of OpenMMLab is needed. Names of weights are those of
-:class:`polynext_mm.nn.PolyNeXtClassifier`; files in the names of the authors' release are translated
-wherever timm loads them: ``pretrained=True``, ``pretrained_cfg_overlay=dict(file=PATH)``,
+:class:`polynext_mm.nn.PolyNeXtClassifier`; files in the names of the authors' release are
+translated wherever timm loads them: ``pretrained=True``,
+``pretrained_cfg_overlay=dict(file=PATH)``,
 ``checkpoint_path=PATH``, and the ``--checkpoint`` of its scripts.
 """
 
@@ -173,7 +174,7 @@ class PolyNeXt(Network):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Remove what the features of ``indices`` do not need, and return the stages that they mean.
+        """Remove what the features of ``indices`` do not need, and return their stages.
 
         Args:
             indices: As of :meth:`forward_intermediates`.

@@ -1,4 +1,4 @@
-"""A small generated data set in COCO's layout: shapes of a colour a class on noise, with exact masks."""
+"""A small generated data set in COCO's layout: shapes on noise, coloured by class, exactly masked."""
 
 import json
 from collections.abc import Sequence
@@ -23,16 +23,16 @@ def make_coco(
 ) -> Path:
     """Write ``train2017``, ``val2017`` and ``annotations`` below ``root``, and return it.
 
-    Every other mask is a polygon, the others are run lengths.
+    Masks are polygons and run lengths in turn.
 
     Args:
-        root (Path): Of the data set.
-        classes (Sequence[str]): Names of all categories; the first three occur, a shape each.
-        train (int): Images to train on.
-        val (int): Images to evaluate on.
-        size (tuple[int, int]): Width and height of the images.
-        objects (int): In an image.
-        seed (int): Of everything random.
+        root: Root of the data set.
+        classes: Names of all categories; the first three occur, with one shape each.
+        train: Number of training images.
+        val: Number of validation images.
+        size: Width and height of the images.
+        objects: Objects per image, at most 4.
+        seed: Seed of the generator.
     """
     rng = np.random.default_rng(seed)
     (root / 'annotations').mkdir(parents=True)
@@ -56,7 +56,7 @@ def make_coco(
 
 
 def data_options(root: Path) -> list[str]:
-    """``--cfg-options`` that make a COCO config read the set, in the process itself."""
+    """Return ``--cfg-options`` that make a COCO config read the data set, without worker processes."""
     options = [
         f'val_evaluator.ann_file={root}/annotations/instances_val2017.json',
         f'test_evaluator.ann_file={root}/annotations/instances_val2017.json',
@@ -75,7 +75,7 @@ def _draw(rng, size, objects):
     noise = rng.integers(90, 150, (height, width, 3), dtype=np.uint8)
     picture = Image.fromarray(noise)
     annotations = []
-    for place in rng.permutation(4)[:objects]:  # a quarter of the image each: no overlaps
+    for place in rng.permutation(4)[:objects]:  # one quarter of the image each
         kind = int(rng.integers(len(SHAPES)))
         extent = np.array(size) / 2 * rng.uniform(0.5, 0.9, 2)
         corner = np.array([place % 2, place // 2]) * size / 2 + rng.uniform(0, 1, 2) * (

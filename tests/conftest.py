@@ -1,5 +1,7 @@
-"""Two test processes share the cores: each computes on one thread, for OpenMP threads that wait for each
-other on a busy machine are many times slower."""
+"""Test processes share the cores, so each computes on one thread.
+
+OpenMP threads that wait for each other on a busy machine are many times slower.
+"""
 
 import os
 
@@ -10,7 +12,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 @pytest.fixture
 def quick_configs(monkeypatch):
-    """mmengine lays out a run's config prettily five times, which takes longer than a tiny run."""
+    """Log configs unformatted: mmengine formats them five times, longer than a tiny run takes."""
     from mmengine.config import Config
 
     monkeypatch.setattr(Config, 'pretty_text', property(lambda config: repr(config._cfg_dict)))

@@ -1,7 +1,7 @@
-"""The recipe of the golden numbers, kept in this one place.
+"""The recipe of the golden numbers, in this one place.
 
-tests/data holds, for four networks, outputs and gradients computed in float64 with the authors' release
-on weights and inputs that a generator seeded by a name makes again. tests/data/README.md tells how.
+For four networks, tests/data holds outputs and gradients that the authors' release computed in
+float64. Weights and inputs come from generators seeded by names. See tests/data/README.md.
 """
 
 import json

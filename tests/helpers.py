@@ -1,14 +1,20 @@
-"""Files, models and settings that several tests share."""
+"""Files, models, settings and commands that several tests share."""
 
+import contextlib
 import functools
+import importlib.util
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 from argparse import Namespace
 from collections import OrderedDict
+from collections.abc import Collection
 from pathlib import Path
+from types import ModuleType
+from unittest import mock
 
 import torch
 from mmengine.config import Config
@@ -24,7 +30,7 @@ CONFIG = ROOT / 'configs' / 'upernet_cpolynext_t_ade20k.py'
 ARCH = 'cpolynext_t'
 SIZE = (64, 64)
 
-# the smallest network that has everything: both mixers, both kinds of downsampling, an unused gate
+# The smallest network with everything: both mixers, both kinds of downsampling, an unused gate.
 TINY_ARCH = dict(
     widths=(8, 16, 16, 24),
     depths=(1, 2, 1, 1),
@@ -42,19 +48,19 @@ TINY_ARCH = dict(
 
 
 def build(**settings) -> nn.Module:
-    """A PolyNeXt from the registry, the tiny one unless told otherwise."""
+    """Build a PolyNeXt from the registry, by default with TINY_ARCH."""
     return MODELS.build(dict(dict(type='PolyNeXt', arch=TINY_ARCH), **settings))
 
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The same model with weights under which all its parts matter."""
+    """Give a model weights with which all of its parts matter, and return it."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for param in model.parameters():
             noise = torch.randn(param.shape, generator=generator)
             if param.ndim > 1:
                 param.copy_(noise / param[0].numel() ** 0.5)
-            else:  # around its start
+            else:  # near its initial value
                 param.add_(noise / 4)
     return model
 
@@ -64,12 +70,12 @@ def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
 
 @functools.cache
 def imagenet_weights(arch: str = ARCH) -> dict[str, Tensor]:
-    """What a published ImageNet file holds, by the golden recipe."""
+    """Return what a published ImageNet file holds, by the golden recipe."""
     return Golden(arch).state_dict()
 
 
 def other_weights(arch: str = ARCH) -> dict[str, Tensor]:
-    """Of the same network, and not those that should be loaded."""
+    """Return weights for the same network that must not be loaded."""
     return {key: value + 1 for key, value in imagenet_weights(arch).items()}
 
 
@@ -89,7 +95,7 @@ def _training_checkpoint(average: dict, last: dict, n_averaged: int) -> dict:
     )
 
 
-# every container that the authors' release reads or writes, filled with imagenet_weights()
+# Every container that the authors' release reads or writes, holding imagenet_weights().
 CONTAINERS = {
     'bare': lambda: imagenet_weights(),
     'state_dict': lambda: dict(state_dict=imagenet_weights(), epoch=3, args=Namespace(lr=0.1)),
@@ -104,7 +110,7 @@ CONTAINERS = {
 
 
 def output_norms(arch: str = ARCH) -> dict[str, Tensor]:
-    """What the authors' dense-prediction backbone has besides."""
+    """Return the output norms of the authors' dense-prediction backbone."""
     return authors_weights(
         {
             f'extra_norms.{stage}.{kind}': (width,)
@@ -115,7 +121,7 @@ def output_norms(arch: str = ARCH) -> dict[str, Tensor]:
 
 
 def head_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Weights for the heads of a segmentor: of the recipe where it has one, else counts."""
+    """Return weights for the heads of a segmentor, by the golden recipe where it has one."""
     shapes = {
         key: value.shape
         for key, value in model.state_dict().items()
@@ -128,7 +134,7 @@ def head_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def segmentor_file(cfg: Config, backbone_prefix: str = 'backbone.', **meta) -> dict:
-    """An mmseg checkpoint of the authors': backbone in their names, heads in mmseg's."""
+    """Return an mmseg checkpoint as the authors' are: backbone in their names, heads in mmseg's."""
     backbone = {
         k: v
         for k, v in imagenet_weights(cfg.model.backbone.arch).items()
@@ -137,7 +143,7 @@ def segmentor_file(cfg: Config, backbone_prefix: str = 'backbone.', **meta) -> d
     state_dict = OrderedDict(
         prefixed(backbone_prefix, backbone | output_norms(cfg.model.backbone.arch))
     )
-    state_dict.update(head_weights(build_segmentor(cfg)))
+    state_dict.update(head_weights(build_model(cfg)))
     return dict(meta=dict(meta, epoch=0, iter=160000), state_dict=state_dict)
 
 
@@ -145,7 +151,7 @@ def segmentor_file(cfg: Config, backbone_prefix: str = 'backbone.', **meta) -> d
 
 
 def is_golden(backbone: nn.Module) -> bool:
-    """Whether a backbone without output norms computes what the authors' release computes."""
+    """Return whether a backbone without output norms computes the golden numbers."""
     with torch.no_grad():
         features = backbone.eval()(image(SIZE))
     for stage, feature in enumerate(features):
@@ -157,7 +163,7 @@ def is_golden(backbone: nn.Module) -> bool:
 
 
 def is_golden_and_normed(backbone: nn.Module) -> bool:
-    """The same for a backbone with the authors' output norms."""
+    """Return whether a backbone with the authors' output norms computes them, normed."""
     weights, reference = output_norms(), build(arch=ARCH, out_norm=False)
     reference.load_state_dict(imagenet_weights(), strict=False)
     with torch.no_grad():
@@ -175,7 +181,7 @@ def is_golden_and_normed(backbone: nn.Module) -> bool:
 
 
 def tiny_options(data_root: str | Path, iters: int = 1) -> dict:
-    """Settings, as of --cfg-options, that make an ADE20K config run in seconds: nothing else differs."""
+    """Return the --cfg-options that make an ADE20K config run in seconds."""
     options = {
         'train_dataloader.batch_size': 2,
         'train_dataloader.dataset.pipeline.2.scale': (128, 128),
@@ -205,20 +211,25 @@ def as_arguments(options: dict) -> list[str]:
 
 
 def tiny_config(data_root: str | Path, work_dir: str | Path, **options) -> Config:
-    """The config of the smallest published network, made to run in seconds."""
+    """Load the ADE20K config of the smallest network, made to run in seconds."""
     cfg = Config.fromfile(CONFIG)
     cfg.merge_from_dict(dict(tiny_options(data_root), **options))
     cfg.work_dir = str(work_dir)
     return cfg
 
 
-def build_segmentor(cfg: Config) -> nn.Module:
-    init_default_scope('mmseg')
+def build_model(cfg: Config) -> nn.Module:
+    """Build the segmentor or detector of a config."""
+    init_default_scope(cfg.default_scope)
+    importlib.import_module(f'{cfg.default_scope}.models')
     return MODELS.build(cfg.model)
 
 
+build_segmentor = build_model  # its former name
+
+
 def sample_as_ade20k(folder: Path, images: int = 4) -> Path:
-    """A few tiles of the land cover sample in the layout of ADE20K, under its name."""
+    """Copy tiles of the land cover sample into ADE20K's layout and return its root."""
     root = folder / 'ADEChallengeData2016'
     for split in ('training', 'validation'):
         for kind, suffix in (('images', '.jpg'), ('annotations', '.png')):
@@ -230,12 +241,42 @@ def sample_as_ade20k(folder: Path, images: int = 4) -> Path:
     return root
 
 
-def run(*command, cwd: Path | None = None, succeeds: bool = True, **env: str) -> str:
-    """Run a command to its end, check how it ended, return all that it printed."""
+def mm_folder(package: str) -> Path:
+    """Return the folder of mmseg or mmdet that has their configs and tools."""
+    return Path(importlib.import_module(package).__file__).parent / '.mim'
+
+
+def load_tool(name: str) -> ModuleType:
+    """Import a script of tools/, which is not a package."""
+    spec = importlib.util.spec_from_file_location(f'{name}_tool', ROOT / 'tools' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def arguments_are(*arguments) -> contextlib.AbstractContextManager:
+    """Set the arguments that a script finds in ``sys.argv``."""
+    return mock.patch.object(sys, 'argv', ['script.py', *map(str, arguments)])
+
+
+def call_tool(name: str, *arguments) -> str | None:
+    """Run a script of tools/ in this process; return the message it exits with, if it does."""
+    with arguments_are(*arguments):
+        try:
+            load_tool(name).main()
+        except SystemExit as end:
+            return str(end)
+
+
+def run(
+    *command, cwd: Path | None = None, succeeds: bool = True, timeout: float = 900, **env: str
+) -> str:
+    """Run a command to its end, check whether it succeeds, and return all that it prints."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
         text=True,
+        timeout=timeout,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, 'OMP_NUM_THREADS': '1', **env},
@@ -246,6 +287,35 @@ def run(*command, cwd: Path | None = None, succeeds: bool = True, **env: str) ->
 
 def python(*arguments, **settings) -> str:
     return run(sys.executable, '-W', 'ignore', *arguments, **settings)
+
+
+MM_PACKAGES = ('mmengine', 'mmcv', 'mmseg', 'mmdet')
+
+_HIDE = """
+import sys
+
+
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in {packages}:
+            return None
+        return self.finder.find_spec(name, path, target)
+
+
+sys.meta_path[:] = map(Hiding, sys.meta_path)
+"""
+
+
+def python_without(packages: Collection[str], program: str, *arguments, **settings) -> str:
+    """Run a program in a fresh interpreter that finds everything but some packages."""
+    hide = _HIDE.format(packages=set(packages))
+    return python('-c', hide + textwrap.dedent(program), *arguments, **settings)
 
 
 def free_port() -> int:

@@ -1,8 +1,6 @@
 """PolyNeXt as a model of timm's: what timm's own tests ask of a model, and strict loading."""
 
-import subprocess
 import sys
-import textwrap
 
 import pytest
 import timm
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 import polynext_mm.timm  # noqa: F401 - registers
 from golden import Golden, image
-from helpers import ARCH, imagenet_weights
+from helpers import ARCH, MM_PACKAGES, imagenet_weights, python, python_without
 from polynext_mm.nn import ARCHS
 from polynext_mm.weights import PUBLISHED, CheckpointError
 
@@ -263,18 +261,17 @@ def test_another_archs_file_is_recognized(file):
 
 def test_torch_and_timm_are_enough():
     program = """
-    import sys
-    for name in ('mmengine', 'mmcv', 'mmseg', 'mmdet'):
-        sys.modules[name] = None
     import polynext_mm.timm, timm
     print(timm.create_model('cpolynext_t', num_classes=3).get_classifier().out_features)
     """
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout == '3\n', done.stderr
+    assert python_without(MM_PACKAGES, program) == '3\n'
+
+
+def test_scripts_on_top_of_timm_know_the_archs(tmp_path):
+    script = tmp_path / 'script.py'
+    script.write_text('import sys, timm\nprint(timm.is_model(sys.argv[1]))')
+    assert python('-m', 'polynext_mm', 'timm', script, 'apolynext_b') == 'True\n'
+    assert python('-m', 'polynext_mm', 'run', script, 'apolynext_b') == 'False\n'
 
 
 def test_without_timm_the_error_says_what_to_install(monkeypatch):

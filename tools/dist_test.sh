@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Evaluate in several processes: tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of test.py]
-# Without GPUs, that many processes on the CPU. For several machines set NNODES, NODE_RANK, MASTER_ADDR, PORT.
+# Without GPUs, starts that many processes on the CPU. For several machines set NNODES, NODE_RANK,
+# MASTER_ADDR and PORT.
 set -euo pipefail
 if [ $# -lt 3 ]; then
     echo "usage: $0 CONFIG CHECKPOINT GPUS [arguments of test.py]" >&2

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Train in several processes: tools/dist_train.sh CONFIG GPUS [arguments of train.py]
-# Without GPUs, that many processes on the CPU. For several machines set NNODES, NODE_RANK, MASTER_ADDR, PORT.
+# Without GPUs, starts that many processes on the CPU. For several machines set NNODES, NODE_RANK,
+# MASTER_ADDR and PORT.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: $0 CONFIG GPUS [arguments of train.py]" >&2

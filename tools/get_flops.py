@@ -21,7 +21,7 @@ class Shape(argparse.Action):
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Count parameters and multiply-adds of a segmentor, a detector or a backbone's config"
+        description='Count parameters and multiply-adds of a segmentor, a detector or a backbone'
     )
     parser.add_argument('config', type=Path, help='config file')
     parser.add_argument(
@@ -30,8 +30,8 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         action=Shape,
         metavar=('H', 'W'),
-        help='of the image, one number for a square (default: 512 2048 for segmentors, 800 1280 for '
-        'detectors, 224 224 for backbones)',
+        help='of the image, one number for a square (default: 512 2048 for segmentors, 800 1280 '
+        'for detectors, 224 224 for backbones)',
     )
     parser.add_argument(
         '--by-module',

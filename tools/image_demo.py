@@ -1,6 +1,10 @@
-"""Draw what a model finds in pictures: ``tools/image_demo.py IMAGE CONFIG CHECKPOINT``.
+"""Draw a model's predictions into images: ``tools/image_demo.py IMAGE CONFIG CHECKPOINT``.
 
-The config may be a segmentor's or a detector's; IMAGE may be a folder of pictures.
+The config may be a segmentor's or a detector's, and IMAGE may be a folder of images.
+
+MMSegInferencer and DetInferencer are not used: they choose the names of the files they write,
+MMSegInferencer holds the logits of a whole folder before it draws, and the images that they return
+are resampled by matplotlib.
 """
 
 import argparse
@@ -13,50 +17,53 @@ from mmengine.config import Config
 from mmengine.registry import VISUALIZERS
 from torch import nn
 
-import polynext_mm  # registers, and gives mmcv its operators, before mm is imported
-from polynext_mm.weights import CheckpointError, files, loading, safe_reading
+import polynext_mm  # gives mmcv its operators, so before mmseg and mmdet
+from polynext_mm.weights import CheckpointError, loading, read, safe_reading
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 TASKS = ('mmseg', 'mmdet')
 
 
 class UsageError(ValueError):
-    """Something about the arguments that the user can put right."""
+    """An argument that the user can correct."""
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Draw what a model finds in pictures')
-    parser.add_argument('image', type=Path, help='a picture, or a folder of pictures')
+    parser = argparse.ArgumentParser(description="Draw a model's predictions into images")
+    parser.add_argument('image', type=Path, help='an image, or a folder of images')
     parser.add_argument('config', type=Path, help='config file of a segmentor or a detector')
     parser.add_argument('checkpoint', help="checkpoint: ours, or one of the authors' segmentors")
     parser.add_argument(
         '--out',
         type=Path,
-        help='file to write, or folder if IMAGE is one (default: below predictions/)',
+        help='file to write, or folder if IMAGE is one (default: in predictions/)',
     )
     parser.add_argument('--device', default='cuda:0' if torch.cuda.is_available() else 'cpu')
     parser.add_argument(
-        '--score-thr', type=float, default=0.3, help='of the detections drawn (default: 0.3)'
+        '--score-thr',
+        type=float,
+        default=0.3,
+        help='lowest score of a detection that is drawn (default: %(default)s)',
     )
     return parser.parse_args()
 
 
-def find_pictures(image: Path, out: Path | None) -> list[tuple[Path, Path]]:
-    """Pairs of the file to read and the file to write.
+def find_images(image: Path, out: Path | None) -> list[tuple[Path, Path]]:
+    """Return pairs of a file to read and a file to write.
 
     Raises:
-        UsageError: If there is no such picture, or none in the folder.
+        UsageError: If there is no such image, no image in the folder, or ``out`` is no image file.
     """
     if image.is_dir():
         found = sorted(path for path in image.iterdir() if path.suffix.lower() in SUFFIXES)
         if not found:
-            raise UsageError(f'there is no picture ({", ".join(SUFFIXES)}) in {image}')
+            raise UsageError(f'no image ({", ".join(SUFFIXES)}) in {image}')
         folder = out or Path('predictions') / image.resolve().name
         return [(path, folder / path.name) for path in found]
     if not image.is_file():
-        raise UsageError(f'there is no picture {image}')
+        raise UsageError(f'there is no image {image}')
     if out is not None and out.suffix.lower() not in SUFFIXES:
-        raise UsageError(f'--out: a picture ends in one of {", ".join(SUFFIXES)}, got {out}')
+        raise UsageError(f'--out must end in one of {", ".join(SUFFIXES)}, got {out}')
     return [(image, out or Path('predictions') / image.name)]
 
 
@@ -66,30 +73,33 @@ def load_config(path: Path) -> Config:
     cfg = Config.fromfile(path)
     if cfg.get('default_scope') not in TASKS:
         raise UsageError(
-            f'{path}: default_scope must be one of {TASKS} to tell the task, '
+            f'{path}: default_scope must be one of {", ".join(TASKS)}, since it names the task; '
             f'got {cfg.get("default_scope")!r}'
         )
     return cfg
 
 
 def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
-    """The model in eval mode, with all of the checkpoint's weights, or an error."""
+    """Return the model in eval mode with all weights of the checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        CheckpointError: If it cannot be read, or does not fit backbone and heads.
+    """
     if cfg.default_scope == 'mmdet':
         from mmdet.apis import init_detector as init
     else:
         from mmseg.apis import init_model as init
     with safe_reading():
         model = init(cfg, checkpoint, device=device)
-        if isinstance(
-            model.backbone, polynext_mm.backbones.MultiScale
-        ):  # mm only warns of heads that do not fit
-            weights = files.read(checkpoint)['state_dict']
-            loading.check(model, weights, checkpoint, evaluation=True)
+    # The backbone checks itself on loading; mm merely warns about heads that do not fit.
+    if isinstance(model.backbone, polynext_mm.backbones.MultiScale):
+        loading.check(model, read(checkpoint)['state_dict'], checkpoint, evaluation=True)
     return model
 
 
 def draw(model: nn.Module, source: Path, target: Path, score_thr: float) -> None:
-    """Write the picture with what the model finds in it."""
+    """Write an image with the predictions for it."""
     if model.cfg.default_scope == 'mmdet':
         from mmdet.apis import inference_detector as infer
 
@@ -113,12 +123,11 @@ def draw(model: nn.Module, source: Path, target: Path, score_thr: float) -> None
 def main() -> None:
     args = parse_args()
     try:
-        pictures = find_pictures(args.image, args.out)
+        images = find_images(args.image, args.out)
         model = build_model(load_config(args.config), args.checkpoint, args.device)
     except (UsageError, CheckpointError, FileNotFoundError) as error:
         sys.exit(f'{type(error).__name__}: {error}')
-    for source, target in pictures:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    for source, target in images:
         draw(model, source, target, args.score_thr)
         print(target)
 

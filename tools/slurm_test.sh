@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Evaluate under slurm: tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [arguments of test.py]
-# Set GPUS, GPUS_PER_NODE (0 for CPUs alone), CPUS_PER_TASK, SRUN_ARGS.
+# Evaluate under slurm:
+#     tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [arguments of test.py]
+# Reads GPUS, GPUS_PER_NODE (0: no GPUs), CPUS_PER_TASK and SRUN_ARGS from the environment.
 set -euo pipefail
 if [ $# -lt 4 ]; then
     echo "usage: $0 PARTITION JOB_NAME CONFIG CHECKPOINT [arguments of test.py]" >&2
@@ -14,7 +15,7 @@ if [ "$gpus_per_node" -gt 0 ]; then
     resources+=(--gres="gpu:$gpus_per_node" --ntasks-per-node="$gpus_per_node")
 fi
 
-# SRUN_ARGS is a list of words
+# SRUN_ARGS is split into words on purpose
 # shellcheck disable=SC2086
 exec srun -p "$partition" --job-name="$job_name" "${resources[@]}" \
     --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Train under slurm: tools/slurm_train.sh PARTITION JOB_NAME CONFIG [WORK_DIR] [arguments of train.py]
-# Set GPUS, GPUS_PER_NODE (0 for CPUs alone), CPUS_PER_TASK, SRUN_ARGS.
+# Train under slurm:
+#     tools/slurm_train.sh PARTITION JOB_NAME CONFIG [WORK_DIR] [arguments of train.py]
+# Reads GPUS, GPUS_PER_NODE (0: no GPUs), CPUS_PER_TASK and SRUN_ARGS from the environment.
 set -euo pipefail
 if [ $# -lt 3 ]; then
     echo "usage: $0 PARTITION JOB_NAME CONFIG [WORK_DIR] [arguments of train.py]" >&2
@@ -19,7 +20,7 @@ if [ "$gpus_per_node" -gt 0 ]; then
     resources+=(--gres="gpu:$gpus_per_node" --ntasks-per-node="$gpus_per_node")
 fi
 
-# SRUN_ARGS is a list of words
+# SRUN_ARGS is split into words on purpose
 # shellcheck disable=SC2086
 exec srun -p "$partition" --job-name="$job_name" "${resources[@]}" \
     --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-# importing the package registers all, and gives mmcv its operators before mm is imported
+# Registers everything, and gives mmcv its operators before mmseg or mmdet is imported.
 from polynext_mm.engine import launch
 
 
@@ -16,12 +16,17 @@ def parse_args() -> argparse.Namespace:
     launch.add_arguments(parser)
     parser.add_argument(
         '--out',
-        help='keep the predictions: a folder of label images (segmentation) '
-        'or a .pkl file (detection)',
+        help='keep the predictions: in a folder as label images (segmentation), '
+        'or in a .pkl file (detection)',
     )
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
-    parser.add_argument('--show-dir', help='write pictures of the predictions there')
-    parser.add_argument('--wait-time', type=float, default=2, help='seconds a shown picture stays')
+    parser.add_argument('--show-dir', help='folder for images with the predictions drawn in')
+    parser.add_argument(
+        '--wait-time',
+        type=float,
+        default=2,
+        help='seconds that --show shows an image (default: %(default)s)',
+    )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     return parser.parse_args()
 
@@ -55,7 +60,7 @@ def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
 def keep_predictions(cfg: Config, out: str) -> None:
     if cfg.default_scope == 'mmdet':
         if not out.endswith(('.pkl', '.pickle')):
-            raise ValueError(f'--out: detections are kept in a .pkl file, got {out}')
+            raise ValueError(f'--out must end in .pkl for detections, got {out}')
         evaluators = cfg.test_evaluator
         evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
         cfg.test_evaluator = [*evaluators, dict(type='DumpDetResults', out_file_path=out)]

@@ -4,7 +4,7 @@ import argparse
 
 from mmengine.config import Config
 
-# importing the package registers all, and gives mmcv its operators before mm is imported
+# Registers everything, and gives mmcv its operators before mmseg or mmdet is imported.
 from polynext_mm.engine import launch
 
 
@@ -16,7 +16,7 @@ def parse_args() -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
-        help='continue from the given checkpoint, or from the latest in the work dir',
+        help='resume from the given checkpoint, or from the latest in the work dir',
     )
     parser.add_argument(
         '--amp', action='store_true', help='bfloat16 autocast, for configs that train in float32'
@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help="scale the learning rate to the config's base_batch_size",
+        help="scale the learning rate from the config's base_batch_size to the actual batch",
     )
     return parser.parse_args()
 

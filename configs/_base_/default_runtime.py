@@ -1,4 +1,5 @@
-# What every config needs: the registration of PolyNeXt, logging, checkpoints held to strictness.
+# What every config needs: PolyNeXt registered, checkpoints checked strictly, and logging. For
+# TensorBoard: --cfg-options visualizer.vis_backends.0.type=TensorboardVisBackend
 custom_imports = dict(imports=['polynext_mm'], allow_failed_imports=False)
 custom_hooks = [
     dict(type='CheckpointGuardHook', reset_mismatched_heads=False),
@@ -9,7 +10,9 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),
 )
-vis_backends = [dict(type='LocalVisBackend')]
+visualizer = dict(
+    type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer'
+)
 log_level = 'INFO'
 load_from = None
 resume = False

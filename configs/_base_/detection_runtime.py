@@ -1,3 +1,4 @@
-# The runtime of detectors: images of many sizes, for each of which cuDNN would benchmark anew.
+# The runtime of detectors.
 _base_ = 'default_runtime.py'
-env_cfg = dict(cudnn_benchmark=False)
+env_cfg = dict(cudnn_benchmark=False)  # images come in many sizes, and cuDNN would benchmark each
+visualizer = dict(type='DetLocalVisualizer')

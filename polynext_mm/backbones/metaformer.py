@@ -18,12 +18,12 @@ from torch import Tensor
 from ..compat.optional import require_timm
 from ..nn.arch import is_number
 from ..weights import loading, timm_hub
-from .multiscale import MultiScale, check_bools
+from ..weights.names import BACKBONE, split_backbone, unwrapped
+from .multiscale import MultiScale, check_bools, refuse_pretrained
 
 METAFORMERS = tuple(
     f'{family}_{size}' for family in ('convformer', 'caformer') for size in ('s18', 's36', 'm36')
 )
-_BACKBONE = 'backbone.'
 # keys that tell whose file it is: timm's names, and those of the authors' release
 _TIMM_MARK = 'stem.conv.weight'
 _AUTHORS_MARK = 'downsample_layers.0.conv.weight'
@@ -49,6 +49,7 @@ class MetaFormer(MultiScale):
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` takes 'timm://NAME', NAME being a name
             of timm's such as 'convformer_s18.sail_in1k' (or its arch alone, for timm's default), or
             the path or url of a file in timm's names or the names of the authors' release.
+        pretrained: Must be None. mmseg's segmentors pass it on to their backbone.
 
     Raises:
         ImportError: Without timm.
@@ -75,7 +76,9 @@ class MetaFormer(MultiScale):
         out_norm: bool = True,
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
+        pretrained: None = None,
     ):
+        refuse_pretrained(pretrained, f'timm://{arch}')
         check_bools(out_norm=out_norm, with_cp=with_cp)
         if arch not in METAFORMERS:
             raise ValueError(f'unknown arch {arch!r}: choose one of {", ".join(METAFORMERS)}')
@@ -110,7 +113,7 @@ class MetaFormer(MultiScale):
             x = stage(x)
             yield x
 
-    def get_layer_depth(self, param_name: str, prefix: str = _BACKBONE) -> tuple[int, int]:
+    def get_layer_depth(self, param_name: str, prefix: str = BACKBONE) -> tuple[int, int]:
         """Return the depth of a parameter and the number of depths, for layer-wise learning rates.
 
         0 is the stem; then comes one depth per block, the first of a stage with the downsampling
@@ -150,7 +153,8 @@ def _adapt(backbone: MetaFormer, state_dict: dict[str, Tensor], prefix: str, sou
     Args:
         backbone: Whose weights they are.
         state_dict: Weights; those behind ``prefix`` are the backbone's. Where the backbone is the
-            root (prefix ''), those of a whole segmentor or detector will do; its heads are left over.
+            root (prefix ''), those of a whole segmentor or detector will do, whose heads are left
+            over.
         prefix: '' or one that ends in a dot.
         source: The file, for the report.
 
@@ -162,18 +166,15 @@ def _adapt(backbone: MetaFormer, state_dict: dict[str, Tensor], prefix: str, sou
             a shape is wrong.
     """
     weights = {
-        key.removeprefix(prefix): state_dict.pop(key)
+        unwrapped(key.removeprefix(prefix)): state_dict.pop(key)
         for key in list(state_dict)
         if key.startswith(prefix)
     }
     left_over = []
-    if not prefix and any(key.startswith(_BACKBONE) for key in weights):
-        left_over = [key for key in weights if not key.startswith(_BACKBONE)]
-        weights = {
-            key.removeprefix(_BACKBONE): value
-            for key, value in weights.items()
-            if key.startswith(_BACKBONE)
-        }
+    if not prefix:
+        inner, heads = split_backbone(weights)
+        if inner:
+            weights, left_over = inner, list(heads)
     classifier = [key for key in weights if key.startswith(_CLASSIFIER)]
     for key in classifier:
         del weights[key]

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 
+import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -12,15 +13,14 @@ SMALLEST_IMAGE = 32
 
 
 class OutNorm(nn.LayerNorm):
-    """LN over the channels of (B, C, H, W), with weight and bias, never in half."""
+    """LN over the channels of (B, C, H, W), with weight and bias, float32 or wider."""
 
     def __init__(self, channels: int):
         super().__init__(channels, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        # float() of a float64 tensor would narrow it
         x = x.permute(0, 2, 3, 1)
-        x = super().forward(x if x.element_size() > 4 else x.float())
+        x = super().forward(x if x.dtype is torch.float64 else x.float())
         return x.permute(0, 3, 1, 2)
 
 
@@ -118,17 +118,17 @@ class MultiScale(BaseModule):
         return tuple(outs)
 
     def init_weights(self) -> None:
-        """Load what ``init_cfg`` names, safely and strictly.
+        """Initialize as ``init_cfg`` says, reading checkpoints safely and strictly.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            CheckpointError: If it cannot be fetched or read, or does not fit.
+            FileNotFoundError: If the checkpoint is a path that does not exist.
+            CheckpointError: If the checkpoint cannot be downloaded or read, or does not fit.
         """
         with safe_reading():
             super().init_weights()
 
     def train(self, mode: bool = True) -> 'MultiScale':
-        """Set the mode; frozen parts stay in eval mode."""
+        """Set the training mode; frozen stages stay in eval mode."""
         super().train(mode)
         for module in self._frozen():
             module.eval()
@@ -141,7 +141,7 @@ class MultiScale(BaseModule):
 
 
 def check_bools(**settings: bool) -> None:
-    """Check that every setting is True or False: ``'no'`` on a command line would mean yes.
+    """Check that every setting is True or False: the string ``'no'`` would count as true.
 
     Raises:
         ValueError: If one is not, naming it.
@@ -149,3 +149,21 @@ def check_bools(**settings: bool) -> None:
     for name, value in settings.items():
         if not isinstance(value, bool):
             raise ValueError(f'{name} must be True or False, got {value!r}')
+
+
+def refuse_pretrained(pretrained: object, checkpoint: str) -> None:
+    """Check that ``pretrained``, which mmseg's segmentors pass on to their backbone, is None.
+
+    Args:
+        pretrained: As given to the backbone.
+        checkpoint: What its ``init_cfg`` could name instead.
+
+    Raises:
+        ValueError: If it is not None, saying where weights are set.
+    """
+    if pretrained is not None:
+        raise ValueError(
+            f'pretrained={pretrained!r}: the weights of a backbone are set by init_cfg. Write '
+            "pretrained=None in the model, and in its backbone init_cfg=dict(type='Pretrained', "
+            f"checkpoint='{checkpoint}'), or no init_cfg to train from scratch"
+        )

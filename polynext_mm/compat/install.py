@@ -13,13 +13,13 @@ _EXTENSION = 'mmcv._ext'
 def install_mmcv_ops() -> None:
     """Let ``mmcv.ops`` work without mmcv's compiled extension.
 
-    Where ``mmcv._ext`` can be imported, or mmcv is not installed, nothing happens. Otherwise
-    :mod:`polynext_mm.compat.mmcv_ext` becomes ``mmcv._ext``. Neither ``mmcv.ops`` nor torchvision
-    is imported for that, unless mmdet or mmseg were imported earlier and had to do without
-    ``mmcv.ops``. A second call changes nothing.
+    Nothing happens if ``mmcv._ext`` can be imported or mmcv is not installed. Otherwise
+    :mod:`polynext_mm.compat.mmcv_ext` becomes ``mmcv._ext``. That imports neither ``mmcv.ops`` nor
+    torchvision, unless mmdet or mmseg was imported earlier and had to do without ``mmcv.ops``. A
+    second call changes nothing.
 
     Raises:
-        ImportError: If mmcv is installed and fails to import for a reason of its own.
+        ImportError: If mmcv is installed and cannot be imported itself.
     """
     try:
         import mmcv
@@ -52,11 +52,11 @@ def _load_stand_in(why: str) -> ModuleType:
 
 
 def _repeat_failed_imports() -> None:
-    """Hand mmcv's operators to those modules of mmdet and mmseg that were imported too early.
+    """Give mmcv's operators to the modules of mmdet and mmseg that were imported too early.
 
-    Many of them try ``from mmcv.ops import ...`` and put a placeholder in the operator's place if
-    that fails. Those already imported hold their placeholders for good, and a program that
-    imports mmdet or mmseg first, as one does in alphabetical order, would run into them.
+    Many of them try ``from mmcv.ops import ...`` and define a placeholder if that fails. Those
+    imported already would keep their placeholders, and importing mmdet or mmseg before
+    polynext_mm, in alphabetical order, is common.
     """
     for name, module in list(sys.modules.items()):
         file = getattr(module, '__file__', None)
@@ -71,7 +71,7 @@ def _repeat_failed_imports() -> None:
 
 
 def _repeat_imports(attempt: ast.Try, module: ModuleType) -> None:
-    """Set in ``module`` what the ``try`` statement ``attempt`` wanted from ``mmcv.ops``."""
+    """Set in ``module`` what its ``try`` statement ``attempt`` imports from ``mmcv.ops``."""
     for statement in attempt.body:
         if isinstance(statement, ast.ImportFrom) and _is_of_mmcv_ops(statement):
             operators = importlib.import_module(statement.module)

@@ -1,23 +1,26 @@
 """A stand-in for ``mmcv._ext``, the compiled extension behind ``mmcv.ops``.
 
-:func:`polynext_mm.compat.install_mmcv_ops` loads this file under the name ``mmcv._ext``. Names of
-operators and of their arguments are those of the compiled extension, and like there most results
-are written into tensors that the caller hands over. The operators that detectors and segmentors
-need to train and to predict are made of torchvision's kernels and of plain torch, and run on any
-device that has those; any other operator exists, so that ``mmcv.ops`` can be imported, and raises
-``NotImplementedError`` when it is called.
+:func:`polynext_mm.compat.install_mmcv_ops` loads this file under the name ``mmcv._ext``. Operators
+and their arguments are named as in the compiled extension, and as there most results are written
+into tensors that the caller passes in. The operators that detectors and segmentors need for
+training and prediction are built from torchvision's kernels and plain torch, and run on any device
+that these support. Every other operator exists too, so that ``mmcv.ops`` can be imported, and
+raises ``NotImplementedError`` when it is called.
 
-Everything is computed in float32, or in float64 where the input is: float16 and bfloat16 tensors
-come in under mixed precision, which torchvision's kernels do not all take. The types are explicit
-throughout, so that autocasting does not change a result.
+Everything is computed in float32, or in float64 for float64 input: mixed precision passes in
+float16 and bfloat16 tensors, which not all of torchvision's kernels take. All dtypes are explicit,
+so that autocast does not change a result.
 
 One difference remains: under ``torch.use_deterministic_algorithms(True)`` the backward passes of
 RoIAlign and deformable attention raise on a GPU, where mmcv's kernels carry on regardless.
 """
 
 import functools
+import importlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -29,15 +32,15 @@ from polynext_mm.compat.packages import how_to_compile_mmcv
 #: Why the compiled extension could not be imported; set by ``install_mmcv_ops``.
 why_missing = 'mmcv._ext was not tried'
 
-# The smallest positive normal float32: what the focal losses take the logarithm of, at least.
+# The smallest positive normal float32, to which the focal losses clamp before taking a logarithm.
 _SMALLEST = torch.finfo(torch.float32).tiny
 
-# What mmcv's CPU kernel pools from a region so small that it holds no sampling point.
+# What mmcv's CPU kernel returns for a region too small to hold a sampling point.
 _MAX_OF_NOTHING = -10000.0
 
 
 def __getattr__(name: str) -> Callable:
-    """Return an operator that has no stand-in: it raises when it is called."""
+    """Return a placeholder for an operator without a stand-in: calling it raises."""
     if name.startswith('_'):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
@@ -54,12 +57,23 @@ def __getattr__(name: str) -> Callable:
 
 @functools.cache
 def _announce() -> None:
-    """Say in the log, at the first operator called, which implementation it is."""
+    """Log which implementation is in use, once, when the first operator is called."""
     print_log(
         f"mmcv's compiled operators cannot be imported ({why_missing}); polynext_mm runs them on "
         f'torchvision {metadata.version("torchvision")} and torch {torch.__version__}.',
         logger='current',
     )
+
+
+@functools.cache
+def _torchvision() -> ModuleType:
+    """Import torchvision, which takes a second, when an operator first needs it.
+
+    Its import calls an operator that ``torch.jit.trace`` cannot record. Tracing is per thread, so
+    the import runs in another one.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(importlib.import_module, 'torchvision').result()
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -72,12 +86,12 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def get_compiler_version() -> str:
-    """Return what stands for the compiler's version in a report of the environment."""
+    """Return what a report of the environment shows as the compiler's version."""
     return f'not compiled (polynext_mm on torchvision {metadata.version("torchvision")})'
 
 
 def get_compiling_cuda_version() -> str:
-    """Return what stands for CUDA's version in a report of the environment."""
+    """Return what a report of the environment shows as CUDA's version."""
     return get_compiler_version()
 
 
@@ -91,23 +105,21 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
     Args:
         boxes: Corners x1, y1, x2, y2, in shape (N, 4).
-        scores: In shape (N,). Of equal scores the one that ``torch.sort`` puts first is higher.
-        iou_threshold: Overlap, as intersection over union, that is still kept.
-        offset: 0, or 1 for boxes whose corners are pixels that belong to them, so that a width
-            is x2 - x1 + 1.
+        scores: In shape (N,). Among equal scores the one that ``torch.sort`` puts first is higher.
+        iou_threshold: Largest overlap, as intersection over union, that is still kept.
+        offset: 0, or 1 for boxes that include the pixels at their corners, so that a width is
+            x2 - x1 + 1.
 
     Returns:
         Indices of the boxes kept, by descending score, int64 in shape (K,).
     """
-    # torchvision takes a second to import, which not every import of mmcv.ops should cost.
-    from torchvision import ops
-
+    ops = _torchvision().ops
     _announce()
     boxes = boxes.float()
     if offset:
         boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1)
-    # mmcv compares in float32 and torchvision with a float64 threshold, which makes a difference
-    # to boxes that overlap by just the threshold: 0.6 is more in float32 than in float64.
+    # mmcv compares in float32 and torchvision with a float64 threshold, which matters for boxes
+    # that overlap by exactly the threshold: 0.6 is larger in float32 than in float64.
     threshold = torch.tensor(iou_threshold, dtype=torch.float32, device='cpu').item()
     # mmcv's sort is not stable and torchvision's is, so equal scores are put in mmcv's order here.
     order = scores.sort(descending=True).indices
@@ -130,23 +142,23 @@ def softnms(
     Args:
         boxes: Corners x1, y1, x2, y2, in shape (N, 4).
         scores: In shape (N,).
-        dets: Output in shape (N, 5): the boxes that are left and their new scores, from the
-            highest down, in the first K rows.
+        dets: Output in shape (N, 5): the K boxes kept and their new scores, by descending score,
+            in the first K rows.
         iou_threshold: Overlap from which methods 0 and 1 lower a score.
         sigma: Width of the Gaussian of method 2.
         min_score: A box whose lowered score is below this is dropped.
-        method: What an overlap does to a score. 0: it becomes 0; 1: times one minus the overlap;
-            2: times exp(-overlap² / sigma).
+        method: How an overlap lowers a score. 0: to zero; 1: by the factor one minus the overlap;
+            2: by the factor exp(-overlap² / sigma).
         offset: 0, or 1 for boxes whose widths are x2 - x1 + 1.
 
     Returns:
-        Indices of the boxes left, in the order of ``dets``, int64 in shape (K,).
+        Indices of the boxes kept, in the order of ``dets``, int64 in shape (K,).
     """
     _announce()
     corners = boxes.float()
     areas = (corners[:, 2:] - corners[:, :2] + offset).prod(dim=1)
-    # Candidates are columns x1, y1, x2, y2, area, score; `order` says which box each one is.
-    # Equal scores are picked in the order of the rows, which therefore move as in mmcv's kernel.
+    # Every row is a candidate: x1, y1, x2, y2, area, score. `order` holds the index of its box.
+    # Among equal scores the first row is picked, so rows are moved as mmcv's kernel moves them.
     rows = torch.cat((corners, areas[:, None], scores.float()[:, None]), dim=1)
     order = torch.arange(len(rows), device=rows.device)
     done = 0
@@ -175,18 +187,21 @@ def softnms(
 
 
 def _overlap(box: Tensor, boxes: Tensor, offset: int) -> Tensor:
-    """Return the intersection over union of a row of :func:`softnms` with others, (N,)."""
+    """Return the intersection over union of a row of :func:`softnms` with N others, (N,)."""
     low = torch.maximum(box[:2], boxes[:, :2])
     high = torch.minimum(box[2:4], boxes[:, 2:4])
     shared = (high - low + offset).clamp(min=0).prod(dim=1)
-    # Two boxes without area share nothing: 0 rather than 0 / 0.
+    # Two boxes without area do not overlap: 0 rather than 0 / 0.
     return (shared / (box[4] + boxes[:, 4] - shared)).nan_to_num(nan=0.0)
 
 
 def _fill_gaps(kept: Tensor) -> Tensor:
-    """Return the indices of the rows kept, (N,) of bool, with gaps filled from the end.
+    """Return the indices of the rows to keep, with gaps filled from the end.
 
-    A row that is dropped gives its place to the last row there is, as in mmcv's kernel.
+    The last row takes the place of one that is dropped, as in mmcv's kernel.
+
+    Args:
+        kept: Whether each row is kept, bool in shape (N,).
     """
     count = int(kept.sum())
     places = torch.arange(count, device=kept.device)
@@ -216,20 +231,19 @@ def roi_align_forward(
 
     Args:
         input: Features in shape (N, C, H, W).
-        rois: Regions in shape (K, 5): index of the image, and x1, y1, x2, y2 in pixels of it.
+        rois: Regions in shape (K, 5): index of the image, then x1, y1, x2, y2 in its pixels.
         output: Output in shape (K, C, aligned_height, aligned_width).
-        argmax_y: Output of the shape of ``output``, for ``pool_mode`` 0 only: rows of the
-            sampling points that the maxima are from, in pixels of the features, or -1 for none.
-        argmax_x: Likewise their columns.
-        aligned_height: Rows of bins.
-        aligned_width: Columns of bins.
-        spatial_scale: Size of the features over that of the image.
+        argmax_y: Output in the shape of ``output``, written if ``pool_mode`` is 0: the row, in
+            pixels of the features, of the sampling point with the maximum, or -1 without a point.
+        argmax_x: Likewise, its column.
+        aligned_height: Number of rows of bins.
+        aligned_width: Number of columns of bins.
+        spatial_scale: Size of the features divided by that of the image.
         sampling_ratio: Sampling points along each side of a bin; 0 for one per pixel.
         pool_mode: 0 for the maximum of a bin's points, 1 for their average.
-        aligned: Whether pixels have their centres at halves, as mmdet's have, or at integers.
+        aligned: Whether pixel centres are at half-integers, as in mmdet, or at integers.
     """
-    from torchvision import ops
-
+    ops = _torchvision().ops
     _announce()
     features = _at_least_float32(input)
     rois = rois.to(features.dtype)
@@ -265,13 +279,13 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Write the gradient by the features of :func:`roi_align_forward`.
+    """Write the gradient of :func:`roi_align_forward` with respect to the features.
 
     Args:
-        grad_output: Gradient by the output, in shape (K, C, aligned_height, aligned_width).
+        grad_output: Gradient with respect to the output, in its shape.
         grad_input: Output in the shape of the features, (N, C, H, W).
 
-    The other arguments are those of the forward pass, as it got or wrote them.
+    The other arguments are those of the forward pass, as it received or wrote them.
     """
     import torchvision  # noqa: F401 - it registers torch.ops.torchvision
 
@@ -297,7 +311,7 @@ def roi_align_backward(
 
 
 def _regions(rois: Tensor, spatial_scale: float, aligned: bool) -> tuple[Tensor, Tensor]:
-    """Return the corners x, y and the sizes of regions on the features, (K, 2) each."""
+    """Return the corners x, y and the sizes of regions on the features, in shape (K, 2) each."""
     shift = 0.5 if aligned else 0.0
     boxes = rois[:, 1:] * spatial_scale - shift
     corners, sizes = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
@@ -305,7 +319,7 @@ def _regions(rois: Tensor, spatial_scale: float, aligned: bool) -> tuple[Tensor,
 
 
 def _sampling_points(start: Tensor, length: Tensor, bins: int, ratio: int) -> Tensor:
-    """Return where each bin along one side of a region is sampled, (bins, points per bin)."""
+    """Return where a region is sampled along one side, in shape (bins, points per bin)."""
     size = length / bins
     points = ratio if ratio > 0 else max(int(size.ceil()), 0)
     within = (torch.arange(points).to(size) + 0.5) * size / points
@@ -321,7 +335,7 @@ def _max_pool(features: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, 
         columns: Where each column of bins is sampled, (w, points per bin).
 
     Returns:
-        The maxima and the rows and columns of the points they are from, (C, h, w) each.
+        The maxima, and the rows and columns of their points, in shape (C, h, w) each.
     """
     pixels = features.flatten(1)
     y, x = rows.flatten()[:, None], columns.flatten()
@@ -329,7 +343,7 @@ def _max_pool(features: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, 
         share * pixels[:, pixel] for pixel, share in _neighbours(y, x, *features.shape[1:])
     )
     bins = sampled.unflatten(2, columns.shape).unflatten(1, rows.shape).transpose(2, 3).flatten(3)
-    # Of equal values argmax takes the first, and so does mmcv.
+    # Among equal values argmax takes the first, as mmcv does.
     best = bins.argmax(dim=3)
     at_row = best.div(columns.shape[1], rounding_mode='floor')
     at_column = best % columns.shape[1]
@@ -340,17 +354,17 @@ def _max_pool(features: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, 
 
 
 def _neighbours(y: Tensor, x: Tensor, height: int, width: int) -> list[tuple[Tensor, Tensor]]:
-    """Return the four pixels around points and what share each has in them.
+    """Return the four pixels around each point and their weights in bilinear interpolation.
 
     Args:
         y: Rows of the points.
         x: Columns of the points, of a shape that broadcasts with that of ``y``.
-        height: Rows of pixels. A point up to one row outside counts as on the border, one that
-            is further out has no share in any pixel.
-        width: Columns of pixels, likewise.
+        height: Number of rows of pixels. A point up to one row outside counts as on the border;
+            one farther out gets weight zero from every pixel.
+        width: Number of columns of pixels, likewise.
 
     Returns:
-        Four pairs: indices into the flattened pixels, and shares of the points' type.
+        Four pairs of indices into the flattened pixels and weights in the points' dtype.
     """
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
     y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
@@ -379,14 +393,14 @@ def sigmoid_focal_loss_forward(
     Args:
         input: Logits in shape (N, C).
         target: Labels in shape (N,), int64; any that is not a class, such as C, is background.
-        weight: Weights in shape (C,) by which the labels count, or none at all, in shape (0,).
-            Background counts as 1.
+        weight: Weight of each class, in shape (C,), or empty, in shape (0,), for 1 everywhere.
+            Background always has weight 1.
         output: Output in shape (N, C).
-        gamma: Power by which well classified samples are played down.
+        gamma: Exponent by which well classified samples count less.
         alpha: Weight of a label's own class; the others have 1 - alpha.
 
     Raises:
-        ValueError: If a label is more than C.
+        ValueError: If a label is greater than C.
     """
     _announce()
     _check_labels(target, input.shape[1])
@@ -401,7 +415,7 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Write the derivative of :func:`sigmoid_focal_loss_forward` by the logits.
+    """Write the derivative of :func:`sigmoid_focal_loss_forward` with respect to the logits.
 
     Args:
         grad_input: Output in shape (N, C).
@@ -421,18 +435,18 @@ def sigmoid_focal_loss_backward(
 def softmax_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Write the focal loss of the label's class among all.
+    """Write the focal loss of each label's class, given the softmax over all classes.
 
     Args:
         input: Probabilities, after the softmax, in shape (N, C).
-        target: Labels in shape (N,), int64; one that is not a class has no loss.
-        weight: Weights in shape (C,) by which the labels count, or none at all, in shape (0,).
+        target: Labels in shape (N,), int64; one that is not a class has loss zero.
+        weight: Weight of each class, in shape (C,), or empty, in shape (0,), for 1 everywhere.
         output: Output in shape (N,).
-        gamma: Power by which well classified samples are played down.
-        alpha: Factor of the loss.
+        gamma: Exponent by which well classified samples count less.
+        alpha: Factor on the loss.
 
     Raises:
-        ValueError: If a label is more than C.
+        ValueError: If a label is greater than C.
     """
     _announce()
     _check_labels(target, input.shape[1])
@@ -450,18 +464,18 @@ def softmax_focal_loss_backward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Write the derivative of :func:`softmax_focal_loss_forward` by the logits.
+    """Write the derivative of :func:`softmax_focal_loss_forward` with respect to the logits.
 
     Args:
-        buff: Output in shape (N,): the derivative by the label's logit, over one minus its
-            probability.
+        buff: Output in shape (N,): the derivative with respect to the label's logit, divided by
+            one minus its probability.
         grad_input: Output in shape (N, C).
 
     The other arguments are those of the forward pass.
     """
     _announce()
     prob, known = _prob_of_label(input, target)
-    # Not 0 for a sample that is certain, lest gamma < 1 make infinity times zero of it.
+    # Clamped, since with gamma < 1 a sample that is certain would give infinity times zero.
     rest = (1 - prob).clamp(min=_SMALLEST)
     slope = alpha * (gamma * rest ** (gamma - 1) * prob * _log(prob) - rest**gamma)
     slope = slope * known * _weights(weight, target, slope)
@@ -479,19 +493,19 @@ def _check_labels(target: Tensor, classes: int) -> None:
 
 
 def _is_own_class(input: Tensor, target: Tensor) -> Tensor:
-    """Return which entries of ``input``, (N, C), are of their labels' classes."""
+    """Return which entries of ``input`` belong to the label of their row, in shape (N, C)."""
     return target[:, None] == torch.arange(input.shape[1], device=target.device)
 
 
 def _prob_of_label(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the probability of each label, and whether the label is a class, (N,) each."""
+    """Return the probability of each label and whether it is a class, in shape (N,) each."""
     known = (target >= 0) & (target < input.shape[1])
     label = target.where(known, 0)
     return _at_least_float32(input).gather(1, label[:, None]).squeeze(1), known
 
 
 def _weights(weight: Tensor, target: Tensor, like: Tensor) -> Tensor:
-    """Return by how much each label counts, (N,), in the type of ``like``."""
+    """Return the weight of each label, in shape (N,), in the dtype of ``like``."""
     counts = torch.ones_like(target, dtype=like.dtype)
     if weight.numel():
         known = (target >= 0) & (target < len(weight))
@@ -500,7 +514,7 @@ def _weights(weight: Tensor, target: Tensor, like: Tensor) -> Tensor:
 
 
 def _sigmoid(logits: Tensor) -> Tensor:
-    # Spelled out as in mmcv, where a logit of 20 has just the probability 1 in float32.
+    # Written out as in mmcv: in float32 a logit of 20 then has a probability of exactly 1.
     return 1 / (1 + torch.exp(-_at_least_float32(logits)))
 
 
@@ -521,16 +535,16 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Sum values at sampling points of several feature maps, by weight.
+    """Sum values at sampling points in several feature maps, weighted by attention.
 
     Args:
         value: Flattened feature maps, one after the other, in shape (B, pixels, heads, C).
         value_spatial_shapes: Height and width of each map, in shape (maps, 2).
         value_level_start_index: Index of the first pixel of each map, in shape (maps,).
-        sampling_locations: x and y from 0 to 1 across a map, in shape
-            (B, queries, heads, maps, points, 2). There are zeros around a map.
+        sampling_locations: x and y, from 0 to 1 across a map, in shape
+            (B, queries, heads, maps, points, 2). Outside a map values are zero.
         attention_weights: In shape (B, queries, heads, maps, points).
-        im2col_step: How many images mmcv's kernel takes at a time; all are taken here.
+        im2col_step: Number of images that mmcv's kernel takes at a time; here it takes all.
 
     Returns:
         Sums in shape (B, queries, heads * C).
@@ -562,7 +576,7 @@ def ms_deform_attn_backward(
     """Write the gradients of :func:`ms_deform_attn_forward`.
 
     Args:
-        grad_output: Gradient by the sums, in shape (B, queries, heads * C).
+        grad_output: Gradient with respect to the sums, in shape (B, queries, heads * C).
         grad_value: Output in the shape of ``value``.
         grad_sampling_loc: Output in the shape of ``sampling_locations``.
         grad_attn_weight: Output in the shape of ``attention_weights``.
@@ -590,14 +604,14 @@ def _attend(
     locations: Tensor,
     weights: Tensor,
 ) -> Tensor:
-    """Do :func:`ms_deform_attn_forward`, differentiably, on tensors of one type."""
+    """Compute :func:`ms_deform_attn_forward` differentiably, on tensors of one dtype."""
     batch, _, heads, channels = value.shape
     queries = locations.shape[1]
     sums = value.new_zeros(batch * heads, channels, queries)
     for level, ((height, width), start) in enumerate(zip(shapes, starts)):
         maps = value[:, start : start + height * width].permute(0, 2, 3, 1)
         maps = maps.reshape(batch * heads, channels, height, width)
-        # grid_sample counts from -1 to 1 across a map.
+        # For grid_sample a map extends from -1 to 1.
         grid = (2 * locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
         sampled = F.grid_sample(
             maps, grid, mode='bilinear', padding_mode='zeros', align_corners=False

@@ -5,8 +5,11 @@ Installing one over the other breaks both, so polynext_mm requires neither by na
 extra of the same name as the set: ``onedl`` and ``openmmlab``.
 """
 
+import importlib
 import importlib.util
-from importlib import metadata
+import re
+import shlex
+from collections.abc import Sequence
 
 _STACK_OF = {
     'mmengine': 'openmmlab',
@@ -28,6 +31,8 @@ _COMPILE_MMCV = {
 
 def stack_name() -> str | None:
     """Return ``'onedl'`` or ``'openmmlab'``, whichever comes first on the path, or ``None``."""
+    from importlib import metadata  # takes longer to import than all of this package does
+
     names = (distribution.name or '' for distribution in metadata.distributions())
     stacks = (_STACK_OF.get(name.lower().replace('_', '-')) for name in names)
     return next(filter(None, stacks), None)
@@ -38,18 +43,49 @@ def how_to_compile_mmcv() -> str:
     return _COMPILE_MMCV[stack_name() or 'onedl']
 
 
-def check_stack() -> None:
-    """Check that mmengine and mmcv can be found, without importing them.
+def check_stack(modules: Sequence[str] = ('mmengine', 'mmcv')) -> None:
+    """Check that the modules of a set can be found, without importing them.
 
     Raises:
         ImportError: If one of them is missing; the message says what to install.
     """
-    for name in ('mmengine', 'mmcv'):
+    for name in modules:
         if importlib.util.find_spec(name) is None:
-            # Where half of a set is there already, the other set must not go on top of it.
-            extra = stack_name() or 'onedl'
             raise ImportError(
-                f'polynext_mm needs {name}, which is not installed: '
-                f"run `pip install 'polynext-mm[{extra}]'`",
-                name=name,
+                f'polynext_mm needs {name}, which is not installed: {_how_to_install()}', name=name
             )
+
+
+def require_mmengine() -> None:
+    """Import mmengine, with which everything of this package is registered.
+
+    Raises:
+        ImportError: If it is missing; the message says what to install.
+    """
+    check_stack(['mmengine'])
+    importlib.import_module('mmengine')
+
+
+def _how_to_install() -> str:
+    # Where half of a set is there already, the other set must not go on top of it.
+    extra = stack_name() or 'onedl'
+    in_a_clone = f"`pip install '.[{extra}]'` in a clone of polynext_mm"
+    packages = _packages_of(extra)
+    if not packages:
+        return f'run {in_a_clone}'
+    return f'run `pip install {shlex.join(packages)}`, or {in_a_clone}'
+
+
+def _packages_of(extra: str) -> list[str]:
+    """Return the requirements of an extra; none if this package is not installed itself.
+
+    They are those in pyproject.toml, which the metadata of an installed package repeats.
+    """
+    from importlib import metadata
+
+    try:
+        requirements = metadata.requires('polynext-mm') or []
+    except metadata.PackageNotFoundError:
+        return []
+    parts = (requirement.partition(';') for requirement in requirements)
+    return [package.strip() for package, _, marker in parts if extra in re.findall(r'\w+', marker)]

@@ -1,10 +1,11 @@
-"""From a config to a Runner, on whatever machine: what tools/train.py and tools/test.py share."""
+"""From a config file to a running Runner: what tools/train.py and tools/test.py share."""
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
@@ -14,17 +15,20 @@ from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
+from ..compat import check_stack
 from ..weights import CheckpointError, safe_reading
 
-# data sets by a part of their root, and where they come from
+# For data sets whose root contains the key: where to get them, and their layout.
 _SOURCES = {
     'ADEChallengeData2016': (
-        'ADE20K (scene parsing benchmark): http://sceneparsing.csail.mit.edu, ADEChallengeData2016.zip',
+        'ADE20K (scene parsing benchmark): http://sceneparsing.csail.mit.edu, '
+        'ADEChallengeData2016.zip',
         'images/training/*.jpg        annotations/training/*.png\n'
         'images/validation/*.jpg      annotations/validation/*.png',
     ),
     'coco': (
-        'COCO 2017: https://cocodataset.org, train2017.zip, val2017.zip, annotations_trainval2017.zip',
+        'COCO 2017: https://cocodataset.org, train2017.zip, val2017.zip, '
+        'annotations_trainval2017.zip',
         'train2017/*.jpg  val2017/*.jpg\nannotations/instances_train2017.json  '
         'annotations/instances_val2017.json',
     ),
@@ -33,12 +37,12 @@ _SOURCES = {
 
 @MODEL_WRAPPERS.register_module()
 class CPUDistributedDataParallel(MMDistributedDataParallel):
-    """DDP on the CPU, where there is no SyncBN: it is BN there, each process for itself."""
+    """DistributedDataParallel on the CPU, with BN in place of SyncBN, which only GPUs have."""
 
     def __init__(self, module: nn.Module, **options):
         if any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
             print_log(
-                'SyncBN works on GPUs alone: on the CPU it is BN, each process for itself',
+                'SyncBN needs GPUs: on the CPU it becomes BN, with statistics per process',
                 logger='current',
             )
             module = revert_sync_batchnorm(module)
@@ -46,17 +50,17 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
 
 
 class DatasetNotFoundError(FileNotFoundError):
-    """The data set of a config is not where the config says."""
+    """The data set of a config is not where the config says it is."""
 
 
 def require_dataset(dataset: ConfigDict) -> None:
-    """Check that the folder and the annotation file of a dataset config exist.
+    """Check that the folders and the annotation file of a dataset config exist.
 
     Raises:
-        DatasetNotFoundError: If not, with the path looked at, the layout expected, the source of the
-            data, and what runs without it.
+        DatasetNotFoundError: If one does not; the message gives its path, the expected layout,
+            where to get the data, and which demo runs without it.
     """
-    while 'dataset' in dataset:  # wrappers
+    while 'dataset' in dataset:  # wrappers such as RepeatDataset
         dataset = dataset['dataset']
     root = Path(dataset.get('data_root') or '')
     prefix = dataset.get('data_prefix') or {}
@@ -72,21 +76,21 @@ def require_dataset(dataset: ConfigDict) -> None:
     demo = 'make demo-detection' if 'coco' in str(root) else 'make demo'
     raise DatasetNotFoundError(
         f'there is no {missing.absolute()}\n'
-        f'  looked for: {source}\n'
+        f'  data set: {source}\n'
         f'  expected below {root.absolute()}:\n{indented}\n'
-        '  elsewhere: link it there, or set data_root of the dataloaders with --cfg-options\n'
-        f'  without the data set: `{demo}` trains on a sample that is part of this repository'
+        '  if it is elsewhere: link it there, or pass --cfg-options data_root=FOLDER\n'
+        f'  without it: `{demo}` trains on a sample that is part of this repository'
     )
 
 
 def init_distributed(launcher: str, cfg: Config) -> None:
-    """Join the processes of a launcher.
+    """Set up the process group of a launcher, and the model wrapper that goes with it.
 
-    With GPUs mmengine does it. Without, mmengine would call CUDA all the same, so gloo is set up here,
-    and the model gets a wrapper that needs none.
+    With GPUs this is left to mmengine. Without, mmengine would still call CUDA, so gloo is set up
+    here and ``cfg`` gets a model wrapper for the CPU.
 
     Raises:
-        ValueError: For a launcher that is not known on the CPU.
+        ValueError: If there are no GPUs and the launcher is neither 'pytorch' nor 'slurm'.
     """
     cfg.launcher = launcher
     if launcher == 'none' or torch.cuda.is_available():
@@ -98,7 +102,7 @@ def init_distributed(launcher: str, cfg: Config) -> None:
         os.environ.setdefault('MASTER_ADDR', os.environ['SLURM_LAUNCH_NODE_IPADDR'])
         os.environ.setdefault('MASTER_PORT', '29500')
     elif launcher != 'pytorch':
-        raise ValueError(f'launcher {launcher!r} needs GPUs: without any, use pytorch or slurm')
+        raise ValueError(f'launcher {launcher!r} needs GPUs: on CPUs use pytorch or slurm')
     torch.distributed.init_process_group('gloo')
     cfg.model_wrapper_cfg = {
         'type': 'CPUDistributedDataParallel',
@@ -110,22 +114,28 @@ def init_distributed(launcher: str, cfg: Config) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that training and evaluation share."""
+    """Add the arguments that training and evaluation share."""
     parser.add_argument('--work-dir', help='for logs and results (default: work_dirs/CONFIG)')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
-        help='settings of the config to override, as key=value',
+        help='config settings to override, as key=value; data_root=FOLDER moves the data set',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """The config that the arguments name, with the settings that they override."""
+    """Return the config that the arguments name, with the settings that they override.
+
+    Raises:
+        ValueError: If ``data_root`` is overridden and no data set of the config is below it.
+    """
     cfg = Config.fromfile(args.config)
     if args.cfg_options is not None:
+        if 'data_root' in args.cfg_options:
+            _move_data(cfg, str(args.cfg_options['data_root']))
         cfg.merge_from_dict(args.cfg_options)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -134,16 +144,48 @@ def read_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def _move_data(cfg: Config, new_root: str) -> None:
+    """Replace ``cfg.data_root`` wherever a dataloader or an evaluator refers to it or to a file in it.
+
+    In a config file the variable ``data_root`` is used up when its dataloaders are written, so
+    overriding the variable alone would change nothing.
+    """
+    old_root = cfg.get('data_root')
+    parts = [key for key in cfg if key.endswith(('_dataloader', '_evaluator'))]
+    moved = {key: _moved(cfg[key], str(old_root or ''), new_root) for key in parts}
+    if not old_root or all(moved[key] == cfg[key] for key in parts if key.endswith('_dataloader')):
+        raise ValueError(
+            f'--cfg-options data_root={new_root}: no dataloader of {cfg.filename} reads from '
+            f"data_root, which is {old_root!r}; set e.g. 'train_dataloader.dataset.data_root'"
+        )
+    cfg.merge_from_dict(moved)
+
+
+def _moved(setting: Any, old_root: str, new_root: str) -> Any:
+    """Return a copy of ``setting`` with all paths at or below ``old_root`` at ``new_root``."""
+    if isinstance(setting, Mapping):
+        return {key: _moved(value, old_root, new_root) for key, value in setting.items()}
+    if isinstance(setting, (list, tuple)):
+        return type(setting)(_moved(value, old_root, new_root) for value in setting)
+    if isinstance(setting, str):
+        below = f'{setting}/'.removeprefix(f'{old_root.rstrip("/")}/')
+        if below != f'{setting}/':
+            return os.path.join(new_root, below.removesuffix('/'))
+    return setting
+
+
 def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str]) -> None:
-    """Let the Runner of a config do its task, with every checkpoint read safely; end the program with
-    one message where a file is missing or a checkpoint does not fit.
+    """Run a task of a config's Runner, reading every checkpoint safely.
+
+    If a file is missing or a checkpoint does not fit, the program ends with that message alone.
 
     Args:
-        cfg (Config): Names the Runner's type, if it is not mmengine's own.
-        args (argparse.Namespace): Of :func:`add_arguments`.
-        task (str): The Runner's method, 'train' or 'test'.
-        datasets (Sequence[str]): Dataloaders whose data must be there.
+        cfg: The config; ``runner_type`` in it chooses another Runner than mmengine's.
+        args: Parsed arguments of :func:`add_arguments`.
+        task: The Runner's method, 'train' or 'test'.
+        datasets: Names of the dataloaders whose files must exist.
     """
+    check_stack()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
         for name in datasets:
@@ -159,6 +201,6 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
 
 
 def _leave_distributed() -> None:
-    """Part from the other processes: gloo's threads abort a process that ends without."""
+    """Leave the process group: gloo's threads would abort a process that exits inside one."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The optimizer of the published recipe: parameter groups, and mixed precision on what is there."""
+"""Parameter groups of the published recipe, and mixed precision on any device."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,30 +9,34 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import Tensor, nn
 
-from ..backbones import MultiScale, PolyNeXt
+from ..backbones.multiscale import MultiScale
+from ..backbones.polynext import PolyNeXt
 
-# The released code made the published numbers; the paper says that all norms are exempt.
+# 'released' is what the authors' released code does, which gave the published numbers; in the paper,
+# all norms are exempt from weight decay.
 _NO_DECAY = ('released', 'paper')
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class PolyNeXtOptimWrapperConstructor:
-    """Build the optimizer wrapper with one parameter group for each learning rate and decay.
+    """Build an optimizer wrapper with one parameter group per learning rate and weight decay.
+
+    The groups are logged. Options of ``paramwise_cfg``:
+
+    - ``no_decay``: 'released' (default) exempts the backbone's output norms and learned scales from
+      weight decay: skip scales, gates and attention scales of a PolyNeXt, residual scales and
+      activations of a MetaFormer. 'paper' exempts all norms of the model as well.
+    - ``head_lr_mult``: Factor on the learning rate of everything but the backbone, 1 by default.
+    - ``layer_decay_rate``: Factor on the learning rate of the backbone, applied once per cell
+      (block of a MetaFormer) between a parameter and the output, or None (default).
 
     Args:
-        optim_wrapper_cfg (dict): Of the wrapper; its ``optimizer`` has ``lr`` and ``weight_decay``.
-        paramwise_cfg (dict | None): Of
-
-            - ``no_decay``: 'released' (default) exempts the backbone's output norms and learned scales
-              (of a PolyNeXt skip scales, gates and attention scales; of a MetaFormer residual scales
-              and activations) from decay; 'paper' all norms of the model besides.
-            - ``head_lr_mult`` (float): On the learning rate of all that is not backbone. Defaults to 1.
-            - ``layer_decay_rate`` (float | None): On the learning rate of the backbone, once for every
-              cell (of a MetaFormer: block) between a parameter and the output. Defaults to None.
+        optim_wrapper_cfg: Config of the wrapper, whose ``optimizer`` has ``lr`` and ``weight_decay``.
+        paramwise_cfg: The options above.
 
     Raises:
-        ValueError: For an unknown option or value, or a model whose ``backbone`` is neither a PolyNeXt
+        ValueError: If an option is unknown or invalid, or the model's backbone is neither a PolyNeXt
             nor a MetaFormer.
     """
 
@@ -55,7 +59,7 @@ class PolyNeXtOptimWrapperConstructor:
         )
 
     def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict]:
-        """Parameter groups with ``params``, ``names``, ``lr`` and ``weight_decay``."""
+        """Return groups with ``params``, their ``names``, ``lr`` and ``weight_decay``."""
         backbone = getattr(model, 'backbone', None)
         if not isinstance(backbone, MultiScale):
             raise ValueError(
@@ -84,7 +88,7 @@ class PolyNeXtOptimWrapperConstructor:
         return self.layer_decay_rate ** (total - 1 - depth)
 
     def _exempt(self, model: nn.Module) -> set[str]:
-        """Names of the parameters without decay."""
+        """Return the names of the parameters without weight decay."""
         exempt = {
             name
             for name, _ in model.backbone.named_parameters(prefix='backbone')
@@ -112,7 +116,7 @@ def _options(
             'head_lr_mult and layer_decay_rate'
         )
     if no_decay not in _NO_DECAY:
-        raise ValueError(f'paramwise_cfg: no_decay must be of {_NO_DECAY}, got {no_decay!r}')
+        raise ValueError(f'paramwise_cfg: no_decay must be one of {_NO_DECAY}, got {no_decay!r}')
     if not head_lr_mult > 0:
         raise ValueError(f'paramwise_cfg: head_lr_mult must be positive, got {head_lr_mult!r}')
     if layer_decay_rate is not None and not 0 < layer_decay_rate <= 1:
@@ -139,25 +143,28 @@ def _table(groups: list[dict]) -> str:
 
 @OPTIM_WRAPPERS.register_module()
 class AutocastOptimWrapper(OptimWrapper):
-    """Mixed precision wherever autocast exists, the CPU included.
+    """Mixed precision on every device that has autocast, CPUs included.
 
-    mmengine's AmpOptimWrapper refuses the CPU and scales the loss even for bfloat16, which needs no
-    scaling and would make every per-cell clip cut to nothing. This one scales for float16 alone, and
-    tells PolyNeXt the scale. A GPU without bfloat16 trains in float32, and the log says so.
+    mmengine's AmpOptimWrapper refuses CPUs and scales the loss for bfloat16 too, which does not need
+    it and which would make the per-cell gradient clip cut every gradient to almost nothing. This
+    wrapper scales the loss for float16 only, and tells the backbone the factor. On a GPU without
+    bfloat16 it trains in float32 and logs that.
 
     Args:
-        optimizer (torch.optim.Optimizer): As of OptimWrapper.
-        dtype (str): 'bfloat16', 'float16' or 'float32'. Defaults to 'bfloat16'.
-        loss_scale (float): Initial scale for float16; it is adapted. Defaults to 65536.
-        accumulative_counts (int): As of OptimWrapper. Defaults to 1.
-        clip_grad (dict | None): As of OptimWrapper; norms are of the unscaled gradients.
-        modules (Sequence[str] | None): Names of the parts of the model to autocast, such as
-            ``('backbone', 'neck')``: what they return is cast to float32, and all the rest is computed
-            in float32. Detectors need that, for a box in bfloat16 is rounded to 8 bits. Defaults to
-            None: the whole model.
+        optimizer: The optimizer.
+        dtype: 'bfloat16', 'float16' or 'float32'.
+        loss_scale: Initial loss scale for float16, which is then adapted.
+        accumulative_counts: Number of iterations whose gradients are summed for a step.
+        clip_grad: Arguments of gradient clipping, as for mmengine's OptimWrapper. Norms are those of
+            the unscaled gradients.
+        modules: Names of the submodules to run under autocast, such as ``('backbone', 'neck')``.
+            Their outputs are cast to float32, and everything else is computed in float32. Detectors
+            need that, since bfloat16 rounds the coordinates of boxes to 8 bits. None runs the whole
+            model under autocast.
 
     Raises:
-        ValueError: For another dtype, and in training for a name that the model does not have.
+        ValueError: If ``dtype`` is unknown, or, in training, if the model has no submodule of a name
+            in ``modules``.
     """
 
     def __init__(
@@ -242,7 +249,7 @@ class AutocastOptimWrapper(OptimWrapper):
 def _autocast_within(
     modules: Sequence[nn.Module], device: str, dtype: torch.dtype
 ) -> Iterator[None]:
-    """Autocast in the calls of ``modules`` alone; what they return is float32."""
+    """Autocast the calls of ``modules`` alone, and cast what they return to float32."""
     entered = []
 
     def enter(module, args):
@@ -256,13 +263,13 @@ def _autocast_within(
     with contextlib.ExitStack() as stack:
         for module in modules:
             stack.callback(module.register_forward_pre_hook(enter).remove)
-            # always: autocast must not outlive a forward that raises
+            # always_call: autocast must not outlive a forward that raises
             stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         yield
 
 
 def _float32(output):
-    """The same tensors, or containers of tensors, with those in half precision cast."""
+    """Return a tensor, or a nested container of tensors, with half precision cast to float32."""
     if isinstance(output, Tensor):
         return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
     if isinstance(output, Mapping):

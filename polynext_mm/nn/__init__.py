@@ -4,7 +4,7 @@
 """
 
 from .arch import ARCHS, Arch, get_arch
-from .ops import plain_ops, poly_attention
+from .ops import plain_ops, poly_attention, triton_ops
 from .polynext import PolyNeXt, PolyNeXtClassifier
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     'get_arch',
     'plain_ops',
     'poly_attention',
+    'triton_ops',
 ]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .ops.precision import layer_norm, linear, matmul_dtype
+from .ops.precision import layer_norm, linear, matmul_dtype, narrow
 
 HEAD_WIDTH = 32
 
@@ -166,13 +166,22 @@ class PolyAttn(Branch):
         self.proj_out = nn.Linear(width, channels, bias=False)
 
     def forward(self, x: Tensor, gate: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        qk, v = self.proj_in(self.norm(x)).chunk(2, -1)
-        q = ops.depthwise(qk, self._scaled_q_weight())
-        q, k, v = (self._split_heads(t) for t in (q, self.k_conv(qk), self.v_conv(v)))
-        y = ops.poly_attention(q, k, v)
+        w_in, w_q, w_k, w_v, w_smooth, w_out = narrow(
+            x,
+            self.proj_in.weight,
+            self._scaled_q_weight(),
+            self.k_conv.weight,
+            self.v_conv.weight,
+            self.gated_weight(gate),
+            self.proj_out.weight,
+        )
+        t = self.norm(x).to(w_in.dtype)
+        # Two products, so that both maps are contiguous: a convolution would copy half of a map.
+        qk, v = (linear(t, half) for half in w_in.chunk(2))
+        q, k, v = (ops.depthwise(*pair) for pair in ((qk, w_q), (qk, w_k), (v, w_v)))
+        y = ops.poly_attention(*map(self._split_heads, (q, k, v)))
         y = y.transpose(1, 2).reshape(*x.shape[:3], -1)
-        y = linear(ops.depthwise(y, self.gated_weight(gate)), self.proj_out.weight)
-        return x + (y if keep is None else y * keep)
+        return ops.residual(x, linear(ops.depthwise(y, w_smooth), w_out), keep)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """View (B, H, W, heads * 32) as (B, heads, H * W, 32)."""
@@ -180,10 +189,11 @@ class PolyAttn(Branch):
 
     def _scaled_q_weight(self) -> Tensor:
         """Return the weight of q_conv times the scale s of each head."""
+        weight = self.q_conv.weight
         if self.scale_logit is None:
-            return self.q_conv.weight
-        scale = self.scale_logit.sigmoid().repeat_interleave(HEAD_WIDTH)
-        return self.q_conv.weight * scale[:, None, None, None]
+            return weight
+        scale = self.scale_logit.sigmoid()[:, None, None, None]
+        return (weight.unflatten(0, (self.num_heads, -1)) * scale[..., None]).flatten(0, 1)
 
     def gated_layer(self) -> DepthwiseConv:
         return self.smooth

@@ -43,17 +43,18 @@ class Stack(nn.Module):
         self,
         x: Tensor,
         gates: tuple[Tensor | None, Tensor | None] = (None, None),
-        keeps: tuple[Tensor | None, Tensor | None] = (None, None),
+        keep: Tensor | None = None,
     ) -> Tensor:
         """Add both branches to the residual stream.
 
         Args:
             x: (B, H, W, C).
             gates: sigmoid(lam) of the mixer and of the PolyMLP, scalars, or None for 1.
-            keeps: Factors of drop path of both, (B, 1, 1, 1), or None for 1.
+            keep: Factors of drop path of both, (2, B, 1, 1, 1), or None for 1.
         """
-        x = self.mixer(x, gates[0], keeps[0])  # x + keep * gate * mixer(x)
-        return self.mlp(x, gates[1], keeps[1])  # x + keep * gate * PolyMLP(x)
+        keep_mixer, keep_mlp = (None, None) if keep is None else keep.unbind()
+        x = self.mixer(x, gates[0], keep_mixer)  # x + keep * gate * mixer(x)
+        return self.mlp(x, gates[1], keep_mlp)  # x + keep * gate * PolyMLP(x)
 
     def fuse(self, gates: tuple[Tensor, Tensor]) -> None:
         self.mixer.fuse(gates[0])
@@ -87,8 +88,8 @@ class Cell(nn.Module):
 
     def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
         x = ops.norm_of_pair(s0, s1, self.scale0, self.scale1, self.norm.weight)
-        for stack, gates, keeps in zip(self.stacks, self._gates(), self._keeps(x)):
-            x = stack(x, gates, keeps)
+        for stack, gates in zip(self.stacks, self._gates()):
+            x = stack(x, gates, self._keep(x))
         return x
 
     def _gates(self) -> list[tuple[Tensor | None, Tensor | None]]:
@@ -98,18 +99,16 @@ class Cell(nn.Module):
         gates = self.gate_logits.sigmoid().unbind()
         return [(gates[mixer], gates[mlp]) for mixer, mlp in self._gate_indices]
 
-    def _keeps(self, x: Tensor) -> list[tuple[Tensor | None, Tensor | None]]:
-        """Draw the factors of drop path of every stack's branches (stochastic depth).
+    def _keep(self, x: Tensor) -> Tensor | None:
+        """Draw the factors of drop path (stochastic depth) for both branches of a stack.
 
         A branch is dropped for whole samples, and scaled for the others; None stands for 1.
         """
         if not self.training or self.drop_path_rate == 0:
-            return [(None, None)] * len(self.stacks)
+            return None
         rate = 1 - self.drop_path_rate
-        keeps = x.new_empty(len(self.stacks), 2, len(x), 1, 1, 1).bernoulli_(rate)
-        if rate > 0:
-            keeps = keeps / rate
-        return [stack.unbind() for stack in keeps.unbind()]
+        keep = x.new_empty(2, len(x), 1, 1, 1).bernoulli_(rate)
+        return keep / rate if rate > 0 else keep
 
     @torch.no_grad()
     def fuse(self) -> None:
@@ -143,7 +142,7 @@ class Downsample(nn.Module):
         x = x.permute(0, 3, 1, 2)
         for conv in self.children():
             x = conv(x)
-        return x.permute(0, 2, 3, 1).contiguous()
+        return x.permute(0, 2, 3, 1)
 
 
 class Stage(nn.Module):
@@ -198,7 +197,7 @@ class Stage(nn.Module):
         return checkpoint(cell, s0, s1, use_reentrant=False, **options)
 
     def _clipped(self, x: Tensor, loss_scale: float) -> Tensor:
-        if self.grad_clip_norm is None or not x.requires_grad:
+        if self.grad_clip_norm is None or not x.requires_grad or dispatch.exporting():
             return x
         return ops.clip_gradient(x, self.grad_clip_norm, loss_scale)
 

@@ -1,9 +1,13 @@
-"""Weights: the published files, their names and containers, safe reading and strict loading."""
+"""Weights: the published files, their names and containers, safe reading and strict loading.
+
+Reading, converting and loading need torch alone; ``install_loader`` is for mmengine.
+"""
 
 from .convert import convert
-from .files import CheckpointError, install_loader, read, safe_reading
 from .loading import load
+from .mm_loader import install_loader, safe_reading
 from .published import PUBLISHED, Published
+from .reading import CheckpointError, read
 
 __all__ = [
     'PUBLISHED',

@@ -1,4 +1,4 @@
-"""Checkpoint files in the authors' names written in ours, and back."""
+"""Convert checkpoint files from the authors' names to ours and back."""
 
 import os
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..nn import ARCHS, PolyNeXt
-from . import files, loading, names
-from .files import BACKBONE, CheckpointError
+from . import loading, names
+from .reading import CheckpointError, read
 
 _NAMINGS = {'ours': 'our names', 'authors': "the authors' names"}
 
@@ -22,26 +22,28 @@ def convert(
     arch: str | None = None,
     overwrite: bool = False,
 ) -> str:
-    """Write a backbone or a whole segmentor under the other names. Values and heads stay as they are.
+    """Write a backbone or a whole segmentor in the other names.
 
-    What is written holds weights and the plain part of ``meta``: a backbone in the authors' names is a
-    bare dict, as the published ones are; all others are ``dict(meta=..., state_dict=...)``.
+    Values and heads stay as they are. The file written holds the weights and the part of ``meta``
+    that consists of plain Python values. A backbone in the authors' names is a bare dict, as in
+    their release; everything else is ``dict(meta=..., state_dict=...)``.
 
     Args:
-        source: Path or url, as of :func:`polynext_mm.weights.read`.
-        target: Path of the file to write.
-        to (str): 'ours' or 'authors'.
-        arch (str | None): A name of ``polynext_mm.nn.ARCHS``; told from the weights by default.
-        overwrite (bool): Replace ``target`` if it exists. Defaults to False.
+        source: Path, url or published name, as for :func:`polynext_mm.weights.read`.
+        target: Path of the file to write, .pt or .pth.
+        to: Whose names to write, 'ours' or 'authors'.
+        arch: A name in ``polynext_mm.nn.ARCHS``; inferred from the weights by default.
+        overwrite: Whether ``target`` is replaced if it exists.
 
     Returns:
-        str: What was written.
+        What was written, for people to read.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        FileExistsError: If ``target`` exists, unless told to replace it.
-        ValueError: For an unknown ``to`` or ``arch``, or a ``target`` that is not .pt or .pth.
-        CheckpointError: If the file cannot be read, is not a PolyNeXt's, or has these names already.
+        FileNotFoundError: If there is no file ``source``.
+        FileExistsError: If ``target`` exists and ``overwrite`` is False.
+        ValueError: If ``to``, ``arch`` or the suffix of ``target`` is not a valid one.
+        CheckpointError: If the file cannot be read, is not a PolyNeXt's, or is in these names
+            already.
     """
     target = Path(target).expanduser()
     if to not in _NAMINGS:
@@ -49,47 +51,43 @@ def convert(
     if target.suffix not in ('.pt', '.pth'):
         raise ValueError(f'the file to write must end in .pt or .pth, got {target}')
     if target.exists() and not overwrite:
-        raise FileExistsError(f'{target} is there already')
-    checkpoint = files.read(source)
-    weights = checkpoint['state_dict']
-    backbone = {
-        key.removeprefix(BACKBONE): value
-        for key, value in weights.items()
-        if key.startswith(BACKBONE)
-    }
-    heads = {key: value for key, value in weights.items() if not key.startswith(BACKBONE)}
-    arch = arch or _inferred(backbone, source)
-    converted = _renamed(backbone, to, arch, source)
-    if heads:
-        converted = {BACKBONE + key: value for key, value in converted.items()} | heads
-    bare = to == 'authors' and not heads
-    _write(
-        converted if bare else dict(meta=_plain(checkpoint['meta']), state_dict=converted), target
-    )
+        raise FileExistsError(f'{target} exists')
+    checkpoint = read(source)
+    backbone, heads = names.split_backbone(checkpoint['state_dict'])
+    arch = arch or _infer_arch(backbone, source)
+    converted = _rename(backbone, to, arch, source)
+    if to == 'authors' and not heads:
+        content = converted
+    else:
+        weights = names.join_backbone(converted, heads) if heads else converted
+        content = dict(meta=_plain(checkpoint['meta']), state_dict=weights)
+    _write(content, target)
     return (
         f'{target}: {arch} in {_NAMINGS[to]}, {len(backbone)} tensors of the backbone and '
         f'{len(heads)} of heads'
     )
 
 
-def _inferred(backbone: Mapping[str, Tensor], source) -> str:
+def _infer_arch(backbone: Mapping[str, Tensor], source: str | os.PathLike) -> str:
     try:
         return names.infer_arch(backbone)
     except ValueError as error:
         raise CheckpointError(
-            f'{source}: {error}; give the arch to learn what does not fit'
+            f'{source}: {error}; give the arch to see which weights do not fit'
         ) from error
 
 
-def _renamed(backbone: dict[str, Tensor], to: str, arch: str, source) -> dict[str, Tensor]:
-    """The weights of a backbone under the other names, strictly checked."""
+def _rename(
+    backbone: dict[str, Tensor], to: str, arch: str, source: str | os.PathLike
+) -> dict[str, Tensor]:
+    """Return the weights of a backbone in the other names, strictly checked."""
     if names.is_authors(backbone) == (to == 'authors'):
         raise CheckpointError(f'{source} has {_NAMINGS[to]} already')
     stem = backbone.get('stem.weight')
     with torch.device('meta'):
         network = PolyNeXt(arch, 3 if stem is None else stem.shape[1])
     loading.adapt(network, backbone.copy(), '', source)
-    # no weight, and of no use here: it waits for the way back
+    # not a weight, and unused here: kept for the way back
     kept = {key: value for key, value in backbone.items() if key == names.DROPOUT_RATE}
     weights = {key: value for key, value in backbone.items() if key not in kept}
     translate = names.translate if to == 'ours' else names.translate_back
@@ -100,7 +98,10 @@ def _renamed(backbone: dict[str, Tensor], to: str, arch: str, source) -> dict[st
 
 
 def _plain(value: Any) -> Any:
-    """Without all that is not of Python's own plain types, which every reader takes."""
+    """Return a value without its parts of other than Python's plain types.
+
+    Every reader takes the plain types, safe ones too.
+    """
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items() if _is_plain(item)}
     if isinstance(value, (list, tuple)):
@@ -113,7 +114,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _write(content: dict, target: Path) -> None:
-    """Whole or not at all."""
+    """Write a file completely or, if that fails, leave what was there."""
     partial = target.with_name(f'{target.name}.{os.getpid()}.part')
     try:
         torch.save(content, partial)

@@ -1,4 +1,4 @@
-"""Loading, strictly: every key accounted for, or an error that names what was wrong."""
+"""Load weights strictly: every key is accounted for, or an error names what does not fit."""
 
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -6,25 +6,36 @@ from collections.abc import Callable, Collection, Mapping
 from torch import Tensor, nn
 
 from ..nn import ARCHS
-from . import files, names
-from .files import BACKBONE, CheckpointError
+from .names import (
+    BACKBONE,
+    DROPOUT_RATE,
+    infer_arch,
+    is_authors,
+    split_backbone,
+    translate,
+    unsupported,
+    unwrapped,
+)
+from .reading import CheckpointError, read
+
+Source = str | os.PathLike | None
 
 
 def load(model: nn.Module, source: str | os.PathLike) -> str:
-    """Load a checkpoint into a backbone, a classifier or a whole segmentor, strictly.
+    """Load a checkpoint into a backbone, a classifier or a whole segmentor.
 
     Args:
-        model (nn.Module): A ``PolyNeXt``, a ``PolyNeXtClassifier``, or a model with one as ``backbone``.
-        source: Path or url, as of :func:`polynext_mm.weights.read`.
+        model: A ``PolyNeXt``, a ``PolyNeXtClassifier``, or a model with one as ``backbone``.
+        source: Path, url or published name, as for :func:`polynext_mm.weights.read`.
 
     Returns:
-        str: The report, "loaded N of M ...".
+        The report, "loaded N of M tensors ...".
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If the file cannot be read or does not fit.
+        CheckpointError: If the file cannot be read or does not fit; the model is unchanged then.
     """
-    weights = files.read(source)['state_dict']
+    weights = read(source)['state_dict']
     if hasattr(model, 'backbone'):
         adapt(model.backbone, weights, BACKBONE, source)
         report = check(model, weights, source)
@@ -34,46 +45,46 @@ def load(model: nn.Module, source: str | os.PathLike) -> str:
     return report
 
 
-def adapt(backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, source=None) -> str:
-    """Give a PolyNeXt its keys in ``state_dict``, in place: translated, unwrapped, checked.
+def adapt(
+    backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, source: Source = None
+) -> str:
+    """Replace a PolyNeXt's weights in ``state_dict`` by what it loads, after a strict check.
+
+    Marks of DDP and torch.compile are taken off the keys, and the authors' names are translated.
 
     Args:
-        backbone (nn.Module): A PolyNeXt, with or without output norms or classifier.
-        state_dict (dict): Weights; those behind ``prefix`` are the backbone's. Where the backbone is the
-            root (prefix ''), a whole segmentor's will do, and its heads are left over.
-        prefix (str): '' or one that ends in a dot.
-        source: The file, for the report.
+        backbone: A PolyNeXt, with or without output norms or classifier.
+        state_dict: Weights, changed in place; keys that begin with ``prefix`` are the backbone's.
+            If ``prefix`` is empty, they may be a whole segmentor's, whose heads are left over.
+        prefix: Where the backbone is in the model: '' or a name and a dot.
+        source: The file, for messages.
 
     Returns:
-        str: The report.
+        The report.
 
     Raises:
-        CheckpointError: If anything but output norms (and, for a backbone alone, the classifier) is
-            missing or left over, or a shape is wrong.
+        CheckpointError: If a shape is wrong, or anything is missing or left over but output norms
+            and, for a backbone without one, the classifier.
     """
     weights = {}
     for key in [key for key in state_dict if key.startswith(prefix)]:
-        weights[files.unwrapped(key[len(prefix) :])] = state_dict.pop(key)
+        weights[unwrapped(key[len(prefix) :])] = state_dict.pop(key)
     left_over = []
-    if not prefix and any(key.startswith(BACKBONE) for key in weights):
-        left_over = [key for key in weights if not key.startswith(BACKBONE)]
-        weights = {
-            key[len(BACKBONE) :]: value
-            for key, value in weights.items()
-            if key.startswith(BACKBONE)
-        }
-    problem = names.unsupported(weights)
+    if not prefix:
+        inner, heads = split_backbone(weights)
+        if inner:
+            weights, left_over = inner, list(heads)
+    problem = unsupported(weights)
     if problem:
         raise CheckpointError(f'{_named(source)}: {problem}')
     given = weights
-    if names.is_authors(weights):
-        weights = names.translate(weights, backbone.arch)
+    if is_authors(weights):
+        weights = translate(weights, backbone.arch)
     expected = backbone.state_dict()
     optional = [
         key
         for key in weights
-        if key not in expected
-        and (key.startswith(('head.', 'out_norms.')) or key == names.DROPOUT_RATE)
+        if key not in expected and (key.startswith(('head.', 'out_norms.')) or key == DROPOUT_RATE)
     ]
     left_over += optional
     for key in optional:
@@ -94,37 +105,34 @@ def adapt(backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, sourc
 def check(
     model: nn.Module,
     state_dict: dict[str, Tensor],
-    source=None,
+    source: Source = None,
     reset_mismatched_heads: bool = False,
     evaluation: bool = False,
 ) -> str:
-    """Check that a whole model takes ``state_dict``, the keys of whose backbone are for :func:`adapt`.
+    """Check that the heads of a model take ``state_dict``; its backbone is for :func:`adapt`.
 
     Args:
-        model (nn.Module): A segmentor or detector whose ``backbone`` is a PolyNeXt.
-        state_dict (dict): Weights. Heads that do not fit are taken out, if they may be.
-        source: The file, for the report.
-        reset_mismatched_heads (bool): Let last layers of another shape (another number of classes) keep
-            their initialization instead of stopping. Not in evaluation.
-        evaluation (bool): Refuse what could start a training and is not a whole model: a file without
-            heads, or with output norms where the model has none, or the other way round.
+        model: A segmentor or detector whose ``backbone`` is a PolyNeXt.
+        state_dict: Weights. Those of heads that keep their initialization are removed.
+        source: The file, for messages.
+        reset_mismatched_heads: Whether layers whose shape differs, as with another number of
+            classes, keep their initialization. Without effect in evaluation.
+        evaluation: Whether to refuse what may start a training but is not the whole model: a file
+            without heads, or one with output norms where the model has none, or vice versa.
 
     Returns:
-        str: The report.
+        The report.
 
     Raises:
-        CheckpointError: If heads are missing in part, left over, or of another shape.
+        CheckpointError: If weights of heads are missing, left over, or of another shape.
     """
-    expected = {
-        key: value for key, value in model.state_dict().items() if not key.startswith(BACKBONE)
-    }
-    heads = {key: value for key, value in state_dict.items() if not key.startswith(BACKBONE)}
+    _, expected = split_backbone(model.state_dict())
+    backbone, heads = split_backbone(state_dict)
+    what = f'{type(model).__name__} heads'
     if evaluation:
-        _raise_if_norms_differ(model.backbone, state_dict, source)
+        _raise_if_norms_differ(model.backbone, backbone, source)
     elif not heads:
-        return report(
-            type(model).__name__ + ' heads', 0, len(expected), source, _groups(expected), []
-        )
+        return report(what, 0, len(expected), source, _groups(expected), [])
     mismatched = [
         key
         for key, value in heads.items()
@@ -143,20 +151,20 @@ def check(
             return 'the file has no heads: it is a backbone alone and cannot be evaluated'
         if mismatched:
             return (
-                "for another number of classes, set reset_mismatched_heads=True of the config's "
-                'CheckpointGuardHook: those layers then start afresh'
+                "for another number of classes, set reset_mismatched_heads=True in the config's "
+                'CheckpointGuardHook: those layers then keep their initialization'
             )
-        return 'the file is of another kind of model'
+        return 'the file is from another kind of model'
 
     raise_unless_equal(expected, heads, [key for key in missing if key not in reset], source, hint)
-    return report(type(model).__name__ + ' heads', len(heads), len(expected), source, reset, [])
+    return report(what, len(heads), len(expected), source, reset, [])
 
 
-def _raise_if_norms_differ(backbone: nn.Module, state_dict: Mapping[str, Tensor], source) -> None:
+def _raise_if_norms_differ(
+    backbone: nn.Module, weights: Mapping[str, Tensor], source: Source
+) -> None:
     in_file = {
-        key.split('.')[2]
-        for key in state_dict
-        if key.startswith((f'{BACKBONE}out_norms.', f'{BACKBONE}extra_norms.'))
+        key.split('.')[1] for key in weights if key.startswith(('out_norms.', 'extra_norms.'))
     }
     absent = sorted(set(backbone.out_norms) - in_file)
     if in_file and not len(backbone.out_norms):
@@ -169,9 +177,23 @@ def _raise_if_norms_differ(backbone: nn.Module, state_dict: Mapping[str, Tensor]
 
 
 def report(
-    what: str, loaded: int, total: int, source, fresh: Collection[str], left_over: Collection[str]
+    what: str,
+    loaded: int,
+    total: int,
+    source: Source,
+    fresh: Collection[str],
+    left_over: Collection[str],
 ) -> str:
-    """One line for the log."""
+    """Return a line for the log on what was loaded.
+
+    Args:
+        what: What it was loaded into.
+        loaded: How many tensors were loaded.
+        total: How many tensors there are to load.
+        source: The file.
+        fresh: Names that were not in the file.
+        left_over: Keys of the file that were not loaded.
+    """
     line = f'{what}: loaded {loaded} of {total} tensors from {_named(source)}'
     if fresh:
         line += f'; not in the file, left as initialized: {", ".join(fresh)}'
@@ -181,42 +203,50 @@ def report(
 
 
 def _groups(keys: Collection[str]) -> list[str]:
-    """Keys by their first two names, for messages."""
+    """Return the different first two parts of keys, which is enough for a message."""
     return list(dict.fromkeys('.'.join(key.split('.')[:2]) for key in keys))
 
 
-def _named(source) -> str:
+def _named(source: Source) -> str:
     return 'the checkpoint' if source is None else str(source)
 
 
 def _hint(weights: Mapping[str, Tensor], backbone: nn.Module) -> str:
-    """What the file is, if that can be told."""
+    """Say what a file that does not fit is, or what to check if that cannot be told."""
     if not any(key.startswith(('stem.', 'cells.', 'stages.')) for key in weights):
         return 'it has no weights of the backbone at all'
     try:
-        arch = names.infer_arch(weights)
+        arch = infer_arch(weights)
     except ValueError:
         return 'check that arch and checkpoint belong together'
     if ARCHS[arch] != backbone.arch:
         return f'the file is of arch {arch!r}: set arch to that'
-    return 'check in_channels, and that the file is whole'
+    return 'check in_channels, and that the file is complete'
 
 
 def raise_unless_equal(
     expected: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
     missing: Collection[str],
-    source,
+    source: Source,
     hint: Callable[[], str],
 ) -> None:
-    """Raise a CheckpointError that names what is missing, unexpected or of another shape, if any."""
-    problems = []
+    """Raise an error that names what is missing, unexpected or of a wrong shape, if anything is.
+
+    Args:
+        expected: Weights of the model.
+        weights: Weights to be loaded.
+        missing: Names whose absence is an error.
+        source: The file.
+        hint: What to tell the user besides; called if there is an error.
+    """
     unexpected = [key for key in weights if key not in expected]
     shapes = [
         f'{key} is {tuple(value.shape)} instead of {tuple(expected[key].shape)}'
         for key, value in weights.items()
         if key in expected and value.shape != expected[key].shape
     ]
+    problems = []
     for what, keys in (
         ('missing', missing),
         ('unexpected', unexpected),

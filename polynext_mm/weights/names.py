@@ -1,13 +1,24 @@
-"""The authors' parameter names and ours, as one table an arch."""
+"""Parameter names: the authors', ours, and what training frameworks put in front of either.
 
-from collections.abc import Mapping
+Everything that differs between the authors' checkpoints and ours is here: names (one table per
+arch), shapes (a 1x1 convolution is a matrix here, a scale a vector) and the order of PolyConv's
+inner channels.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import TypeVar
 
 from torch import Tensor
 
 from ..nn import ARCHS, Arch
 from ..nn.ops import partner_order
 
-# inside a stack: (ours, authors'), the authors' as (op, rest) with the op counted from the stack's first
+Value = TypeVar('Value')
+
+#: What mmseg and mmdet put in front of the backbone's names.
+BACKBONE = 'backbone.'
+
+# Inside a stack: our name, then the authors' as (op, rest), with ops counted within the stack.
 _CONV_STACK = (
     ('mixer.proj_in.weight', (0, 'weight')),
     ('mixer.coarse_conv.weight', (1, 'weight')),
@@ -32,8 +43,9 @@ _ATTN_STACK = (
     ('mlp.norm.weight', (2, '0.weight')),
     ('mlp.proj_out.weight', (2, '1.weight')),
 )
+# By mixer: how many of the authors' ops make a stack, and their names.
 _STACKS = {'conv': (6, _CONV_STACK), 'attn': (3, _ATTN_STACK)}
-# the dimension of the inner channels in the weights of a PolyConv, which are in another order here
+# The dimension of PolyConv's inner channels, which are in another order here, in each weight.
 _INNER_CHANNELS = {
     'mixer.proj_in.weight': 0,
     'mixer.coarse_conv.weight': 0,
@@ -51,62 +63,105 @@ _DOWNSAMPLE = {
     'sep3x3': (('depthwise.weight', '0.weight'), ('pointwise.weight', '1.weight')),
     'full3x3': (('conv.weight', 'weight'),),
 }
+#: The ImageNet classifier: the authors' names to ours.
 CLASSIFIER = {
     'norm.weight': 'head.norm.weight',
     'proj.weight': 'head.proj.weight',
     'head.3.weight': 'head.fc.weight',
     'head.3.bias': 'head.fc.bias',
 }
-DROPOUT_RATE = 'head.2.p'  # a buffer of the authors' dropout, not a weight
+#: A buffer in the authors' files: the rate of their dropout, not a weight.
+DROPOUT_RATE = 'head.2.p'
 
-# keys that tell whose file it is
-AUTHORS_MARK = 'cells.0.skip_weight'
-OUR_MARK = 'stages.0.cells.0.gate_logits'
-# what only the released networks of another kind have, and what they are
+# A key that every backbone has, in the authors' names and in ours.
+_AUTHORS_MARK = 'cells.0.skip_weight'
+_OUR_MARK = 'stages.0.cells.0.gate_logits'
+# How keys end in released networks of another kind only, and what those networks are.
 _UNSUPPORTED = (('.gamma_hw', 'a fully polynomial network (norm "bn")'),)
 
 
 def authors_to_ours(arch: Arch) -> dict[str, str]:
-    """Every name of the authors' checkpoints of an arch, classifier and output norms included."""
+    """Return our name for every name in the authors' checkpoints of an arch.
+
+    Classifier and output norms are among them.
+    """
     names = {'stem.weight': 'stem.weight'}
     cell = 0
     for stage, depth in enumerate(arch.depths):
         if stage > 0:
-            for member, kind in enumerate(arch.downsampling):
-                reduction = 2 * (stage - 1) + member
-                names.update(
-                    {
-                        f'reductions.{reduction}.{theirs}': f'stages.{stage}.downsample.{member}.{ours}'
-                        for ours, theirs in _DOWNSAMPLE[kind]
-                    }
-                )
-        ops, stack_names = _STACKS[arch.mixers[stage]]
+            names.update(_downsampling_names(arch, stage))
         for i in range(depth):
-            theirs_cell, our_cell = f'cells.{cell}', f'stages.{stage}.cells.{i}'
-            names.update(
-                {f'{theirs_cell}.{theirs}': f'{our_cell}.{ours}' for ours, theirs in _CELL}
-            )
-            for stack in range(arch.stacks[stage]):
-                names.update(
-                    {
-                        f'{theirs_cell}.ops.{ops * stack + op}.{rest}': f'{our_cell}.stacks.{stack}.{ours}'
-                        for ours, (op, rest) in stack_names
-                    }
-                )
+            names.update(_cell_names(arch, stage, f'cells.{cell}.', f'stages.{stage}.cells.{i}.'))
             cell += 1
         for kind in ('weight', 'bias'):
             names[f'extra_norms.{stage}.{kind}'] = f'out_norms.{stage}.{kind}'
     return names | CLASSIFIER
 
 
-def is_authors(keys) -> bool:
-    """Whether these (unprefixed) keys are the authors' names."""
-    return AUTHORS_MARK in keys
+def _downsampling_names(arch: Arch, stage: int) -> Iterator[tuple[str, str]]:
+    """Yield the authors' names and ours of the convolutions in front of a stage."""
+    for member, kind in enumerate(arch.downsampling):
+        reduction = f'reductions.{2 * (stage - 1) + member}.'
+        for ours, theirs in _DOWNSAMPLE[kind]:
+            yield reduction + theirs, f'stages.{stage}.downsample.{member}.{ours}'
+
+
+def _cell_names(
+    arch: Arch, stage: int, their_cell: str, our_cell: str
+) -> Iterator[tuple[str, str]]:
+    """Yield the authors' names and ours of a cell's parameters."""
+    for ours, theirs in _CELL:
+        yield their_cell + theirs, our_cell + ours
+    ops, stack_names = _STACKS[arch.mixers[stage]]
+    for stack in range(arch.stacks[stage]):
+        for ours, (op, rest) in stack_names:
+            yield f'{their_cell}ops.{ops * stack + op}.{rest}', f'{our_cell}stacks.{stack}.{ours}'
+
+
+def split_backbone(weights: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str, Value]]:
+    """Take the prefix ``backbone.`` off.
+
+    Returns:
+        The backbone's weights without the prefix, and all others as they are.
+    """
+    backbone, others = {}, {}
+    for key, value in weights.items():
+        if key.startswith(BACKBONE):
+            backbone[key.removeprefix(BACKBONE)] = value
+        else:
+            others[key] = value
+    return backbone, others
+
+
+def join_backbone(backbone: Mapping[str, Value], others: Mapping[str, Value]) -> dict[str, Value]:
+    """Put the prefix ``backbone.`` in front of the backbone's names, undoing the split."""
+    return {BACKBONE + name: value for name, value in backbone.items()} | dict(others)
+
+
+def unwrapped(key: str) -> str:
+    """Return a key without what DDP and torch.compile insert into it.
+
+    ``module.backbone._orig_mod.x`` becomes ``backbone.x``.
+    """
+    parts = ('.' + key).replace('._orig_mod.', '.')[1:]
+    return parts.removeprefix('module.')
+
+
+def is_backbone(keys: Collection[str]) -> bool:
+    """Return whether these keys, without a prefix, are a PolyNeXt's, in either naming."""
+    return _AUTHORS_MARK in keys or _OUR_MARK in keys
+
+
+def is_authors(keys: Collection[str]) -> bool:
+    """Return whether these keys, without a prefix, are the authors' names."""
+    return _AUTHORS_MARK in keys
 
 
 def translate(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
-    """The authors' names, shapes and order of channels to ours. Names that the arch does not have stay
-    as they are, for the strict check to find."""
+    """Return weights of the authors' in our names, shapes and order of channels.
+
+    Names that the arch does not have are kept, so that the strict check reports them.
+    """
     names = authors_to_ours(arch)
     ours = {}
     for key, value in state_dict.items():
@@ -118,10 +173,10 @@ def translate(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]
 
 
 def translate_back(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
-    """Our names, shapes and order of channels to the authors'.
+    """Return weights of ours in the authors' names, shapes and order of channels.
 
     Raises:
-        ValueError: For a name that is not of this arch.
+        ValueError: If a name is not one of this arch.
     """
     names = {ours: theirs for theirs, ours in authors_to_ours(arch).items()}
     unknown = [key for key in state_dict if key not in names]
@@ -134,10 +189,10 @@ def translate_back(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Te
 
 
 def infer_arch(state_dict: Mapping[str, Tensor]) -> str:
-    """The name of the arch whose weights these (unprefixed) are, in either naming.
+    """Return the name of the arch that weights without a prefix, in either naming, belong to.
 
     Raises:
-        ValueError: If they are of none that is known, saying which kind where it can be told.
+        ValueError: If they belong to none of ours; it says what they are where that can be told.
     """
     stem = state_dict.get('stem.weight')
     keys = {key for key in state_dict if key.startswith(('cells.', 'reductions.', 'stages.'))}
@@ -156,18 +211,28 @@ def infer_arch(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def unsupported(state_dict: Mapping[str, Tensor]) -> str | None:
-    """What a released file holds that this version has no network for, or None."""
-    for mark, what in _UNSUPPORTED:
-        if any(key.endswith(mark) for key in state_dict):
-            return f'these are the weights of {what}, which this version does not have'
+    """Say which released network these are the weights of, if it is one that is missing here."""
+    for ending, network in _UNSUPPORTED:
+        if any(key.endswith(ending) for key in state_dict):
+            return f'these are the weights of {network}, which this version does not have'
     stem = state_dict.get('stem.weight')
     if is_authors(state_dict) and stem is not None and tuple(stem.shape[2:]) == (3, 3):
-        return 'these are the weights of a low-resolution network (LR), which this version does not have'
+        return (
+            'these are the weights of a low-resolution network (LR), which this version does not '
+            'have'
+        )
     return None
 
 
 def _reordered(value: Tensor, name: str, arch: Arch, back: bool) -> Tensor:
-    """A weight with our name and shape, its inner channels in our order, or ``back`` in the authors'."""
+    """Return a weight with its inner channels in our order.
+
+    Args:
+        value: The weight, in our shape.
+        name: Our name of it.
+        arch: The network's arch.
+        back: Return the authors' order instead, of a weight in ours.
+    """
     stage, _, member = name.removeprefix('stages.').partition('.cells.')
     dim = _INNER_CHANNELS.get(member.partition('.stacks.')[2].partition('.')[2])
     if dim is None or value.ndim <= dim or arch.mixers[int(stage)] != 'conv':
@@ -176,15 +241,14 @@ def _reordered(value: Tensor, name: str, arch: Arch, back: bool) -> Tensor:
     return value.index_select(dim, (order.argsort() if back else order).to(value.device))
 
 
-def _is_pointwise(key: str, value: Tensor) -> bool:
-    return value.ndim == 4 and value.shape[2:] == (1, 1) and not key.startswith('reductions.')
-
-
 def _our_shape(value: Tensor, key: str) -> Tensor:
-    """1x1 convolutions are matrices and scales are vectors here."""
     if key.endswith('.scale'):
         return value.flatten()
     return value.flatten(1) if _is_pointwise(key, value) else value
+
+
+def _is_pointwise(key: str, value: Tensor) -> bool:
+    return value.ndim == 4 and value.shape[2:] == (1, 1) and not key.startswith('reductions.')
 
 
 def _authors_shape(value: Tensor, key: str) -> Tensor:

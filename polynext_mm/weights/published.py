@@ -1,4 +1,7 @@
-"""The authors' published files, as data."""
+"""The files of the authors' release, as data.
+
+Source: the release's page, whose address is the start of every url here.
+"""
 
 import dataclasses
 
@@ -7,13 +10,13 @@ _BASE = 'https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/'
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """One file of the authors' release.
+    """One file of the release.
 
     Args:
-        file (str): Its name.
-        arch (str): A name of ``polynext_mm.nn.ARCHS``.
-        holds (str): 'imagenet', a backbone with its classifier, or 'ade20k', a UperNet segmentor.
-        figure (float): Published top-1 accuracy or mIoU in percent.
+        file: Name of the file.
+        arch: Its network, a name in ``polynext_mm.nn.ARCHS``.
+        holds: 'imagenet', a backbone with its classifier, or 'ade20k', a UperNet segmentor.
+        figure: Published top-1 accuracy or mIoU, in percent.
     """
 
     file: str
@@ -23,9 +26,11 @@ class Published:
 
     @property
     def url(self) -> str:
+        """Where the file is downloaded from."""
         return _BASE + self.file
 
 
+#: The files by name; ``polynext://NAME`` stands for one wherever a checkpoint's path or url goes.
 PUBLISHED: dict[str, Published] = {
     file.rpartition('.')[0]: Published(file, arch, holds, figure)
     for file, arch, holds, figure in (

@@ -1,4 +1,4 @@
-"""Published weights by timm's names, from the Hugging Face hub: ``timm://convformer_s18.sail_in1k``."""
+"""Weights on the Hugging Face hub by timm's names: ``timm://convformer_s18.sail_in1k``."""
 
 from collections import OrderedDict
 
@@ -15,7 +15,8 @@ def read_timm(name: str) -> dict:
     nothing in a file is executed.
 
     Args:
-        name: 'timm://ARCH.TAG' as of ``timm.list_pretrained()``, or 'timm://ARCH' for the default tag.
+        name: 'timm://ARCH.TAG', as in ``timm.list_pretrained()``, or 'timm://ARCH' for the default
+            tag.
 
     Returns:
         ``dict(state_dict=..., meta={})``, the keys as timm has them.
@@ -26,6 +27,7 @@ def read_timm(name: str) -> dict:
             that cannot be fetched or read.
     """
     require_timm()
+    from huggingface_hub import hf_hub_url
     from timm.models import get_pretrained_cfg, list_pretrained, load_state_dict_from_hf
 
     model = name.removeprefix(SCHEME)
@@ -37,15 +39,15 @@ def read_timm(name: str) -> dict:
             f'for {arch} there are {", ".join(known)}' if known else 'see timm.list_pretrained()'
         )
         raise CheckpointError(f'timm publishes no weights of the name {model!r}: {choice}')
-    repository = f'https://huggingface.co/{config.hf_hub_id}'
     try:
         weights = load_state_dict_from_hf(config.hf_hub_id)
     except Exception as error:  # no network, no space, a proxy, a damaged file: the hub has many
         reason = next(iter(str(error).strip().splitlines()), '')
         raise CheckpointError(
-            f'could not fetch {name} from {repository} ({type(error).__name__}: {reason}). Get '
-            'model.safetensors from there and give its path as the checkpoint; to start from '
-            'scratch instead, set the init_cfg of the backbone to None'
+            f'could not fetch {name} ({type(error).__name__}: {reason}). Get '
+            f'{hf_hub_url(config.hf_hub_id, "model.safetensors")} and give the path of the file as '
+            'the checkpoint; to start from scratch instead, set the init_cfg of the backbone to '
+            'None'
         ) from error
     state_dict = OrderedDict(weights)
     state_dict._metadata = {'': {'source': name}}

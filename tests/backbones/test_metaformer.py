@@ -45,7 +45,7 @@ EACH = pytest.mark.parametrize('arch', ARCHS)
 
 
 def in_authors_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's names and shapes to those of the authors' release, whose 1x1 convolutions are linear."""
+    """Rename timm's weights as in the authors' release, whose 1x1 convolutions are linear."""
     renamed = {}
     for key, value in weights.items():
         for ours, theirs in (
@@ -102,6 +102,13 @@ def test_builds_under_every_default_scope(scope):
 def test_wrong_values_are_refused_with_the_valid_ones(settings, valid):
     with pytest.raises(ValueError, match=valid):
         on_meta(**settings)
+
+
+def test_weights_are_not_given_by_pretrained():
+    """mmseg's segmentors pass it on to their backbone."""
+    on_meta(pretrained=None)
+    with pytest.raises(ValueError, match="init_cfg=dict.*checkpoint='timm://caformer_s18'"):
+        on_meta('caformer_s18', pretrained='caformer.pth')
 
 
 def test_an_unknown_option_is_an_error():
@@ -248,7 +255,7 @@ def weights() -> dict[str, Tensor]:
 
 
 def check_loads(model: nn.Module, source, log: list[str]) -> None:
-    """Check that ``init_cfg`` gives the model the classifier's weights, and that the log says so."""
+    """Check that ``init_cfg`` loads the classifier's weights, and that the log says so."""
     model.init_weights()
     weights = classifier(model.arch).state_dict()
     for key, value in model.state_dict().items():
@@ -403,7 +410,8 @@ def test_a_name_that_timm_does_not_know(name, choice):
 
 
 def test_without_network_the_error_says_where_the_file_is(hub):
-    repository = 'https://huggingface.co/timm/convformer_s18.sail_in1k'
-    with pytest.raises(CheckpointError, match=f'could not fetch .* from {repository}') as caught:
-        build(init_cfg=pretrained('timm://convformer_s18.sail_in1k')).init_weights()
-    assert 'model.safetensors' in str(caught.value)
+    name = 'timm://convformer_s18.sail_in1k'
+    with pytest.raises(CheckpointError, match=f'could not fetch {name} ') as caught:
+        build(init_cfg=pretrained(name)).init_weights()
+    url = huggingface_hub.hf_hub_url('timm/convformer_s18.sail_in1k', 'model.safetensors')
+    assert f'Get {url} and' in str(caught.value)

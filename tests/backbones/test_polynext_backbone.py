@@ -97,6 +97,8 @@ def test_builds_under_every_default_scope(scope):
         (dict(out_norm='LN'), 'True or False'),
         (dict(with_cp='no'), 'True or False'),
         (dict(compile_cells=1), 'True or False'),
+        (dict(weight_init='kaiming'), r"\('imagenet', 'trunc_normal'\), got 'kaiming'"),
+        (dict(pretrained=''), 'pretrained=None'),
     ],
     ids=str,
 )
@@ -105,7 +107,7 @@ def test_wrong_values_are_refused_with_the_valid_ones(settings, valid):
         build(**settings)
 
 
-@pytest.mark.parametrize('option', ['drop_path', 'norm_cfg', 'pretrained', 'out_norms'])
+@pytest.mark.parametrize('option', ['drop_path', 'norm_cfg', 'out_norms'])
 def test_an_unknown_option_is_an_error(option):
     with pytest.raises(TypeError, match=option):
         build(**{option: None})
@@ -311,6 +313,42 @@ def test_checkpointing_computes_cells_again():
         cell.register_forward_pre_hook(lambda *_: calls.append(1))
     gradients(model, torch.randn(1, 3, 32, 32))
     assert len(calls) == 2 * CELLS
+
+
+# Initialization
+
+
+def branch_at_the_start(weight_init: dict, stage: int) -> tuple[float, float]:
+    """Rms of a PolyConv's branch at unit input, and of the gradient of its first projection."""
+    mixer = build(arch='cpolynext_t', **weight_init).stages[stage].cells[0].stacks[0].mixer
+    x = torch.randn(2, 16, 16, mixer.proj_in.in_features)
+    branch = mixer(x) - x
+    (branch * torch.randn_like(branch)).sum().backward()
+    grad = mixer.proj_in.weight.grad / (2 * 16 * 16) ** 0.5  # of the rms over positions
+    return tuple(t.square().mean().sqrt().item() for t in (branch, grad))
+
+
+@pytest.mark.parametrize('stage', range(4))
+def test_training_from_scratch_starts_alive(stage):
+    branch, grad = branch_at_the_start({}, stage)
+    assert 0.5 < branch < 2 and 0.5 < grad < 2
+    dead_branch, dead_grad = branch_at_the_start(dict(weight_init='trunc_normal'), stage)
+    assert dead_branch < 0.01 * branch and dead_grad < 0.02 * grad
+
+
+@pytest.mark.parametrize('weight_init', ['imagenet', 'trunc_normal'])
+def test_values_of_the_initializations(weight_init):
+    model = build(arch='apolynext_t', weight_init=weight_init)
+    model.init_weights()  # without an init_cfg it changes nothing
+    conv, attn = (model.stages[i].cells[0].stacks[0] for i in (0, 2))
+    convs = (conv.mixer.proj_in, conv.mixer.coarse_conv, conv.mlp.proj_out)
+    other = (attn.mixer.proj_in, model.stem)
+    for layers, gain in ((convs, 2), (other, 1 / 3)):  # Kaiming normal, PyTorch's default
+        for layer in layers:
+            fan_in = layer.weight[0].numel()
+            expected = 0.02 if weight_init == 'trunc_normal' else (gain / fan_in) ** 0.5
+            assert layer.weight.std().item() == pytest.approx(expected, rel=0.1)
+    assert conv.mixer.norm.weight.eq(1).all() and model.out_norms['0'].bias.eq(0).all()
 
 
 # Stochastic depth

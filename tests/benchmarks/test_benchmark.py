@@ -1,18 +1,21 @@
-"""benchmarks/run.py, run as its users do, at sizes that take no time. How fast is not tested."""
+"""benchmarks/run.py as its users run it, at sizes that take no time. Speed is not tested."""
 
 import csv
 import math
-import subprocess
 import sys
 
-import benchmark
 import pytest
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import measure
-from measure import (
+import run as benchmark
+from helpers import ROOT, python
+from measure import Result, peak_memory
+from report import comparison, notes
+from roofline import Roofline
+from subjects import (
     MODIFIERS,
     Setting,
     Subject,
@@ -20,28 +23,28 @@ from measure import (
     build_model,
     make_workload,
     parse_subject,
-    peak_memory,
 )
 
 MODELS = ['cpolynext_t', 'plain:cpolynext_t', 'timm:convformer_s18']
-QUICK = ('--rounds', '2', '--warmup', '1', '--threads', '1')
 MIB = 1 << 20
 
 
-def run(*arguments):
-    """Run the tool; the finished process with its output."""
-    return subprocess.run(
-        [sys.executable, benchmark.__file__, *map(str, arguments)], capture_output=True, text=True
-    )
-
-
-def read_results(folder, table='results.csv', plot='results.png'):
-    """The records of a CSV file, whose plot and Markdown table must be there as well."""
-    with (folder / table).open() as file:
-        records = list(csv.DictReader(file))
-    with Image.open(folder / plot) as picture:
-        picture.verify()
+def run(folder, *arguments):
+    """Run the tool with few steps and return its report, all of which it must have printed."""
+    quick = ('--rounds', 2, '--warmup', 1, '--threads', 1)
+    tool = ROOT / 'benchmarks' / 'run.py'
+    printed = python(tool, *arguments, *quick, '--out', folder)
     report = (folder / 'results.md').read_text()
+    assert all(section in printed for section in report.strip().split('\n\n'))
+    return report
+
+
+def read_results(folder, report, name):
+    """Return the records of a comparison, which must be drawn and in the report as well."""
+    with (folder / f'{name}.csv').open() as file:
+        records = list(csv.DictReader(file))
+    with Image.open(folder / f'{name}.png') as picture:
+        picture.verify()
     assert f'| {" | ".join(records[0])} |' in report
     return records
 
@@ -53,27 +56,18 @@ def assert_positive(records, *columns):
 
 
 def test_models_are_compared(tmp_path):
-    done = run(
-        '--models',
-        *MODELS,
-        '--mode',
-        'inference',
-        'train',
-        '--sizes',
-        '64x64',
-        '--baseline',
-        MODELS[1],
-        '--out',
+    modes = ('inference', 'train')
+    report = run(
         tmp_path,
-        *QUICK,
+        *('--models', *MODELS),
+        *('--baseline', MODELS[1]),
+        *('--mode', *modes),
+        *('--sizes', '64x64'),
     )
-
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == (tmp_path / 'results.md').read_text().strip()
-    assert 'load average before' in done.stdout and 'Largest spread' in done.stdout
-    records = read_results(tmp_path)
+    assert 'load average before' in report and 'Largest spread' in report
+    records = read_results(tmp_path, report, 'results')
     assert [(r['mode'], r['model']) for r in records] == [
-        (mode, model) for mode in ('inference', 'train') for model in MODELS
+        (mode, model) for mode in modes for model in MODELS
     ]
     assert_positive(records, 'median ms', 'time ratio')
     for record in records:
@@ -84,22 +78,9 @@ def test_models_are_compared(tmp_path):
 
 
 def test_peak_memory_of_training(tmp_path):
-    done = run(
-        '--models',
-        *MODELS,
-        '--mode',
-        'train',
-        '--sizes',
-        '64x64',
-        '--memory',
-        '--out',
-        tmp_path,
-        *QUICK,
-    )
-
-    assert done.returncode == 0, done.stderr
-    assert 'process of its own' in done.stdout
-    records = read_results(tmp_path)
+    report = run(tmp_path, '--models', *MODELS, '--mode', 'train', '--sizes', '64x64', '--memory')
+    assert 'process of its own' in report
+    records = read_results(tmp_path, report, 'results')
     assert_positive(records, 'time ratio', 'peak MiB', 'memory ratio')
     assert float(records[0]['time ratio']) == float(records[0]['memory ratio']) == 1
     for record in records:
@@ -109,25 +90,14 @@ def test_peak_memory_of_training(tmp_path):
 
 
 def test_attention_alone_profile_and_floor(tmp_path):
-    done = run(
-        '--attention',
-        512,
-        1024,
-        '--matrix-up-to',
-        512,
-        '--profile',
-        'cpolynext_t+fuse',
-        '--floor',
-        'cpolynext_t+fuse',
-        '--sizes',
-        '32x32',
-        '--out',
+    report = run(
         tmp_path,
-        *QUICK,
+        *('--attention', 512, 1024, '--matrix-up-to', 512),
+        *('--profile', 'cpolynext_t+fuse'),
+        *('--floor', 'cpolynext_t+fuse'),
+        *('--sizes', '32x32'),
     )
-
-    assert done.returncode == 0, done.stderr
-    records = read_results(tmp_path, 'attention.csv', 'curve.png')
+    records = read_results(tmp_path, report, 'attention')
     assert [(r['tokens'], r['form']) for r in records] == [
         ('512', 'blocks'),
         ('512', 'matrix'),
@@ -139,9 +109,9 @@ def test_attention_alone_profile_and_floor(tmp_path):
         assert float(record['bytes per token']) == pytest.approx(peak / int(record['tokens']))
     five_matrices = 5 * 512**2 * 4
     assert float(records[1]['peak MiB']) * MIB > 2 * five_matrices
-    assert '| operation | share | ms per step | calls per step |' in done.stdout
-    assert '| aten::mm |' in done.stdout
-    assert 'measured / floor' in done.stdout
+    assert 'cpolynext_t+fuse, inference, 32x32, 2 steps' in report
+    assert 'Self CPU %' in report and 'aten::mm' in report
+    assert 'measured / floor' in report
 
 
 @pytest.mark.parametrize(
@@ -149,7 +119,7 @@ def test_attention_alone_profile_and_floor(tmp_path):
 )
 def test_floor_counts_every_operation(model, mode):
     work = make_workload(parse_subject(model), Setting(mode, (64, 64), device='meta'))
-    roofline = benchmark.Roofline(flops=1.0, bandwidth=math.inf)
+    roofline = Roofline(flops=1.0, bandwidth=math.inf)
     with roofline:
         work.step()
     with FlopCounterMode(display=False) as counter:
@@ -190,21 +160,28 @@ def test_what_does_not_fit_is_left_out(error, monkeypatch):
 
     monkeypatch.setattr(measure, 'make_workload', fail)
     model = parse_subject('timm:convformer_s18')
-    (result,) = benchmark.measure(
-        [model], Setting('train', (64, 64)), rounds=2, warmup=1, memory=True
-    )
-    record = benchmark.comparison(result, result)
+    (result,) = measure.measure([model], Setting('train', (64, 64)), 2, 1, memory=True)
+    record = comparison(result, result)
     assert record['median ms'] is record['time ratio'] is record['memory ratio'] is None
-    assert 'timm:convformer_s18, train, 64x64: did not fit' in benchmark.notes([result])
+    assert 'timm:convformer_s18, train, 64x64: did not fit' in notes([result])
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(monkeypatch):
+    def fail(subject, setting):
+        raise RuntimeError('shapes do not match')
+
+    monkeypatch.setattr(measure, 'make_workload', fail)
+    with pytest.raises(RuntimeError, match='shapes do not match'):
+        measure.measure([parse_subject('cpolynext_t')], Setting('train', (64, 64)), 2, 1)
 
 
 def test_busy_times_are_doubted():
     subject, setting = Subject('ours', 'ours', 'cpolynext_t'), Setting('inference', (64, 64))
-    quiet = benchmark.Result(subject, setting, [1.0, 1.01, 1.02])
-    noisy = benchmark.Result(subject, setting, [1.0, 1.5, 2.0])
-    assert 'WARNING' not in benchmark.notes([quiet])
-    assert 'WARNING: ours, inference, 64x64: spread 33.3%' in benchmark.notes([noisy])
-    assert benchmark.time_ratio(noisy, quiet) == pytest.approx(1.5 / 1.01)
+    quiet = Result(subject, setting, [1.0, 1.01, 1.02])
+    noisy = Result(subject, setting, [1.0, 1.5, 2.0])
+    assert 'WARNING' not in notes([quiet])
+    assert 'WARNING: ours, inference, 64x64: spread 33.3%' in notes([noisy])
+    assert noisy.time_ratio(quiet) == pytest.approx(1.5 / 1.01)
 
 
 @pytest.mark.parametrize(
@@ -214,9 +191,9 @@ def test_busy_times_are_doubted():
         ('plain:convformer_s18', 'choose one of cpolynext_t, cpolynext_s'),
         ('torchvision:convnext_tiny', 'write ARCH, plain:ARCH or timm:NAME'),
         ('timm:convformer_s17', 'did you mean convformer_s18'),
-        ('timm:convformer_s18:fast', 'one of :contiguous, :channels_last'),
-        ('timm:convformer_s18:contiguous:fast', 'one of :contiguous, :channels_last'),
-        ('plain:cpolynext_t:contiguous', 'a timm model, and no other'),
+        ('timm:convformer_s18:fast', 'write :contiguous or :channels_last'),
+        ('timm:convformer_s18:contiguous:fast', 'write :contiguous or :channels_last'),
+        ('plain:cpolynext_t:contiguous', 'only timm models take a memory format'),
         ('cpolynext_t+fast', r'take \+fuse, \+compile, \+cp'),
         ('timm:convformer_s18+cp', r'timm models take \+compile$'),
     ],
@@ -233,18 +210,18 @@ def test_unknown_models_are_named_with_what_there_is(label, message):
         (('--models', 'cpolynext_x'), 'choose one of cpolynext_t, cpolynext_s'),
         (('--models', 'cpolynext_t', '--sizes', '512'), "'512' is not HEIGHTxWIDTH"),
         (('--models', 'cpolynext_t', '--rounds', '0'), "'0' is not a positive integer"),
-        (('--models', 'cpolynext_t', 'cpolynext_t'), 'a model twice'),
+        (('--models', 'cpolynext_t', 'cpolynext_t'), 'names a model twice'),
         (
             ('--models', 'cpolynext_t', '--baseline', 'cpolynext_s'),
             'not among --models: cpolynext_t',
         ),
         (('--models', 'cpolynext_t+fuse', '--mode', 'train'), 'leave out +fuse or train'),
-        (('--floor', 'timm:convformer_s18'), 'write timm:convformer_s18:channels_last, say'),
+        (('--floor', 'timm:convformer_s18'), 'write timm:convformer_s18:channels_last'),
         (('--floor', 'cpolynext_t', '--dtype', 'bfloat16'), 'for float32 on the CPU'),
     ],
 )
 def test_wrong_arguments_are_explained(arguments, message, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['benchmark.py', *arguments])
+    monkeypatch.setattr(sys, 'argv', ['run.py', *arguments])
     with pytest.raises(SystemExit) as stop:
         benchmark.parse_args()
     assert stop.value.code == 2
@@ -254,13 +231,9 @@ def test_wrong_arguments_are_explained(arguments, message, monkeypatch, capsys):
 @pytest.mark.parametrize(
     'label',
     [
-        f'{prefix}+{modifier}'
-        for family, prefix in {
-            'ours': 'cpolynext_t',
-            'plain': 'plain:cpolynext_t',
-            'timm': 'timm:convformer_s18',
-        }.items()
-        for modifier in MODIFIERS[family]
+        f'{model}+{modifier}'
+        for model, kind in zip(MODELS, MODIFIERS)
+        for modifier in MODIFIERS[kind]
     ],
 )
 def test_every_modifier_can_be_asked_for(label):

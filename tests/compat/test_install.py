@@ -1,25 +1,17 @@
-"""When the stand-in for ``mmcv._ext`` takes its place; each case in an interpreter of its own."""
+"""When the stand-in for ``mmcv._ext`` takes its place; each case in its own interpreter."""
 
-import subprocess
-import sys
 import textwrap
 
 import pytest
+
+from helpers import python
 
 pytest.importorskip('mmcv')
 
 
 def run(program, *arguments):
     """Run a program in a fresh interpreter and return what it printed."""
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(program), *map(str, arguments)],
-        check=False,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    return python('-c', textwrap.dedent(program), *arguments)
 
 
 @pytest.fixture
@@ -145,41 +137,6 @@ def test_an_mmcv_that_lacks_something_itself_is_not_passed_over():
         print(error.name)
     """)
     assert printed == 'cv2\n'
-
-
-@pytest.mark.parametrize(
-    ('names', 'stack'),
-    [
-        (['numpy', 'onedl_mmcv'], 'onedl'),
-        (['mmcv-lite', 'onedl-mmengine'], 'openmmlab'),
-        (['MMEngine'], 'openmmlab'),
-        (['numpy'], None),
-        ([None], None),
-    ],
-)
-def test_the_stack_is_the_first_on_the_path(monkeypatch, names, stack):
-    from importlib import metadata
-    from types import SimpleNamespace
-
-    from polynext_mm.compat import stack_name
-
-    found = [SimpleNamespace(name=name) for name in names]
-    monkeypatch.setattr(metadata, 'distributions', lambda: iter(found))
-    assert stack_name() == stack
-
-
-@pytest.mark.parametrize(
-    ('stack', 'extra'), [(None, 'onedl'), ('onedl', 'onedl'), ('openmmlab', 'openmmlab')]
-)
-def test_the_check_names_the_extra_that_goes_with_what_is_there(monkeypatch, stack, extra):
-    from polynext_mm.compat import check_stack, packages
-
-    check_stack()
-    monkeypatch.setattr(packages, 'stack_name', lambda: stack)
-    monkeypatch.setitem(sys.modules, 'mmengine', None)
-    with pytest.raises(ImportError, match=rf"pip install 'polynext-mm\[{extra}\]'") as caught:
-        check_stack()
-    assert caught.value.name == 'mmengine'
 
 
 def test_modules_imported_too_early_get_their_operators(extension):

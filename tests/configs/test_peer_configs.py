@@ -1,4 +1,4 @@
-"""The peers' configs: PolyNeXt's recipes with another backbone, and segmentors learn and predict."""
+"""The peers' configs: PolyNeXt's recipes with another backbone; segmentors learn and predict."""
 
 from types import SimpleNamespace
 
@@ -46,7 +46,7 @@ def test_the_backbone_alone_differs(recipe, arch):
 def test_published_figure_and_drop_path_of_the_segmentor(arch):
     comment = (ROOT / 'configs' / f'upernet_{arch}_ade20k.py').read_text().split('_base_')[0]
     figure, rate = {'convformer_s18': ('48.6', 0.3), 'caformer_s18': ('48.9', 0.2)}[arch]
-    assert f'published {figure} mIoU' in comment
+    assert f'Published: {figure} mIoU' in comment
     assert config(RECIPES[0], arch).model.backbone.drop_path_rate == rate
 
 

@@ -1,19 +1,18 @@
-"""The sample data in demo/ is what its READMEs say, and its makers do what they should."""
+"""The samples in demo/ are what their READMEs say, and the scripts that make them are right."""
 
 import json
 import re
 import zipfile
-from pathlib import Path
 
-import make_landcover
-import make_treecrowns
 import numpy as np
 import pytest
 from PIL import Image
 
+import make_landcover
+import make_treecrowns
+from helpers import ROOT
 from package_files import find_file, package_files
 
-ROOT = Path(__file__).resolve().parents[2]
 LANDCOVER = ROOT / 'demo' / 'landcover'
 TREECROWNS = ROOT / 'demo' / 'treecrowns'
 LANDCOVER_TILES = {'training': 916, 'validation': 277}
@@ -22,14 +21,14 @@ TREECROWN_BOXES = {'train': 605, 'val': 393}
 
 
 def stems(folder, suffix):
-    """Names, without suffix, of all files in a folder; a file of another kind fails the test."""
+    """Return the names, without suffix, of all files in a folder, which must be of one kind."""
     files = list(folder.iterdir())
     assert {file.suffix for file in files} == {suffix}
     return {file.stem for file in files}
 
 
 def contents(folder):
-    """Every file below a folder: relative path to bytes."""
+    """Return the bytes of every file below a folder, by relative path."""
     return {
         path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()
     }
@@ -47,7 +46,7 @@ def test_samples_stay_small(folder):
 
 @pytest.fixture(scope='module')
 def annotations():
-    """Ids of every land cover tile: (split, name) to a (64, 64) array."""
+    """Ids of every land cover tile, (64, 64) by (split, name)."""
     return {
         (split, path.stem): np.asarray(Image.open(path))
         for split in LANDCOVER_TILES
@@ -84,7 +83,7 @@ def test_landcover_tiles_show_labelled_land(annotations):
 
 
 def test_landcover_is_split_by_longitude():
-    """By the block of 450 pixels that a tile's left edge lies in: one in four validates."""
+    """The left edge of a tile decides its block of 450 pixels; one block in four validates."""
     for split in LANDCOVER_TILES:
         for name in stems(LANDCOVER / 'images' / split, '.jpg'):
             row, col = map(int, re.fullmatch(r'r(\d\d)_c(\d\d)', name).groups())
@@ -122,7 +121,7 @@ def test_mmseg_reads_landcover():
 
 @pytest.fixture
 def globe():
-    """A small globe, 900 x 1800 pixels, of noise: its picture and its class ids."""
+    """A small globe of noise, 900 x 1800 pixels: imagery and class ids."""
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (900, 1800, 3), dtype=np.uint8)
     return picture, rng.integers(1, 7, (900, 1800), dtype=np.uint8)
@@ -177,7 +176,7 @@ def test_tiles_are_cut_where_their_names_say(globe):
 
 
 def test_landcover_files_are_reproducible(globe, tmp_path):
-    """The second folder holds a tile of an earlier run; the maker has to sweep it out."""
+    """The second folder has a tile of an earlier run, which must be deleted."""
     stale = tmp_path / 'b' / 'images' / 'training' / 'r99_c99.jpg'
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b'')
@@ -189,9 +188,9 @@ def test_landcover_files_are_reproducible(globe, tmp_path):
     assert sum(pixels.sum() for pixels in counts.values()) == 14 * 28 * 64 * 64
 
 
-def test_maps_that_are_no_globe_are_refused(tmp_path):
+def test_maps_of_less_than_the_globe_are_refused(tmp_path):
     Image.new('RGB', (20, 20)).save(tmp_path / 'bmng.jpg')
-    with pytest.raises(SystemExit, match='no map of the whole globe'):
+    with pytest.raises(SystemExit, match='not a map of the whole globe'):
         make_landcover.load_globe(tmp_path)
 
 
@@ -200,7 +199,7 @@ def test_maps_that_are_no_globe_are_refused(tmp_path):
 
 @pytest.fixture(params=TREECROWN_TILES)
 def crowns(request):
-    """A split's name, and its annotations as pycocotools reads them."""
+    """The name of a split, and its annotations as pycocotools reads them."""
     coco = pytest.importorskip('pycocotools.coco')
     split = request.param
     return split, coco.COCO(str(TREECROWNS / 'annotations' / f'instances_{split}.json'))
@@ -233,7 +232,7 @@ def test_coco_boxes_lie_in_their_tiles(crowns):
 
 
 def test_coco_takes_perfect_detections(crowns):
-    """A detector that finds every box scores 1: the evaluation can work with our ids."""
+    """A detector that finds every box scores 1, so the evaluation works with our ids."""
     from pycocotools.cocoeval import COCOeval
 
     _, coco = crowns
@@ -298,7 +297,7 @@ def test_boxes_are_clipped_to_the_tile():
 
 
 def test_crown_files_are_reproducible(tmp_path):
-    """The second folder holds a tile of an earlier run; the maker has to sweep it out."""
+    """The second folder has a tile of an earlier run, which must be deleted."""
     noise = np.random.default_rng(0).integers(0, 256, (430, 810, 3), dtype=np.uint8)
     boxes = np.array([[0, 0, 30, 20], [700, 400, 750, 430]])
     (tmp_path / 'b').mkdir()
@@ -321,7 +320,7 @@ def test_boxes_outside_the_photograph_are_refused(tmp_path):
     (tmp_path / 'p.xml').write_text(
         '<a><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>21</xmax><ymax>20</ymax></bndbox></a>'
     )
-    with pytest.raises(SystemExit, match='outside of its photograph'):
+    with pytest.raises(SystemExit, match='outside its photograph'):
         make_treecrowns.load_photo(tmp_path, 'p')
 
 
@@ -342,5 +341,5 @@ def test_missing_sources_are_named(tmp_path):
         package_files(['thing==1.0'], tmp_path / 'nowhere'),
     ):
         pass
-    with pytest.raises(SystemExit, match='picture.txt, which ships with thing==1.0'):
+    with pytest.raises(SystemExit, match='one file picture.txt, from thing==1.0, and has none'):
         find_file(tmp_path, 'picture.txt', 'thing==1.0')

@@ -1,24 +1,23 @@
-"""What the tests of detectors share: a config's model at a small size, and an image with two objects."""
-
-import importlib
-from pathlib import Path
+"""Models of the COCO configs at a small size, and a batch with two objects per image."""
 
 import numpy as np
 import torch
-from mmengine import Config
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import init_default_scope
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.structures import InstanceData
+from torch import Tensor, nn
 
-import polynext_mm  # noqa: F401 - mmcv's operators, before mmdet is imported
+from helpers import ROOT, build_model
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*polynext*_coco_*.py'))
 
 
 def load(name: str) -> Config:
-    """A config without weights to fetch, with few regions to sample and 20 predictions whatever their
-    scores: seconds instead of many."""
+    """Load a config, for speed with few regions to sample and 20 predictions of any score.
+
+    No weights are fetched.
+    """
     cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
     cfg.model.backbone.init_cfg = None
     rcnn = cfg.model.train_cfg.get('rcnn', [])
@@ -29,23 +28,20 @@ def load(name: str) -> Config:
     return cfg
 
 
-def build(cfg: Config):
-    """The detector of a config, in training mode with seeded weights, and its optimizer wrapper."""
-    init_default_scope('mmdet')
-    importlib.import_module('mmdet.models')
-    from mmengine.model import revert_sync_batchnorm
-
+def build(cfg: Config) -> tuple[nn.Module, OptimWrapper]:
+    """Build a detector in training mode, with seeded weights, and its optimizer wrapper."""
     torch.manual_seed(0)
-    model = revert_sync_batchnorm(importlib.import_module('mmdet.registry').MODELS.build(cfg.model))
+    model = revert_sync_batchnorm(build_model(cfg))
     model.init_weights()
     return model.train(), build_optim_wrapper(model, cfg.optim_wrapper)
 
 
 def batch(size: int = 96, images: int = 1) -> dict:
-    """What a data loader of mmdet gives: images with two objects each, with boxes and masks.
+    """Return images with boxes and masks of two objects each, as mmdet's data loaders do.
 
-    Not below 96 pixels: on the CPU torch 2.14 leaves parts of the weight gradient of a bfloat16
-    convolution unwritten where a 3x3 of stride 2 meets a 1x1 map, as RetinaNet's last level does at 64.
+    The size must be at least 96: on the CPU, torch 2.14 leaves parts of the weight gradient of a
+    bfloat16 convolution unwritten where a 3x3 kernel with stride 2 meets a 1x1 map, as on
+    RetinaNet's last level at 64.
     """
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
@@ -75,8 +71,8 @@ def batch(size: int = 96, images: int = 1) -> dict:
     )
 
 
-def losses(model, wrapper, data: dict):
-    """The summed loss and the log of a forward pass in training, as of ``model.train_step``."""
+def losses(model: nn.Module, wrapper: OptimWrapper, data: dict) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the summed loss and the log of ``model.train_step``, without a step."""
     with wrapper.optim_context(model):
         found = model._run_forward(model.data_preprocessor(data, True), mode='loss')
         return model.parse_losses(found)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from detectors import CONFIGS, ROOT, batch, build, load, losses
-from mmengine import Config
+from detectors import CONFIGS, batch, build, load, losses
+from mmengine.config import Config
+
+from helpers import ROOT
 
 RECIPES = {
     'mask_rcnn_{}_coco_1x': 'tsbl',
@@ -53,7 +55,7 @@ def test_families_differ_in_the_backbone_alone(name):
         cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
         family = cfg.model.backbone.arch[0]
         assert cfg.model.backbone.arch in name
-        assert cfg.model.backbone.init_cfg.checkpoint.endswith(f'/{cfg.model.backbone.arch}.pt')
+        assert cfg.model.backbone.init_cfg.checkpoint == f'polynext://{cfg.model.backbone.arch}'
         assert cfg.model.backbone.pop('grad_clip_norm', None) == (5.0 if family == 'a' else None)
         clip = cfg.optim_wrapper.pop('clip_grad', None)
         assert clip == (dict(max_norm=5.0, norm_type=2) if family == 'a' else None)

@@ -1,4 +1,4 @@
-"""Mask R-CNN with the peers of PolyNeXt learns and predicts; its recipe is held by tests/configs."""
+"""Mask R-CNN with the peers of PolyNeXt learns and predicts; tests/configs holds its recipe."""
 
 import pytest
 import torch

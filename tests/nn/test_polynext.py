@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import golden
-from polynext_mm.nn import ARCHS, Arch, PolyNeXt, PolyNeXtClassifier, get_arch
+from polynext_mm.nn import ARCHS, Arch, PolyNeXt, PolyNeXtClassifier, get_arch, plain_ops
 from polynext_mm.weights.names import authors_to_ours, translate
 
 # published: million parameters, GMACs at 224 (classifier included), and the MACs counted in the release
@@ -167,3 +167,48 @@ def test_training_compiles_to_one_graph():
     for key, p in model.named_parameters():
         torch.testing.assert_close(p.grad, expected[key], msg=key)
     torch._dynamo.reset()
+
+
+def features_and_gradients(model, plain, seed=0):
+    """Both of a training step in float64, with the same draws of drop path."""
+    torch.manual_seed(seed)
+    model.zero_grad()
+    with plain_ops(plain):
+        features = model(golden.image((32, 48), batch=2).double())
+    golden.loss(features, (32, 48)).backward()
+    return [*features, *(param.grad.clone() for param in model.parameters())]
+
+
+def assert_same(actual, expected):
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11 * max(1, b.abs().max().item()))
+
+
+@pytest.mark.parametrize('name', ARCHS)
+def test_plain_operations_and_kernels_are_the_same_network(name):
+    model = PolyNeXt(name, drop_path_rate=0.3).double()
+    expected = features_and_gradients(model, plain=True)
+    assert_same(features_and_gradients(model, plain=False), expected)
+
+
+def test_checkpointed_cells_are_computed_again_in_the_form_that_forward_took():
+    model = PolyNeXt('apolynext_t', drop_path_rate=0.3).double()
+    expected = features_and_gradients(model, plain=True)
+    checkpointed = PolyNeXt('apolynext_t', drop_path_rate=0.3, with_cp=True).double()
+    checkpointed.load_state_dict(model.state_dict())
+    assert_same(features_and_gradients(checkpointed, plain=True), expected)
+
+
+@pytest.mark.parametrize('name', ['cpolynext_t', 'apolynext_t'])
+def test_the_whole_network_exports_for_any_size(name):
+    model = PolyNeXt(name).eval()
+    height, width = (torch.export.Dim(side, min=2, max=32) for side in 'hw')
+    program = torch.export.export(
+        model, (golden.image((64, 96), batch=2),), dynamic_shapes=({2: 32 * height, 3: 32 * width},)
+    )
+    operators = {str(node.target) for node in program.graph.nodes}
+    assert not any('polynext_mm' in operator for operator in operators)
+    for size in ((64, 96), (128, 64)):
+        image = golden.image(size, batch=2)
+        for exported, feature in zip(program.module()(image), model(image), strict=True):
+            torch.testing.assert_close(exported, feature, rtol=1e-4, atol=1e-5)

@@ -1,8 +1,6 @@
 """tools/convert_checkpoint.py: the authors' names to ours and back, to the last bit."""
 
 import argparse
-import importlib.util
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from helpers import (
     CONTAINERS,
     ROOT,
     build,
+    call_tool,
     imagenet_weights,
     is_golden,
     output_norms,
@@ -22,25 +21,15 @@ from helpers import (
     tiny_config,
 )
 
-TOOL = ROOT / 'tools' / 'convert_checkpoint.py'
-spec = importlib.util.spec_from_file_location('convert_checkpoint', TOOL)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
-
 
 @pytest.fixture
-def convert(monkeypatch, capsys):
-    """Run the tool in this process; return what it printed, or the message it ended with."""
+def convert(capsys):
+    """Call the tool; return what it prints, or the message it exits with."""
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
-        try:
-            tool.main()
-        except SystemExit as end:
-            return str(end)
-        return capsys.readouterr().out
+    def call(*arguments) -> str:
+        return call_tool('convert_checkpoint', *arguments) or capsys.readouterr().out
 
-    return run
+    return call
 
 
 @pytest.fixture
@@ -202,7 +191,7 @@ def test_an_existing_file_is_replaced_by_force_alone(convert, paths):
     authors, ours, _ = paths
     torch.save(imagenet_weights(), authors)
     ours.write_text('precious')
-    assert '--force replaces it' in convert(authors, ours)
+    assert 'use --force to replace it' in convert(authors, ours)
     assert ours.read_text() == 'precious'
     assert convert(authors, ours, '--force').startswith('wrote')
     assert 'state_dict' in torch.load(ours, weights_only=True)
@@ -226,7 +215,7 @@ def test_a_write_that_fails_leaves_the_old_file(convert, paths, monkeypatch):
 def test_from_the_command_line(paths):
     authors, ours, _ = paths
     torch.save(imagenet_weights(), authors)
-    assert python(TOOL, authors.name, ours.name, cwd=authors.parent).startswith(
-        f'wrote {ours.name}: '
-    )
+    tool = ROOT / 'tools' / 'convert_checkpoint.py'
+    printed = python(tool, authors.name, ours.name, cwd=authors.parent)
+    assert printed.startswith(f'wrote {ours.name}: ')
     assert ours.is_file()

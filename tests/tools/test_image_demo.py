@@ -1,8 +1,5 @@
-"""tools/image_demo.py draws for segmentors and detectors, and says what is wrong in one line."""
+"""tools/image_demo.py draws for segmentors and detectors, and reports errors in one line."""
 
-import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,103 +8,68 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+from helpers import ROOT, build_model, call_tool, python
+
 DETECTOR = ROOT / 'configs' / 'atss_cpolynext_t_treecrowns.py'
 SEGMENTOR = ROOT / 'configs' / 'upernet_cpolynext_t_landcover.py'
 
 
-@pytest.fixture(scope='module')
-def image_demo():
-    spec = importlib.util.spec_from_file_location('image_demo', ROOT / 'tools' / 'image_demo.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (96, 112, 3), dtype=np.uint8)
-    path = tmp_path / 'pictures' / 'one.png'
+    path = tmp_path / 'images' / 'one.png'
     path.parent.mkdir()
     Image.fromarray(pixels).save(path)
     return path
 
 
-def checkpoint(config, path):
-    """A file as a training leaves it, of a model that has learned nothing."""
-    from mmengine.registry import MODELS, init_default_scope
-
+def checkpoint(config: Path, path: Path) -> Path:
+    """Write a checkpoint as a training does, of a model that has learned nothing."""
     cfg = Config.fromfile(config)
-    init_default_scope(cfg.default_scope)
-    importlib.import_module(f'{cfg.default_scope}.models')
     torch.manual_seed(0)
-    model = MODELS.build(cfg.model)
-    metainfo = {key: value for key, value in cfg.metainfo.items()}
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=metainfo)), path)
+    state_dict = build_model(cfg).state_dict()
+    torch.save(dict(state_dict=state_dict, meta=dict(dataset_meta=dict(cfg.metainfo))), path)
     return path
 
 
-def run(*args):
-    return subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / 'image_demo.py'), *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 @pytest.mark.parametrize('config', [DETECTOR, SEGMENTOR], ids=['detector', 'segmentor'])
-def test_one_picture(config, picture, tmp_path):
+def test_one_image(config, image, tmp_path):
     weights = checkpoint(config, tmp_path / 'weights.pth')
     out = tmp_path / 'new' / 'drawn.png'
-    result = run(picture, config, weights, '--out', out, '--score-thr', 0)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split()[-1] == str(out)
+    tool = ROOT / 'tools' / 'image_demo.py'
+    printed = python(tool, image, config, weights, '--out', out, '--score-thr', 0)
+    assert printed.split()[-1] == str(out)
     drawn = np.asarray(Image.open(out))
     assert drawn.shape == (96, 112, 3)
-    assert (drawn != np.asarray(Image.open(picture))).any()
+    assert (drawn != np.asarray(Image.open(image))).any()
 
 
-def test_a_folder(image_demo, picture, tmp_path, monkeypatch, capsys):
-    Image.open(picture).save(picture.with_name('two.jpg'))
-    (picture.parent / 'notes.txt').write_text('not a picture')
+def test_a_folder(image, tmp_path):
+    Image.open(image).save(image.with_name('two.jpg'))
+    image.with_name('notes.txt').write_text('not an image')
     weights = checkpoint(DETECTOR, tmp_path / 'weights.pth')
-    monkeypatch.setattr(
-        sys,
-        'argv',
-        [
-            'image_demo.py',
-            str(picture.parent),
-            str(DETECTOR),
-            str(weights),
-            '--out',
-            str(tmp_path / 'drawn'),
-            '--device',
-            'cpu',
-        ],
-    )
-    image_demo.main()
-    assert sorted(path.name for path in (tmp_path / 'drawn').iterdir()) == ['one.png', 'two.jpg']
+    drawn = tmp_path / 'drawn'
+    arguments = (image.parent, DETECTOR, weights, '--out', drawn, '--device', 'cpu')
+    assert call_tool('image_demo', *arguments) is None
+    assert sorted(path.name for path in drawn.iterdir()) == ['one.png', 'two.jpg']
 
 
 @pytest.mark.parametrize(
-    'args, message',
+    'arguments, message',
     [
-        (['nowhere.png', DETECTOR, 'weights.pth'], 'there is no picture nowhere.png'),
-        (['empty', DETECTOR, 'weights.pth'], 'there is no picture (.bmp'),
+        (['nowhere.png', DETECTOR, 'weights.pth'], 'there is no image nowhere.png'),
+        (['empty', DETECTOR, 'weights.pth'], 'no image (.bmp'),
         (['one.png', 'nowhere.py', 'weights.pth'], 'there is no config nowhere.py'),
-        (['one.png', 'scopeless.py', 'weights.pth'], 'default_scope must be one of'),
+        (['one.png', 'scopeless.py', 'weights.pth'], 'default_scope must be one of mmseg, mmdet'),
         (['one.png', DETECTOR, 'nowhere.pth'], 'nowhere.pth'),
-        (['one.png', DETECTOR, 'weights.pth', '--out', 'drawn'], '--out: a picture ends in one of'),
+        (['one.png', DETECTOR, 'weights.pth', '--out', 'drawn'], '--out must end in one of .bmp'),
         (['one.png', SEGMENTOR, 'weights.pth'], 'CheckpointError: weights.pth '),
     ],
 )
-def test_errors_are_one_line(image_demo, picture, tmp_path, monkeypatch, args, message):
-    monkeypatch.chdir(picture.parent)
+def test_errors_are_one_line(image, monkeypatch, arguments, message):
+    monkeypatch.chdir(image.parent)
     Path('empty').mkdir()
     Path('scopeless.py').write_text('model = dict()\n')
-    checkpoint(DETECTOR, 'weights.pth')
-    monkeypatch.setattr(sys, 'argv', ['image_demo.py', *map(str, args), '--device', 'cpu'])
-    with pytest.raises(SystemExit) as exit_info:
-        image_demo.main()
-    assert message in exit_info.value.code and '\n' not in exit_info.value.code
+    checkpoint(DETECTOR, Path('weights.pth'))
+    error = call_tool('image_demo', *arguments, '--device', 'cpu')
+    assert message in error and '\n' not in error

@@ -6,18 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import TINY_ARCH, python, sample_as_ade20k
+from coco_sample import make_coco
+from helpers import TINY_ARCH, arguments_are, mm_folder, python, sample_as_ade20k
+from polynext_mm.__main__ import main
 
 BACKBONE = f"""
 custom_imports = dict(imports=['polynext_mm'], allow_failed_imports=False)
 backbone = dict(_delete_=True, type='PolyNeXt', arch={TINY_ARCH!r}, drop_path_rate=.1)
 """
-
-
-def tool(package: str) -> tuple[Path, Path]:
-    """train.py and the configs that come with mmseg or mmdet."""
-    root = Path(pytest.importorskip(package).__file__).parent / '.mim'
-    return root / 'tools' / 'train.py', root / 'configs'
 
 
 def is_trained(work_dir: Path) -> bool:
@@ -30,21 +26,23 @@ def is_trained(work_dir: Path) -> bool:
 
 
 def test_mmsegs_train(tmp_path):
-    train, configs = tool('mmseg')
     data_root = sample_as_ade20k(tmp_path)
+    configs, train = (mm_folder('mmseg') / part for part in ('configs', 'tools/train.py'))
     config = tmp_path / 'mine' / 'config.py'
     config.parent.mkdir()
     config.write_text(
         BACKBONE
         + textwrap.dedent(f"""
-        _base_ = ['{configs}/_base_/models/upernet_r50.py', '{configs}/_base_/default_runtime.py']
+        _base_ = ['{configs}/_base_/models/upernet_r50.py',
+                  '{configs}/_base_/default_runtime.py']
         norm = dict(type='BN')
         model = dict(
             pretrained=None, backbone=backbone, data_preprocessor=dict(size=(64, 64)),
             decode_head=dict(in_channels=[8, 16, 16, 24], channels=8, num_classes=6, norm_cfg=norm),
             auxiliary_head=dict(in_channels=16, channels=8, num_classes=6, norm_cfg=norm))
         pipeline = [dict(type='LoadImageFromFile'),
-                    dict(type='LoadAnnotations', reduce_zero_label=True), dict(type='PackSegInputs')]
+                    dict(type='LoadAnnotations', reduce_zero_label=True),
+                    dict(type='PackSegInputs')]
         train_dataloader = dict(
             batch_size=2, num_workers=0, sampler=dict(type='InfiniteSampler'),
             dataset=dict(type='BaseSegDataset', data_root='{data_root}', pipeline=pipeline,
@@ -61,15 +59,13 @@ def test_mmsegs_train(tmp_path):
 
 
 def test_mmdets_train_by_run(tmp_path):
-    pytest.importorskip('pycocotools')
-    from coco_sample import make_coco
-
-    train, configs = tool('mmdet')
+    configs, train = (mm_folder('mmdet') / part for part in ('configs', 'tools/train.py'))
     data_root = make_coco(tmp_path / 'data', ('one', 'two'), train=2, val=1)
     (tmp_path / 'config.py').write_text(
         BACKBONE
         + textwrap.dedent(f"""
-        _base_ = ['{configs}/_base_/models/retinanet_r50_fpn.py', '{configs}/_base_/default_runtime.py']
+        _base_ = ['{configs}/_base_/models/retinanet_r50_fpn.py',
+                  '{configs}/_base_/default_runtime.py']
         model = dict(
             backbone=dict(backbone, out_indices=(1, 2, 3)),
             neck=dict(in_channels=[16, 16, 24], out_channels=16, start_level=0),
@@ -114,9 +110,6 @@ def test_run_gives_a_script_its_arguments_and_its_folder(tmp_path):
         (('run', 'absent.py'), 'there is no script absent.py'),
     ],
 )
-def test_run_tells_what_is_wrong(monkeypatch, arguments, message):
-    from polynext_mm.__main__ import main
-
-    monkeypatch.setattr('sys.argv', ['polynext_mm', *arguments])
-    with pytest.raises(SystemExit, match=message):
+def test_run_tells_what_is_wrong(arguments, message):
+    with arguments_are(*arguments), pytest.raises(SystemExit, match=message):
         main()

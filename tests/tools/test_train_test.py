@@ -1,6 +1,5 @@
 """tools/train.py and tools/test.py, alone and in several processes, as a user runs them."""
 
-import importlib.util
 import os
 import re
 import shutil
@@ -16,9 +15,12 @@ from PIL import Image
 from helpers import (
     CONFIG,
     ROOT,
+    arguments_are,
     as_arguments,
+    call_tool,
     free_port,
     imagenet_weights,
+    load_tool,
     python,
     run,
     sample_as_ade20k,
@@ -38,7 +40,7 @@ def sample(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained(sample, tmp_path_factory):
-    """The work dir of a training of two iterations, and what it printed."""
+    """The work dir of a training of two iterations, and what the training printed."""
     work_dir = tmp_path_factory.mktemp('work')
     printed = python(
         TOOLS / 'train.py',
@@ -49,22 +51,6 @@ def trained(sample, tmp_path_factory):
         cwd=work_dir,
     )
     return work_dir, printed
-
-
-def load(tool: str):
-    """A tool as a module."""
-    spec = importlib.util.spec_from_file_location(f'{tool}_tool', TOOLS / f'{tool}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def main(tool, monkeypatch, *arguments) -> str:
-    """Run a tool in this process to the message that it ends with."""
-    monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        load(tool).main()
-    return str(end.value)
 
 
 def metrics(printed) -> dict[str, str]:
@@ -100,7 +86,7 @@ def test_resuming_goes_on_from_the_latest(trained, sample, tmp_path):
     assert (
         after['param_schedulers'][1]['last_step'] == before['param_schedulers'][1]['last_step'] + 1
     )
-    # a step at the rates of the first iterations is tiny: these are the weights of before
+    # A step at the first learning rates is tiny: these must be the weights from before.
     key = 'decode_head.conv_seg.weight'
     torch.testing.assert_close(
         after['state_dict'][key], before['state_dict'][key], atol=1e-5, rtol=0
@@ -109,7 +95,7 @@ def test_resuming_goes_on_from_the_latest(trained, sample, tmp_path):
 
 @pytest.fixture(scope='module')
 def evaluated(trained, sample, tmp_path_factory):
-    """The folder of an evaluation, and what it printed."""
+    """The folder of an evaluation, and what the evaluation printed."""
     folder = tmp_path_factory.mktemp('evaluation')
     printed = python(
         TOOLS / 'test.py',
@@ -166,28 +152,26 @@ def test_tta_with_the_authors_file(sample, tmp_path):
     assert (tmp_path / 'work_dirs' / CONFIG.stem).is_dir()
 
 
-def load_config(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, 'argv', ['train.py', *map(str, arguments)])
-    train = load('train')
-    return train.load_config(train.parse_args())
+def load_config(*arguments):
+    train = load_tool('train')
+    with arguments_are(*arguments):
+        return train.load_config(train.parse_args())
 
 
-def test_flags_of_training(monkeypatch):
-    cfg = load_config(monkeypatch, CONFIG)
+def test_flags_of_training():
+    cfg = load_config(CONFIG)
     assert cfg.work_dir == f'work_dirs/{CONFIG.stem}'
     assert not cfg.resume and cfg.load_from is None and not cfg.auto_scale_lr.enable
-    cfg = load_config(monkeypatch, CONFIG, '--resume', 'some.pth', '--work-dir', 'there')
+    cfg = load_config(CONFIG, '--resume', 'some.pth', '--work-dir', 'there')
     assert cfg.resume and cfg.load_from == 'some.pth' and cfg.work_dir == 'there'
-    cfg = load_config(
-        monkeypatch, CONFIG, '--resume', '--auto-scale-lr', '--cfg-options', 'load_from=other.pth'
-    )
+    cfg = load_config(CONFIG, '--resume', '--auto-scale-lr', '--cfg-options', 'load_from=other.pth')
     assert cfg.resume and cfg.load_from is None and cfg.auto_scale_lr.enable
 
 
-def test_amp_is_bfloat16_autocast_for_configs_in_float32(monkeypatch):
+def test_amp_is_bfloat16_autocast_for_configs_in_float32():
     options = ['--cfg-options', 'optim_wrapper.type=OptimWrapper', 'optim_wrapper.dtype=float32']
-    assert load_config(monkeypatch, CONFIG, *options).optim_wrapper.type == 'OptimWrapper'
-    wrapper = load_config(monkeypatch, CONFIG, '--amp', *options).optim_wrapper
+    assert load_config(CONFIG, *options).optim_wrapper.type == 'OptimWrapper'
+    wrapper = load_config(CONFIG, '--amp', *options).optim_wrapper
     assert (wrapper.type, wrapper.dtype) == ('AutocastOptimWrapper', 'bfloat16')
 
 
@@ -197,7 +181,7 @@ def test_amp_is_bfloat16_autocast_for_configs_in_float32(monkeypatch):
 def test_an_absent_ade20k_is_one_screen(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for arguments in (('train', CONFIG), ('test', CONFIG, 'some.pth')):
-        message = main(arguments[0], monkeypatch, *arguments[1:])
+        message = call_tool(*arguments)
         assert len(message.splitlines()) < 15
         assert f'{tmp_path}/data/ade/ADEChallengeData2016/images/' in message
         assert 'images/training/*.jpg' in message and 'annotations/validation/*.png' in message
@@ -205,11 +189,10 @@ def test_an_absent_ade20k_is_one_screen(tmp_path, monkeypatch):
         assert '`make demo`' in message
 
 
-def test_an_absent_data_set_of_ones_own_names_its_folders(tmp_path, monkeypatch):
+def test_an_absent_data_set_of_ones_own_names_its_folders(tmp_path):
     elsewhere = tmp_path / 'elsewhere'
-    message = main(
+    message = call_tool(
         'train',
-        monkeypatch,
         CONFIG,
         *as_arguments(
             {
@@ -223,12 +206,11 @@ def test_an_absent_data_set_of_ones_own_names_its_folders(tmp_path, monkeypatch)
 
 
 @pytest.mark.usefixtures('quick_configs')
-def test_an_imagenet_file_cannot_be_evaluated(sample, tmp_path, monkeypatch):
+def test_an_imagenet_file_cannot_be_evaluated(sample, tmp_path):
     file = tmp_path / 'imagenet.pt'
     torch.save(imagenet_weights(), file)
-    message = main(
+    message = call_tool(
         'test',
-        monkeypatch,
         CONFIG,
         file,
         '--work-dir',
@@ -244,7 +226,7 @@ def test_an_imagenet_file_cannot_be_evaluated(sample, tmp_path, monkeypatch):
 )
 def test_an_absent_checkpoint(sample, tmp_path, monkeypatch, tool, arguments):
     monkeypatch.chdir(tmp_path)
-    message = main(tool, monkeypatch, CONFIG, *arguments, *as_arguments(tiny_options(sample)))
+    message = call_tool(tool, CONFIG, *arguments, *as_arguments(tiny_options(sample)))
     assert 'there is no checkpoint absent.pth' in message and str(tmp_path) in message
 
 
@@ -307,7 +289,7 @@ def test_two_processes_evaluate_as_one_does(trained, evaluated, sample, tmp_path
 
 @pytest.fixture
 def slurm(tmp_path):
-    """The environment of a machine whose srun prints how it was called, one argument a line."""
+    """The environment of a machine whose srun prints its arguments, one per line."""
     srun = tmp_path / 'bin' / 'srun'
     srun.parent.mkdir()
     srun.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
@@ -416,7 +398,7 @@ def test_one_slurm_task_on_the_cpu_trains(slurm, sample, tmp_path):
 
 @pytest.mark.slow
 def test_the_published_config_takes_a_step_as_it_is(tmp_path):
-    """Model, heads, crop and optimizer of the recipe; the weights cannot be had here."""
+    """Model, heads, crop and optimizer are the recipe's; the weights cannot be downloaded here."""
     sample = sample_as_ade20k(tmp_path, 2)
     printed = python(
         TOOLS / 'train.py',

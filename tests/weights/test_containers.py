@@ -1,6 +1,7 @@
 """The authors' files, in every container, on every path on which mm loads a checkpoint."""
 
 import argparse
+import textwrap
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from helpers import (
     ARCH,
     CONFIG,
     CONTAINERS,
+    MM_PACKAGES,
     build,
     build_segmentor,
     head_weights,
@@ -20,6 +22,8 @@ from helpers import (
     is_golden,
     is_golden_and_normed,
     prefixed,
+    python,
+    python_without,
     sample_as_ade20k,
     segmentor_file,
     tiny_config,
@@ -257,6 +261,58 @@ def test_read_keeps_what_resuming_needs(config, tmp_path):
     assert content['message_hub']['log_scalars']['train/loss'].mean() == 1.0
     assert content['message_hub']['runtime_info']['loss'] == np.float32(0.5)
     assert list(content['args'].sizes) == [0, 1, 2]
+
+
+# Torch alone
+
+
+def test_reading_loading_and_converting_need_torch_alone(config, tmp_path):
+    torch.save(dict(segmentor_file(config), **mm_extras()), tmp_path / 'segmentor.pth')
+    torch.save(imagenet_weights(), tmp_path / 'imagenet.pt')
+    (tmp_path / 'weights.safetensors').touch()
+    program = """
+        from polynext_mm import nn, weights
+
+        content = weights.read('segmentor.pth')
+        history = content['message_hub']['log_scalars']['train/loss']
+        print(history._log_history.tolist(), content['args'].seed)
+        print(weights.load(nn.PolyNeXt('cpolynext_t'), 'segmentor.pth'))
+        print(weights.load(nn.PolyNeXtClassifier('cpolynext_t'), 'imagenet.pt'))
+        print(weights.convert('segmentor.pth', 'ours.pth'))
+        try:
+            weights.read('weights.safetensors')
+        except ImportError as error:
+            print(error)
+        print({'mmengine', 'torchvision'} & set(sys.modules))
+    """
+    lines = python_without({*MM_PACKAGES, 'safetensors'}, program, cwd=tmp_path).splitlines()
+    assert lines[0] == '[1.5, 0.5] 0'
+    assert lines[1].startswith('PolyNeXt: loaded 385 of 385 tensors from segmentor.pth; left over')
+    assert lines[2].startswith('PolyNeXt: loaded 389 of 389 tensors from imagenet.pt')
+    assert lines[3].startswith('ours.pth: cpolynext_t in our names, ')
+    assert 'run `pip install safetensors`' in lines[4]
+    assert lines[5] == 'set()'
+    model = build_segmentor(config)
+    weights.load(model, tmp_path / 'ours.pth')
+    assert is_golden_and_normed(model.backbone)
+
+
+def test_reading_imports_mmengine_only_for_what_is_mmengines(config, tmp_path):
+    torch.save(dict(segmentor_file(config), **mm_extras()), tmp_path / 'segmentor.pth')
+    torch.save(CONTAINERS['averaged'](), tmp_path / 'imagenet.pt')
+    program = """
+        import sys
+        from polynext_mm import weights
+        weights.read('imagenet.pt')
+        print('mmengine' in sys.modules)
+        history = weights.read('segmentor.pth')['message_hub']['log_scalars']['train/loss']
+        print(history.mean())
+    """
+    printed = python('-c', textwrap.dedent(program), cwd=tmp_path)
+    assert printed.splitlines() == ['False', '1.0']
+
+
+# Other networks
 
 
 def test_a_classifier_takes_all_of_an_imagenet_file(tmp_path):

@@ -1,4 +1,4 @@
-"""Urls: fetched once, whole or not at all, and a failure that says what to do, on every rank."""
+"""Urls and published names: fetched once, completely or not at all; failures say what to do."""
 
 import http.client
 import http.server
@@ -13,11 +13,19 @@ import urllib.error
 
 import pytest
 import torch
-from mmengine.runner import CheckpointLoader, load_checkpoint
+from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 
-from helpers import ARCH, build, free_port, imagenet_weights, is_golden
+from helpers import (
+    ARCH,
+    build,
+    free_port,
+    imagenet_weights,
+    is_golden,
+    sample_as_ade20k,
+    tiny_config,
+)
 from polynext_mm import weights
-from polynext_mm.weights import PUBLISHED, CheckpointError
+from polynext_mm.weights import PUBLISHED, CheckpointError, published
 
 URL = PUBLISHED[ARCH].url
 
@@ -97,6 +105,91 @@ def test_load_checkpoint_takes_a_url(cache, server):
     assert server.asked == ['/a/weights.pth']
 
 
+# Published names
+
+
+@pytest.fixture
+def release(server, monkeypatch):
+    """A release on this machine, with the smallest file alone."""
+    monkeypatch.setattr(published, '_BASE', f'{server.url}/release/')
+    server.files[f'/release/{ARCH}.pt'] = file_bytes(imagenet_weights())
+    return server
+
+
+def by_init_cfg(backbone, name):
+    backbone.init_cfg = dict(type='Pretrained', checkpoint=name)
+    backbone.init_weights()
+
+
+@pytest.mark.parametrize('load', [by_init_cfg, load_checkpoint, weights.load])
+@pytest.mark.parametrize('scheme', ['polynext://', 'unsafe:polynext://'])
+def test_a_published_name_is_fetched_once(cache, release, load, scheme):
+    for _ in range(2):
+        backbone = build(arch=ARCH, out_norm=False)
+        load(backbone, scheme + ARCH)
+        assert is_golden(backbone)
+    assert release.asked == [f'/release/{ARCH}.pt']
+    assert [file.name for file in cache.iterdir()] == [f'{ARCH}.pt']
+
+
+@pytest.mark.usefixtures('cache', 'release', 'quick_configs')
+def test_a_published_name_starts_a_training(tmp_path):
+    config = tiny_config(
+        sample_as_ade20k(tmp_path),
+        tmp_path / 'work',
+        val_cfg=None,
+        val_dataloader=None,
+        val_evaluator=None,
+        load_from=f'polynext://{ARCH}',
+        **{'model.backbone.out_norm': False},
+    )
+    runner = Runner.from_cfg(config)
+    runner.train()
+    assert is_golden(runner.model.backbone)
+
+
+@pytest.mark.usefixtures('cache', 'release')
+def test_a_published_name_is_converted(tmp_path):
+    weights.convert(f'polynext://{ARCH}', tmp_path / 'ours.pth')
+    backbone = build(arch=ARCH, out_norm=False)
+    load_checkpoint(backbone, str(tmp_path / 'ours.pth'))
+    assert is_golden(backbone)
+
+
+@pytest.mark.parametrize('read', [weights.read, CheckpointLoader.load_checkpoint])
+@pytest.mark.parametrize('name', ['', 'cpolynext_x', 'cpolynext_t.pt'])
+def test_a_name_that_is_not_published_lists_those_that_are(read, name):
+    with pytest.raises(CheckpointError) as caught:
+        read(f'polynext://{name}')
+    message = str(caught.value)
+    assert message.startswith(f'polynext://{name} is not a published file')
+    assert all(f'polynext://{known}' in message for known in PUBLISHED)
+
+
+def test_a_published_file_that_cannot_be_had_names_url_and_place(cache, release):
+    url = PUBLISHED['cpolynext_s'].url
+    with pytest.raises(CheckpointError, match=re.escape(url)) as caught:
+        load_checkpoint(build(), 'polynext://cpolynext_s')
+    assert str(cache / 'cpolynext_s.pt') in str(caught.value)
+
+
+@pytest.mark.usefixtures('cache')
+@pytest.mark.parametrize('rank', [None, '0', '1'])
+def test_rank_0_shows_progress(server, capsys, monkeypatch, rank):
+    if rank is not None:  # a launcher's, before the processes have joined
+        monkeypatch.setenv('RANK', rank)
+    server.files['/weights.pt'] = file_bytes(imagenet_weights())
+    weights.read(f'{server.url}/weights.pt')
+    shown = capsys.readouterr().err
+    if rank == '1':
+        assert shown == ''
+    else:
+        assert f'Downloading {server.url}/weights.pt to ' in shown and '100%' in shown
+
+
+# Failures
+
+
 def test_a_file_put_in_place_by_hand_needs_no_network(cache, monkeypatch):
     def no_network(*_, **__):
         raise AssertionError('asked for')
@@ -147,7 +240,7 @@ def test_a_body_cut_short(cache, server, tells_length):
 
 def test_a_page_in_place_of_the_file(cache, server):
     server.files['/weights.pt'] = b'<html>sign in first</html>'
-    assert 'not a whole checkpoint' in failure(f'{server.url}/weights.pt', cache)
+    assert 'not a complete checkpoint' in failure(f'{server.url}/weights.pt', cache)
 
 
 @pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
@@ -204,4 +297,5 @@ def test_two_ranks_fetch_once_or_both_end(tmp_path, server, found):
         assert (process.returncode == 0) == found, text
         expected = str(len(imagenet_weights())) if found else f'could not download {server.url}'
         assert f'RANK {rank} {expected}' in text
+        assert ('Downloading' in text) == (rank == 0)
     assert server.asked == ['/weights.pt']

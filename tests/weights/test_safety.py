@@ -122,11 +122,21 @@ def test_getattr_reaches_nothing_but_history_buffers(tmp_path, trace):
         weights.read(path)
 
 
-def test_unsafe_reads_the_way_of_mmengine(tmp_path, trace):
+def load(path, backbone):
+    weights.load(backbone, path)
+
+
+def init_cfg(path, backbone):
+    backbone.init_cfg = dict(type='Pretrained', checkpoint=path)
+    backbone.init_weights()
+
+
+@pytest.mark.parametrize('way', [init_cfg, load])
+def test_unsafe_reads_the_way_of_mmengine(tmp_path, trace, way):
     path = tmp_path / 'weights.pt'
     torch.save(dict(state_dict=imagenet_weights(), extra=Evil(trace), setting=Setting()), path)
-    backbone = build(arch=ARCH, init_cfg=dict(type='Pretrained', checkpoint=f'unsafe:{path}'))
-    backbone.init_weights()
+    backbone = build(arch=ARCH)
+    way(f'unsafe:{path}', backbone)
     assert trace.read_text() == EXECUTED
     assert torch.equal(backbone.stem.weight, imagenet_weights()['stem.weight'])
 

@@ -1,4 +1,4 @@
-# COCO 2017 with boxes alone, at 1333x800.
+# COCO 2017 with boxes only, at 1333x800.
 _base_ = 'coco_instance.py'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -10,7 +10,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    # after the resize: the ground truth keeps its own size
+    # loaded after resizing, so that the ground truth keeps its size
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',

@@ -1,4 +1,4 @@
-# COCO 2017 with masks, 80 classes, at 1333x800: the common 1x setting.
+# COCO 2017 with masks, 80 classes, at 1333x800: the usual 1x setting.
 dataset_type = 'CocoDataset'
 data_root = 'data/coco/'
 train_pipeline = [
@@ -11,7 +11,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    # after the resize: the ground truth keeps its own size
+    # loaded after resizing, so that the ground truth keeps its size
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(
         type='PackDetInputs',
@@ -53,6 +53,6 @@ val_evaluator = dict(
     type='CocoMetric',
     ann_file=data_root + 'annotations/instances_val2017.json',
     metric=['bbox', 'segm'],
-    classwise=False,
-)  # True prints the AP of every class
+    classwise=False,  # True prints the AP of every class
+)
 test_evaluator = val_evaluator

@@ -1,6 +1,5 @@
 # COCO 2017 with masks for the 3x schedules: the multi-scale training with crops of DETR and Sparse
-# R-CNN, which the recipes of Swin, ConvNeXt and HorNet share: shorter side 480 to 800, longer at most
-# 1333.
+# R-CNN (shorter side 480 to 800, longer at most 1333), also used by Swin, ConvNeXt and HorNet.
 _base_ = 'coco_instance.py'
 scales = [
     (480, 1333),

@@ -1,8 +1,8 @@
-# Cascade Mask R-CNN with 4conv1fc heads and GIoU, as mmdet's config of ConvNeXt has it. Configs set
-# arch, init_cfg and the in_channels of the neck.
+# Cascade Mask R-CNN with 4conv1fc heads and GIoU loss, as in mmdet's ConvNeXt config. Configs set
+# arch, init_cfg and in_channels of the neck.
 _base_ = 'mask_rcnn_polynext.py'
 
-# the three stages differ in how fine their boxes and how strict their assignments are
+# the three stages refine boxes more and more finely, with stricter and stricter assignment
 bbox_heads = [
     dict(
         type='ConvFCBBoxHead',

@@ -1,4 +1,4 @@
-# Mask R-CNN with FPN, mmdet's. Configs set arch, init_cfg and the in_channels of the neck.
+# mmdet's Mask R-CNN with FPN. Configs set arch, init_cfg and in_channels of the neck.
 default_scope = 'mmdet'
 model = dict(
     type='MaskRCNN',

@@ -1,4 +1,4 @@
-# RetinaNet, mmdet's. Configs set arch, init_cfg and the in_channels of the neck.
+# mmdet's RetinaNet. Configs set arch, init_cfg and in_channels of the neck.
 default_scope = 'mmdet'
 model = dict(
     type='RetinaNet',
@@ -11,7 +11,7 @@ model = dict(
     ),
     backbone=dict(
         type='PolyNeXt',
-        # from stride 8 on: with the first stage's output its norm would have no gradient
+        # from stride 8 on: the norm of an output that the neck does not use would get no gradient
         out_indices=(1, 2, 3),
         drop_path_rate=0.1,  # MogaNet-S, 1x
         compile_cells=False,

@@ -1,4 +1,4 @@
-# UperNet as in the authors' release. Configs set arch, init_cfg and the in_channels of the heads.
+# UperNet as in the authors' release. Configs set arch, init_cfg and in_channels of the heads.
 default_scope = 'mmseg'
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 crop_size = (512, 512)

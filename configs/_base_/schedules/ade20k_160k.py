@@ -1,4 +1,4 @@
-# The authors' ADE20K recipe, 160k iterations of 2 GPUs x 8 images, from their released code.
+# The authors' ADE20K recipe from their released code: 160k iterations on 2 GPUs x 8 images.
 optim_wrapper = dict(
     type='AutocastOptimWrapper',
     dtype='bfloat16',
@@ -25,6 +25,3 @@ default_hooks = dict(
     visualization=dict(type='SegVisualizationHook'),
 )
 log_processor = dict(by_epoch=False)
-visualizer = dict(
-    type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer'
-)

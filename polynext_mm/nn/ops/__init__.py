@@ -5,11 +5,12 @@ Maps are (B, H, W, C). :mod:`~polynext_mm.nn.ops.dispatch` chooses between plain
 
 from .clip_gradient import clip_gradient
 from .depthwise import depthwise
-from .dispatch import plain_ops
+from .dispatch import plain_ops, triton_ops
 from .norm_of_pair import norm_of_pair
 from .poly_attention import poly_attention
 from .poly_conv import add_poly_conv, partner_order
 from .poly_mlp import add_poly_mlp
+from .residual import residual
 
 __all__ = [
     'add_poly_conv',
@@ -20,4 +21,6 @@ __all__ = [
     'partner_order',
     'plain_ops',
     'poly_attention',
+    'residual',
+    'triton_ops',
 ]

@@ -11,28 +11,35 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .precision import LN_EPS, wide
+from .precision import LN_EPS, wide, wide_dtype
 
 # Elements of the widest map of a part: 2 MiB in float32.
 CPU_BLOCK = 1 << 19
 
 
-def blocks(width: int, *maps: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
+def blocks(width: int, keep: Tensor | None, *maps: Tensor) -> Iterator[tuple[Tensor | None, ...]]:
     """Cut maps (positions, C) into blocks of positions, for operations on single positions.
 
     On devices other than CPUs there is one block.
 
     Args:
         width: Channels of the widest intermediate.
-        maps: The maps, all of the same positions; None stays None.
+        keep: The factor of drop path, or None for 1.
+        maps: The maps, all of the same positions.
+
+    Yields:
+        The factor and the maps. The factor is (B, 1, 1) for all positions, else (positions, 1).
     """
-    positions = maps[0].shape[0]
+    count = len(maps[0])
     size = max(1, CPU_BLOCK // width)
-    if positions <= size or maps[0].device.type != 'cpu':
-        yield maps
+    if count <= size or maps[0].device.type != 'cpu':
+        yield None if keep is None else keep.flatten(2), *maps
         return
-    for start in range(0, positions, size):
-        yield tuple(None if m is None else m[start : start + size] for m in maps)
+    if keep is not None:
+        keep = keep.flatten(1).repeat_interleave(count // len(keep), 0)
+    for start in range(0, count, size):
+        block = slice(start, start + size)
+        yield None if keep is None else keep[block], *(m[block] for m in maps)
 
 
 def bands(width: int, x: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -65,19 +72,32 @@ def positions(x: Tensor) -> Tensor:
     return x.view(-1, x.shape[-1])
 
 
-def keep_at_positions(keep: Tensor | None, x: Tensor) -> Tensor | None:
-    """Expand (B, 1, 1, 1) to the positions of ``x``, as (positions, 1)."""
-    return None if keep is None else keep.expand(*x.shape[:3], 1).reshape(-1, 1)
-
-
 def scaled(x: Tensor, keep: Tensor | None) -> Tensor:
     """Return ``x * keep``."""
     return x if keep is None else x * keep
 
 
-def zeros_like(*weights: Tensor | None) -> list[Tensor | None]:
-    """Return accumulators for the gradients of ``weights``."""
-    return [None if w is None else torch.zeros_like(w) for w in weights]
+def narrowed(grad: Tensor, keep: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return ``grad * keep`` in another dtype, in one pass."""
+    if keep is None:
+        return grad.to(dtype)
+    product = torch.empty_like(grad, dtype=dtype)
+    torch.mul(_like(keep, grad), keep, out=_like(keep, product))
+    return product
+
+
+def add_branch(x: Tensor, branch: Tensor, keep: Tensor | None, out: Tensor) -> None:
+    """Compute ``out = x + keep * branch``."""
+    if keep is None:
+        torch.add(x, branch, out=out)
+    else:
+        x, branch, out = (_like(keep, t) for t in (x, branch, out))
+        torch.addcmul(x, branch, keep, out=out)
+
+
+def _like(keep: Tensor, x: Tensor) -> Tensor:
+    """View (positions, C) as (B, positions / B, C), if there is one factor per sample."""
+    return x.view(len(keep), -1, x.shape[-1]) if keep.ndim == 3 and x.ndim == 2 else x
 
 
 # Matrix products below pass ``out``: FlopCounterMode counts those, and not the in-place variants.
@@ -88,42 +108,60 @@ def add_product(x: Tensor, y: Tensor, matrix: Tensor, keep: Tensor | None, out: 
     if keep is None and x.dtype == y.dtype:
         torch.addmm(x, y, matrix, out=out)
     else:
-        torch.add(x, scaled(y @ matrix, keep), out=out)
+        add_branch(x, y @ matrix, keep, out)
 
 
-def add_outer_(total: Tensor, grad: Tensor, x: Tensor) -> None:
-    """Compute ``total += grad^T x``; ``total`` may be wider."""
+# A gradient gathers from the blocks. It starts as None, so that the only block of a GPU is the sum.
+
+
+def added(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    """Return ``total + part``, in the memory of total."""
+    return part if total is None else total.add_(part)
+
+
+def added_outer(total: Tensor | None, grad: Tensor, x: Tensor) -> Tensor:
+    """Return ``total + grad^T x``, in the memory of total; on a CPU the sum is wide."""
+    if total is None:
+        outer = grad.t() @ x
+        return wide(outer) if x.device.type == 'cpu' else outer
     if total.dtype == grad.dtype:
-        torch.addmm(total, grad.t(), x, out=total)
-    else:
-        total.add_(grad.t() @ x)
+        return torch.addmm(total, grad.t(), x, out=total)
+    return total.add_(grad.t() @ x)
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Concatenate what the blocks yielded."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def norm_forward(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return the LN of ``x`` over its last dimension, its means and reciprocal deviations."""
-    weight = None if weight is None else wide(weight)
-    return torch.native_layer_norm(wide(x), x.shape[-1:], weight, None, LN_EPS)
+    return torch.native_layer_norm(x, x.shape[-1:], _norm_weight(x, weight), None, LN_EPS)
 
 
 def norm_backward(
-    grad: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    grad_weight: Tensor | None,
-) -> Tensor:
-    """Return the gradient of an LN's input; that of its weight is added to ``grad_weight``."""
-    grad_x, of_weight, _ = torch.ops.aten.native_layer_norm_backward(
-        wide(grad),
-        wide(x),
+    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of an LN's input and weight, for moments of :func:`norm_forward`."""
+    grad_x, grad_weight, _ = torch.ops.aten.native_layer_norm_backward(
+        grad,
+        x,
         x.shape[-1:],
         mean,
         rstd,
-        None if weight is None else wide(weight),
+        _norm_weight(x, weight),
         None,
         [True, weight is not None, False],
     )
-    if weight is not None:
-        grad_weight += of_weight
-    return grad_x
+    return grad_x, grad_weight
+
+
+def _norm_weight(x: Tensor, weight: Tensor | None) -> Tensor | None:
+    """Return the weight in the dtype that makes the moments wide.
+
+    On a CPU the moments have the dtype of the weight; on a GPU they are wide, and the weight must
+    have the dtype of the map.
+    """
+    if x.device.type == 'cpu':
+        return x.new_ones(x.shape[-1], dtype=wide_dtype(x)) if weight is None else wide(weight)
+    return None if weight is None else weight.to(x.dtype)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import dispatch
+from .precision import wide_dtype
 
 # Positions of the gradient that one convolution takes as its kernel.
 CPU_KERNEL = 1 << 11
@@ -28,7 +29,9 @@ def depthwise(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
     Returns:
         A new map (B, H, W, C) in the dtype of ``x``.
     """
-    return dispatch.run(plain, _forward_op, x, weight, dilation)
+    # On a GPU autograd's own backward is the better one, and an operator costs host time.
+    needed = x.device.type == 'cpu' or torch.compiler.is_compiling()
+    return dispatch.run(plain, _forward_op if needed else plain, x, weight, dilation)
 
 
 def plain(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
@@ -47,57 +50,51 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
-    """Convolve (B, C, H, W), in the dtype of ``x``."""
-    return F.conv2d(
-        x,
-        weight.to(x.dtype),
-        None,
-        1,
-        dilation * (weight.shape[-1] // 2),
-        dilation,
-        weight.shape[0],
-    )
+    """Convolve (B, C, H, W), in the dtype of ``x``, to a map in channels-last memory."""
+    padding = dilation * (weight.shape[-1] // 2)
+    y = F.conv2d(x, weight.to(x.dtype), None, 1, padding, dilation, weight.shape[0])
+    return y.contiguous(memory_format=torch.channels_last)  # without cuDNN it may be (C, H, W)
 
 
 def conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, dilation: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x and weight.
-
-    That of x is the same convolution with the kernels rotated by half a turn.
-    """
+    """Return the gradients of x and weight."""
+    if x.device.type != 'cpu' or not len(x):
+        return _torchs_backward(grad, x, weight, dilation, of_x=True)
+    # The gradient of x is the same convolution, with the kernels rotated by half a turn.
     grad_x = conv(grad, weight.flip(2, 3), dilation)
     return grad_x, _weight_grad(grad, x, weight, dilation).to(weight.dtype)
 
 
 def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    # On CPUs oneDNN is fast at 3x3 without dilation alone. A 3x3 convolution with dilation d is d^2
-    # of those on interleaved grids; others take a third less time as a correlation.
-    size = weight.shape[-1]
-    if x.device.type != 'cpu' or (size, dilation) == (3, 1):
-        return _plain_weight_grad(grad, x, size, dilation)
-    if size == 3:
+    # oneDNN is fast at 3x3 without dilation alone. A 3x3 convolution with dilation d is d^2 of
+    # those on interleaved grids; others take a third less time as a correlation.
+    if weight.shape[-1] > 3:
+        return _correlation(grad, x, weight, dilation)
+    if dilation > 1:
         grad, x = _interleaved_grids(grad, dilation), _interleaved_grids(x, dilation)
-        return _plain_weight_grad(grad, x, size, 1)
-    return _correlation(grad, x, weight, dilation)
+    return _torchs_backward(grad, x, weight, dilation=1, of_x=False)[1]
 
 
-def _plain_weight_grad(grad: Tensor, x: Tensor, size: int, dilation: int) -> Tensor:
-    channels = x.shape[1]
-    _, grad_weight, _ = torch.ops.aten.convolution_backward(
+def _torchs_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, dilation: int, of_x: bool
+) -> tuple[Tensor | None, Tensor]:
+    padding = dilation * (weight.shape[-1] // 2)
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad,
         x,
-        x.new_empty(channels, 1, size, size),
+        weight.to(x.dtype),
         None,
         [1, 1],
-        [dilation * (size // 2)] * 2,
-        [dilation] * 2,
+        [padding, padding],
+        [dilation, dilation],
         False,
         [0, 0],
-        channels,
-        [False, True, False],
+        weight.shape[0],
+        [of_x, True, False],
     )
-    return grad_weight
+    return grad_x, grad_weight.to(weight.dtype)
 
 
 def _interleaved_grids(x: Tensor, step: int) -> Tensor:
@@ -121,7 +118,7 @@ def _correlation(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tens
     margin = dilation * (weight.shape[-1] // 2)
     x = F.pad(x, [margin] * 4)
     rows = max(1, CPU_KERNEL // width)
-    total = torch.zeros_like(weight)
+    total = torch.zeros_like(weight, dtype=wide_dtype(weight))
     for start in range(0, height, rows):
         kernel = grad[:, :, start : start + rows]
         band = x[:, :, start : start + kernel.shape[2] + 2 * margin]
@@ -131,7 +128,7 @@ def _correlation(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tens
             stride=dilation,
             groups=batch * channels,
         )
-        total += taps.view(batch, *weight.shape).to(weight.dtype).sum(0)
+        total += taps.view(batch, *weight.shape).sum(0, dtype=total.dtype)
     return total
 
 

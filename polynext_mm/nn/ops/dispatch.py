@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _plain = False
+_triton = True
 
 
 @contextlib.contextmanager
@@ -32,6 +33,30 @@ def plain_ops(enabled: bool = True) -> Iterator[None]:
         _plain = before
 
 
+@contextlib.contextmanager
+def triton_ops(enabled: bool) -> Iterator[None]:
+    """Choose whether kernels written in Triton may run, in all threads; by default they may.
+
+    Without them, operations take the kernels written in torch that other devices take. To be tried
+    when :func:`plain_ops` cures wrong numbers on a GPU, or where Triton does not compile. Forward
+    decides for backward too.
+
+    Args:
+        enabled: True returns to Triton inside an outer ``triton_ops(False)``.
+    """
+    global _triton
+    before, _triton = _triton, enabled
+    try:
+        yield
+    finally:
+        _triton = before
+
+
+def triton_allowed() -> bool:
+    """Return what :func:`triton_ops` chose."""
+    return _triton
+
+
 def plain_wanted() -> bool:
     """Return whether :func:`plain_ops` is in force."""
     return _plain
@@ -39,7 +64,13 @@ def plain_wanted() -> bool:
 
 def checkpoint_contexts() -> tuple[contextlib.AbstractContextManager, ...]:
     """Let what ``torch.utils.checkpoint`` computes again take the forms it took (``context_fn``)."""
-    return contextlib.nullcontext(), plain_ops(_plain)
+    return contextlib.nullcontext(), _forms(_plain, _triton)
+
+
+@contextlib.contextmanager
+def _forms(plain: bool, triton: bool) -> Iterator[None]:
+    with plain_ops(plain), triton_ops(triton):
+        yield
 
 
 def exporting() -> bool:
@@ -50,14 +81,15 @@ def exporting() -> bool:
     return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
 
 
-def run(plain: Callable, kernel: Callable, *args: Tensor | None | int) -> Tensor:
+def run(plain: Callable, kernel: Callable, *args):
     """Compute an operation by its plain form or by its kernel.
 
     Args:
         plain: The operation in ordinary torch, a function.
         kernel: The same as a subclass of ``torch.autograd.Function``, with ``infer`` for where no
-            gradient is needed; or as a function over an operator of ``torch.library``, which,
-            unlike the former, a compiler can take into its graph.
+            gradient is needed, for contiguous tensors; or as a function over an operator of
+            ``torch.library``, which, unlike the former, a compiler can take into its graph. Both
+            run without autocast: they have decided on dtypes when they are called.
         args: Arguments of either.
     """
     is_autograd_function = isinstance(kernel, type)
@@ -65,10 +97,26 @@ def run(plain: Callable, kernel: Callable, *args: Tensor | None | int) -> Tensor
         return plain(*args)
     if not is_autograd_function:
         return kernel(*args)
-    return (kernel.apply if _need_grad(args) else kernel.infer)(*args)
+    args = [arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args]
+    device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+    with _without_autocast(device):
+        return (kernel.apply if _need_grad(args) else kernel.infer)(*args)
 
 
-def _need_grad(args: tuple) -> bool:
+@contextlib.contextmanager
+def _without_autocast(device: str) -> Iterator[None]:
+    """Turn autocast off, at less cost than ``torch.autocast(enabled=False)``."""
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        yield
+        return
+    torch.set_autocast_enabled(device, False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled(device, True)
+
+
+def _need_grad(args: list) -> bool:
     return torch.is_grad_enabled() and any(
         isinstance(arg, Tensor) and arg.requires_grad for arg in args
     )

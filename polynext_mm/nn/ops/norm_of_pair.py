@@ -2,7 +2,7 @@
 
     x = LN(a0 * s0 + a1 * s1)
 
-The kernel keeps the two maps of the pair alone for backward.
+The kernel keeps the pair, their sum and the moments of the norm for backward.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import dispatch
-from .blocks import blocks, norm_backward, norm_forward, positions, zeros_like
+from .blocks import added, blocks, joined, norm_backward, norm_forward, positions
 from .precision import layer_norm
 
 
@@ -25,7 +25,7 @@ def norm_of_pair(s0: Tensor, s1: Tensor, a0: Tensor, a1: Tensor, w_norm: Tensor)
         w_norm: The weight of the norm, (C,).
 
     Returns:
-        A new map (B, H, W, C), float32 (float64 for float64 inputs).
+        A new map (B, H, W, C), in the dtype that the products with the scales have.
     """
     return dispatch.run(plain, _Kernel, s0, s1, a0, a1, w_norm)
 
@@ -41,33 +41,38 @@ def _sum(s0, s1, a0, a1):
 class _Kernel(torch.autograd.Function):
     @staticmethod
     def infer(s0, s1, a0, a1, w_norm):
-        parts = [
-            plain(s0_b, s1_b, a0, a1, w_norm)
-            for s0_b, s1_b in blocks(s0.shape[-1], positions(s0), positions(s1))
-        ]
-        x = parts[0] if len(parts) == 1 else torch.cat(parts)
-        # Not a view: a compiled stack would be compiled once more for an input that is one.
-        return torch.ops.aten._unsafe_view(x, s0.shape)
+        parts = []
+        for _, s0_b, s1_b in blocks(s0.shape[-1], None, positions(s0), positions(s1)):
+            parts.append(norm_forward(_sum(s0_b, s1_b, a0, a1), w_norm)[0])
+        return _shaped(joined(parts), s0)
 
     @staticmethod
     def forward(ctx, s0, s1, a0, a1, w_norm):
-        ctx.save_for_backward(s0, s1, a0, a1, w_norm)
-        return _Kernel.infer(s0, s1, a0, a1, w_norm)
+        total = _sum(s0, s1, a0, a1)
+        x, mean, rstd = norm_forward(positions(total), w_norm)
+        ctx.save_for_backward(s0, s1, a0, a1, w_norm, total, mean, rstd)
+        return _shaped(x, s0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        s0, s1, *weights = ctx.saved_tensors
-        a0, a1, w_norm = weights
+        s0, s1, a0, a1, w_norm, total, mean, rstd = ctx.saved_tensors
         grad_s0, grad_s1 = torch.empty_like(s0), torch.empty_like(s1)
-        grad_a0, grad_a1, grad_w_norm = grad_weights = zeros_like(*weights)
-        maps = (grad.contiguous(), s0, s1, grad_s0, grad_s1)
-        for g, s0_b, s1_b, grad_s0_b, grad_s1_b in blocks(s0.shape[-1], *map(positions, maps)):
-            x = _sum(s0_b, s1_b, a0, a1)
-            _, mean, rstd = norm_forward(x, w_norm)
-            g = norm_backward(g, x, mean, rstd, w_norm, grad_w_norm)
+        grad_a0 = grad_a1 = grad_w_norm = None
+        maps = (grad.contiguous(), total, s0, s1, grad_s0, grad_s1)
+        maps = (*map(positions, maps), mean, rstd)
+        for _, g, x, s0_b, s1_b, grad_s0_b, grad_s1_b, mean_b, rstd_b in blocks(
+            s0.shape[-1], None, *maps
+        ):
+            g, part = norm_backward(g, x, mean_b, rstd_b, w_norm)
+            grad_w_norm = added(grad_w_norm, part)
             torch.mul(g, a0, out=grad_s0_b)
             torch.mul(g, a1, out=grad_s1_b)
-            grad_a0 += (g * s0_b).sum(0)
-            grad_a1 += (g * s1_b).sum(0)
-        return grad_s0, grad_s1, *grad_weights
+            grad_a0 = added(grad_a0, (g * s0_b).sum(0))
+            grad_a1 = added(grad_a1, (g * s1_b).sum(0))
+        return grad_s0, grad_s1, grad_a0, grad_a1, grad_w_norm
+
+
+def _shaped(rows, like):
+    # Not a view: a compiled stack would be compiled once more for an input that is one.
+    return torch.ops.aten._unsafe_view(rows, like.shape)

@@ -8,8 +8,14 @@ forgets them: memory is linear in the number of tokens. For backward it keeps q,
 and one row sum per query, and forms the blocks again. Both directions are operators of
 ``torch.library``: in a compiled graph a Python loop over blocks would be compiled anew for every
 size, and an operator without a formula would count as no operations.
+
+On GPUs the same is done by :mod:`~polynext_mm.nn.ops.poly_attention_triton`, where Triton is there
+and takes the dtype.
 """
 
+import functools
+import importlib.util
+import os
 from collections.abc import Iterator
 
 import torch
@@ -39,7 +45,7 @@ def poly_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (..., tokens, value width) in the dtype of ``v``. float16 and bfloat16 inputs are multiplied
         in their own dtype; the power, the sums and the division are float32.
     """
-    return dispatch.run(plain, _in_blocks, q, k, v)
+    return dispatch.run(plain, _kernel, q, k, v)
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -50,6 +56,28 @@ def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     a = a.square().square()
     out = wide(a.to(v.dtype) @ v) / a.sum(-1, keepdim=True).clamp_min(EPS)
     return out.to(v.dtype)
+
+
+def _kernel(q, k, v):
+    kernels = _triton_kernels() if dispatch.triton_allowed() and _may_run_triton(q) else None
+    if kernels is not None and kernels.supports(q, k, v):
+        return kernels.attend(q, k, v, EPS)
+    return _in_blocks(q, k, v)
+
+
+def _may_run_triton(x):
+    # ROCm devices are 'cuda', too; meta tensors stand for an accelerator.
+    return x.device.type in ('cuda', 'meta') or os.environ.get('TRITON_INTERPRET') == '1'
+
+
+@functools.cache
+def _triton_kernels():
+    """Return the Triton kernels, or None where there is no Triton, which takes time to import."""
+    if importlib.util.find_spec('triton') is None:  # it is not made for every platform
+        return None
+    from . import poly_attention_triton
+
+    return poly_attention_triton
 
 
 def _in_blocks(q, k, v):

@@ -6,7 +6,8 @@
 ``coarse``, ``fine`` and ``smooth`` are depthwise convolutions, the first with dilation 2; ``swap``
 exchanges partners (:func:`partner_order`).
 
-The kernel keeps for backward, besides x, five maps of the inner width and the moments of the norm.
+The kernel keeps x for backward, in the dtype of the products, five more maps and the moments of the
+norm.
 """
 
 import torch
@@ -16,19 +17,21 @@ from torch.autograd.function import once_differentiable
 
 from . import dispatch
 from .blocks import (
-    add_outer_,
+    add_branch,
     add_product,
+    added,
+    added_outer,
     bands,
     blocks,
-    keep_at_positions,
+    joined,
+    narrowed,
     norm_backward,
     norm_forward,
     positions,
     scaled,
-    zeros_like,
 )
 from .depthwise import channels_first, channels_last, conv, conv_backward, depthwise
-from .precision import layer_norm, linear, matmul_dtype, wide_dtype
+from .precision import layer_norm, linear, narrow
 
 
 def add_poly_conv(
@@ -56,7 +59,8 @@ def add_poly_conv(
     Returns:
         A new map (B, H, W, C) in the dtype of ``x``.
     """
-    return dispatch.run(plain, _Kernel, x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm)
+    weights = narrow(x, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm)
+    return dispatch.run(plain, _Kernel, x, keep, *weights)
 
 
 def plain(x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
@@ -118,10 +122,8 @@ def _swapped_product(x, y):
 class _Kernel(torch.autograd.Function):
     @staticmethod
     def infer(x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
-        dtype = matmul_dtype(x)
         y = torch.empty_like(x)
-        b = F.linear(x.to(dtype), w_in.to(dtype))
-        w_out = w_out.to(dtype)
+        b = F.linear(x.to(w_in.dtype), w_in)
         reach = max(w_coarse.shape[-1] - 1, w_fine.shape[-1] // 2) + w_smooth.shape[-1] // 2
         for samples, rows in bands(w_in.shape[0], x):
             # The convolutions of a band look beyond its rows.
@@ -131,46 +133,46 @@ class _Kernel(torch.autograd.Function):
             product = _times_swapped(coarse, conv(seen, w_fine), out=coarse)
             smooth = channels_last(conv(product, w_smooth))
             smooth = smooth[:, rows.start - first : rows.stop - first]
-            branch = layer_norm(F.linear(smooth, w_out), w_norm)
+            branch, _, _ = norm_forward(F.linear(smooth, w_out), w_norm)
             factor = None if keep is None else keep[samples]
-            torch.add(x[samples, rows], scaled(branch, factor), out=y[samples, rows])
+            add_branch(x[samples, rows], branch, factor, out=y[samples, rows])
         return y
 
     @staticmethod
     def forward(ctx, x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
-        dtype = matmul_dtype(x)
-        b = channels_first(F.linear(x.to(dtype), w_in.to(dtype)))
+        narrow_x = x.to(w_in.dtype)
+        b = channels_first(F.linear(narrow_x, w_in))
         coarse, fine = conv(b, w_coarse, dilation=2), conv(b, w_fine)
         smooth = channels_last(conv(_times_swapped(coarse, fine), w_smooth))
-        y, z = torch.empty_like(x), torch.empty_like(x, dtype=dtype)
-        means, rstds = z.new_empty(2, z[..., 0].numel(), 1, dtype=wide_dtype(z))
-        weights = (w_in, w_coarse, w_fine, w_smooth, w_out, w_norm)
-        ctx.save_for_backward(x, keep, *weights, b, coarse, fine, smooth, z, means, rstds)
-        w_out = w_out.to(dtype)
-        maps = (*map(positions, (x, y, smooth, z)), means, rstds, keep_at_positions(keep, x))
-        for x_b, y_b, smooth_b, z_b, mean_b, rstd_b, keep_b in blocks(max(w_out.shape), *maps):
+        y, z, moments = torch.empty_like(x), torch.empty_like(narrow_x), []
+        maps = map(positions, (x, y, smooth, z))
+        for keep_b, x_b, y_b, smooth_b, z_b in blocks(max(w_out.shape), keep, *maps):
             torch.mm(smooth_b, w_out.t(), out=z_b)
-            branch, mean, rstd = norm_forward(z_b, w_norm)
-            mean_b.copy_(mean)
-            rstd_b.copy_(rstd)
-            torch.add(x_b, scaled(branch, keep_b), out=y_b)
+            branch, *of_block = norm_forward(z_b, w_norm)
+            moments.append(of_block)
+            add_branch(x_b, branch, keep_b, out=y_b)
+        weights = (w_in, w_coarse, w_fine, w_smooth, w_out, w_norm)
+        moments = map(joined, zip(*moments))
+        ctx.save_for_backward(narrow_x, keep, *weights, b, coarse, fine, smooth, z, *moments)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, keep, *weights, b, coarse, fine, smooth, z, means, rstds = ctx.saved_tensors
+        x, keep, *weights, b, coarse, fine, smooth, z, mean, rstd = ctx.saved_tensors
         w_in, w_coarse, w_fine, w_smooth, w_out, w_norm = weights
-        dtype = z.dtype
-        grad_w_in, grad_w_out, grad_w_norm = zeros_like(w_in, w_out, w_norm)
+        grad_w_out = grad_w_norm = None
         grad = grad.contiguous()
         g_smooth = torch.empty_like(smooth)
-        w_in, w_out = w_in.to(dtype), w_out.to(dtype)
         maps = map(positions, (grad, z, smooth, g_smooth))
-        maps = (*maps, means, rstds, keep_at_positions(keep, x))
-        for g, z_b, smooth_b, g_smooth_b, mean, rstd, keep_b in blocks(max(w_out.shape), *maps):
-            g = norm_backward(scaled(g, keep_b), z_b, mean, rstd, w_norm, grad_w_norm).to(dtype)
-            add_outer_(grad_w_out, g, smooth_b)
+        maps = (*maps, mean, rstd)
+        for keep_b, g, z_b, smooth_b, g_smooth_b, mean_b, rstd_b in blocks(
+            max(w_out.shape), keep, *maps
+        ):
+            g = narrowed(g, keep_b, x.dtype)
+            g, part = norm_backward(g, z_b, mean_b, rstd_b, w_norm)
+            grad_w_norm = added(grad_w_norm, part)
+            grad_w_out = added_outer(grad_w_out, g, smooth_b)
             torch.mm(g, w_out, out=g_smooth_b)
         g, grad_w_smooth = conv_backward(
             channels_first(g_smooth), _times_swapped(coarse, fine), w_smooth
@@ -179,7 +181,7 @@ class _Kernel(torch.autograd.Function):
         g = _times_swapped(g, fine, out=g)
         g, grad_w_coarse = conv_backward(g, b, w_coarse, dilation=2)
         g = positions(channels_last(g.add_(from_fine)))
-        add_outer_(grad_w_in, g, positions(x).to(dtype))
+        grad_w_in = added_outer(None, g, positions(x))
         grad_x = torch.empty_like(grad)
         add_product(positions(grad), g, w_in, None, out=positions(grad_x))
         grads_of_convs = (grad_w_coarse, grad_w_fine, grad_w_smooth)

@@ -3,7 +3,7 @@
     u, v = the halves of x W_in^T
     x + keep * LN(u * v) W_out^T
 
-The kernel keeps x, u and v for backward and forms the rest again.
+The kernel keeps x, u and v for backward, in the dtype of the products, and forms the rest again.
 """
 
 import torch
@@ -13,17 +13,17 @@ from torch.autograd.function import once_differentiable
 
 from . import dispatch
 from .blocks import (
-    add_outer_,
     add_product,
+    added,
+    added_outer,
     blocks,
-    keep_at_positions,
+    narrowed,
     norm_backward,
     norm_forward,
     positions,
     scaled,
-    zeros_like,
 )
-from .precision import layer_norm, linear, matmul_dtype
+from .precision import layer_norm, linear, narrow
 
 
 def add_poly_mlp(
@@ -41,6 +41,7 @@ def add_poly_mlp(
     Returns:
         A new map (B, H, W, C) in the dtype of ``x``.
     """
+    w_in, w_norm, w_out = narrow(x, w_in, w_norm, w_out)
     return dispatch.run(plain, _Kernel, x, keep, w_in, w_norm, w_out)
 
 
@@ -52,50 +53,46 @@ def plain(x, keep, w_in, w_norm, w_out):
 class _Kernel(torch.autograd.Function):
     @staticmethod
     def infer(x, keep, w_in, w_norm, w_out):
-        dtype = matmul_dtype(x)
         y = torch.empty_like(x)
-        w_in, w_out = w_in.to(dtype), w_out.to(dtype)
-        maps = (positions(x), positions(y), keep_at_positions(keep, x))
-        for x_b, y_b, keep_b in blocks(w_in.shape[0], *maps):
-            u, v = F.linear(x_b.to(dtype), w_in).chunk(2, -1)
-            add_product(x_b, layer_norm(u * v, w_norm).to(dtype), w_out.t(), keep_b, out=y_b)
+        for keep_b, x_b, y_b in blocks(w_in.shape[0], keep, positions(x), positions(y)):
+            u, v = F.linear(x_b.to(w_in.dtype), w_in).chunk(2, -1)
+            normed, _, _ = norm_forward(u * v, w_norm)
+            add_product(x_b, normed, w_out.t(), keep_b, out=y_b)
         return y
 
     @staticmethod
     def forward(ctx, x, keep, w_in, w_norm, w_out):
-        dtype = matmul_dtype(x)
         y = torch.empty_like(x)
-        halves = x.new_empty(*x.shape[:3], w_in.shape[0], dtype=dtype)
-        ctx.save_for_backward(x, keep, w_in, w_norm, w_out, halves)
-        w_in, w_out = w_in.to(dtype), w_out.to(dtype)
-        maps = (positions(x), positions(y), positions(halves), keep_at_positions(keep, x))
-        for x_b, y_b, halves_b, keep_b in blocks(w_in.shape[0], *maps):
-            u, v = torch.mm(x_b.to(dtype), w_in.t(), out=halves_b).chunk(2, -1)
-            add_product(x_b, layer_norm(u * v, w_norm).to(dtype), w_out.t(), keep_b, out=y_b)
+        narrow_x = x.to(w_in.dtype)
+        halves = narrow_x.new_empty(*x.shape[:3], w_in.shape[0])
+        ctx.save_for_backward(narrow_x, keep, w_in, w_norm, w_out, halves)
+        maps = map(positions, (x, narrow_x, y, halves))
+        for keep_b, x_b, narrow_b, y_b, halves_b in blocks(w_in.shape[0], keep, *maps):
+            u, v = torch.mm(narrow_b, w_in.t(), out=halves_b).chunk(2, -1)
+            normed, _, _ = norm_forward(u * v, w_norm)
+            add_product(x_b, normed, w_out.t(), keep_b, out=y_b)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, keep, w_in, w_norm, w_out, halves = ctx.saved_tensors
-        dtype = halves.dtype
-        grad_w_in, grad_w_norm, grad_w_out = grad_weights = zeros_like(w_in, w_norm, w_out)
+        grad_w_in = grad_w_norm = grad_w_out = None
         grad = grad.contiguous()
         grad_x = torch.empty_like(grad)
-        w_in, w_out = w_in.to(dtype), w_out.to(dtype)
-        maps = (*map(positions, (grad, grad_x, x, halves)), keep_at_positions(keep, x))
-        for g, grad_x_b, x_b, halves_b, keep_b in blocks(w_in.shape[0], *maps):
+        maps = map(positions, (grad, grad_x, x, halves))
+        for keep_b, g, grad_x_b, x_b, halves_b in blocks(w_in.shape[0], keep, *maps):
             u, v = halves_b.chunk(2, -1)
             product = u * v
             normed, mean, rstd = norm_forward(product, w_norm)
-            g_out = scaled(g, keep_b).to(dtype)
-            add_outer_(grad_w_out, g_out, normed.to(dtype))
-            g_product = norm_backward(g_out @ w_out, product, mean, rstd, w_norm, grad_w_norm)
-            g_product = g_product.to(dtype)
+            g_out = narrowed(g, keep_b, x.dtype)
+            grad_w_out = added_outer(grad_w_out, g_out, normed)
+            g_product, part = norm_backward(g_out @ w_out, product, mean, rstd, w_norm)
+            grad_w_norm = added(grad_w_norm, part)
             g_halves = torch.empty_like(halves_b)
             g_u, g_v = g_halves.chunk(2, -1)
             torch.mul(g_product, v, out=g_u)
             torch.mul(g_product, u, out=g_v)
-            add_outer_(grad_w_in, g_halves, x_b.to(dtype))
+            grad_w_in = added_outer(grad_w_in, g_halves, x_b)
             add_product(g, g_halves, w_in, None, out=grad_x_b)
-        return grad_x, None, *grad_weights
+        return grad_x, None, grad_w_in, grad_w_norm, grad_w_out

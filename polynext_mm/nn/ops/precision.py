@@ -1,12 +1,16 @@
 """The dtype rules: what may be computed in half precision, and what never is.
 
-Convolutions and matrix products follow autocast. Norms, powers, sums and the residual stream are
-float32, or float64 where the input is.
+Convolutions and matrix products follow autocast, which leaves the residual stream in float32. A norm
+returns the dtype of its input. Its statistics, powers and sums are float32, or float64 where the
+input is.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import dispatch
 
 LN_EPS = 1e-5
 
@@ -14,7 +18,9 @@ LN_EPS = 1e-5
 def matmul_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype of convolutions and matrix products on ``x``: autocast's, where it is on."""
     device = x.device.type
-    if x.dtype is torch.float64 or not torch.amp.is_autocast_available(device):  # such as meta
+    if device == 'meta':  # it stands for an accelerator
+        device = 'cuda'
+    if x.dtype is torch.float64 or not torch.amp.is_autocast_available(device):
         return x.dtype
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
@@ -29,6 +35,49 @@ def wide(x: Tensor) -> Tensor:
     return x.to(wide_dtype(x))
 
 
+def narrow(x: Tensor, *weights: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return weights in the dtype of matrix products on ``x``; None stays None.
+
+    On a GPU that is one launch for all of them, and one for their gradients.
+    """
+    dtype = matmul_dtype(x)
+    given = [weight for weight in weights if weight is not None]
+    if all(weight.dtype is dtype for weight in given):
+        return weights
+    cast = iter(dispatch.run(_cast, _Cast, dtype, *given))
+    return tuple(None if weight is None else next(cast) for weight in weights)
+
+
+def _cast(dtype, *weights):
+    return tuple(weight.to(dtype) for weight in weights)
+
+
+def _cast_at_once(dtypes, tensors):
+    # contiguous: a gradient strided unlike its weight would be copied once more
+    cast = [
+        torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
+        for tensor, dtype in zip(tensors, dtypes)
+    ]
+    torch._foreach_copy_(cast, tensors)
+    return cast
+
+
+class _Cast(torch.autograd.Function):
+    @staticmethod
+    def infer(dtype, *weights):
+        return tuple(_cast_at_once([dtype] * len(weights), weights))
+
+    @staticmethod
+    def forward(ctx, dtype, *weights):
+        ctx.dtypes = [weight.dtype for weight in weights]
+        return _Cast.infer(dtype, *weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        return None, *_cast_at_once(ctx.dtypes, grads)
+
+
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """Return ``x weight^T`` in the dtype of matrix products."""
     dtype = matmul_dtype(x)
@@ -36,7 +85,6 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def layer_norm(x: Tensor, weight: Tensor | None) -> Tensor:
-    """Return the LN of ``x`` over its last dimension, without bias, in float32 or wider."""
-    return F.layer_norm(
-        wide(x), x.shape[-1:], None if weight is None else wide(weight), None, LN_EPS
-    )
+    """Return the LN of ``x`` over its last dimension, without bias, in its dtype."""
+    weight = None if weight is None else wide(weight)
+    return F.layer_norm(wide(x), x.shape[-1:], weight, None, LN_EPS).to(x.dtype)

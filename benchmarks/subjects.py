@@ -1,0 +1,213 @@
+"""What is benchmarked: models and attention, found by name, and one step of each."""
+
+import contextlib
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from polynext_mm.nn import ARCHS, PolyNeXt, poly_attention
+from polynext_mm.nn.ops.poly_attention import plain as plain_attention
+from polynext_mm.nn.plain import PlainPolyNeXt
+from polynext_mm.weights.names import translate_back
+
+# The modifiers that each kind of model takes, and the memory format of its images. None: a timm
+# model runs in either format, and the faster one counts.
+MODIFIERS = {'ours': ('fuse', 'compile', 'cp'), 'plain': ('compile',), 'timm': ('compile',)}
+KIND_FORMATS = {'ours': 'channels_last', 'plain': 'contiguous', 'timm': None}
+MEMORY_FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
+DTYPES = {name: getattr(torch, name) for name in ('float32', 'bfloat16', 'float16')}
+
+# Attention alone, with the heads of the third stage of the S archs.
+ATTENTION = {'blocks': poly_attention, 'matrix': plain_attention}
+HEADS, HEAD_WIDTH = 5, 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """The conditions of a measurement.
+
+    Args:
+        mode: 'inference', or 'train' for forward and backward without an optimizer.
+        size: (H, W) of the images, or (tokens,) for attention.
+        batch: Images per step.
+        dtype: A key of DTYPES. Half types are by autocast, for attention alone by its inputs.
+        device: 'cpu', 'cuda', or 'meta', which computes nothing.
+        threads: CPU threads.
+    """
+
+    mode: str
+    size: tuple[int, ...]
+    batch: int = 1
+    dtype: str = 'float32'
+    device: str = 'cpu'
+    threads: int = 1
+
+    @property
+    def shown_size(self) -> str:
+        return 'x'.join(map(str, self.size))
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model or a form of attention.
+
+    Args:
+        label: The name in the report.
+        kind: 'ours', 'plain', 'timm' or 'attention'.
+        name: An arch, a timm model or a key of ATTENTION.
+        memory_format: A key of MEMORY_FORMATS, or None for the faster one.
+        modifiers: Some of MODIFIERS[kind].
+    """
+
+    label: str
+    kind: str
+    name: str
+    memory_format: str | None = None
+    modifiers: tuple[str, ...] = ()
+
+    def variants(self) -> list['Subject']:
+        """Return the subject in every memory format that it may run in."""
+        formats = [self.memory_format] if self.memory_format else MEMORY_FORMATS
+        return [dataclasses.replace(self, memory_format=name) for name in formats]
+
+
+@dataclasses.dataclass
+class Workload:
+    """A step to measure, and the bytes of weights or inputs that exist before it runs."""
+
+    step: Callable[[], None]
+    held: int
+
+
+def parse_subject(label: str) -> Subject:
+    """Parse ``ARCH``, ``plain:ARCH`` or ``timm:NAME[:MEMORY_FORMAT]``, with any ``+MODIFIER`` last.
+
+    Raises:
+        ValueError: For an unknown kind, name, memory format or modifier, naming the valid ones.
+    """
+    model, *modifiers = label.split('+')
+    kind, name, *rest = model.split(':') if ':' in model else ('ours', model)
+    if kind not in MODIFIERS:
+        raise ValueError(
+            f'{label}: unknown kind of model {kind!r}: write ARCH, plain:ARCH or timm:NAME, '
+            f'where ARCH is one of {", ".join(ARCHS)}'
+        )
+    if kind == 'timm':
+        _check_timm(label, name)
+    elif name not in ARCHS:
+        raise ValueError(f'{label}: unknown arch {name!r}: choose one of {", ".join(ARCHS)}')
+    if rest and kind != 'timm':
+        raise ValueError(f'{label}: only timm models take a memory format')
+    if rest and (len(rest) > 1 or rest[0] not in MEMORY_FORMATS):
+        raise ValueError(f'{label}: after the name write :{" or :".join(MEMORY_FORMATS)}')
+    for modifier in modifiers:
+        if modifier not in MODIFIERS[kind]:
+            raise ValueError(
+                f'{label}: unknown modifier +{modifier}: {kind} models take '
+                f'+{", +".join(MODIFIERS[kind])}'
+            )
+    memory_format = rest[0] if rest else KIND_FORMATS[kind]
+    return Subject(label, kind, name, memory_format, tuple(modifiers))
+
+
+def _check_timm(label: str, name: str) -> None:
+    try:
+        import timm
+    except ImportError:
+        raise ValueError(f'{label} needs timm: pip install timm') from None
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=5)
+        hint = f': did you mean {", ".join(close)}?' if close else ''
+        raise ValueError(f'{label}: timm has no model {name!r}{hint}')
+
+
+def build_model(subject: Subject, drop_path_rate: float = 0.0) -> nn.Module:
+    """Return a model that maps images to a list of features, initialized from scratch.
+
+    Args:
+        subject: Of any kind but 'attention'.
+        drop_path_rate: Of the last cell or block; plain models have no drop path.
+    """
+    if subject.kind == 'timm':
+        import timm
+
+        model = timm.create_model(subject.name, features_only=True, drop_path_rate=drop_path_rate)
+        model = model.to(memory_format=MEMORY_FORMATS[subject.memory_format])
+    else:
+        model = PolyNeXt(
+            subject.name, drop_path_rate=drop_path_rate, with_cp='cp' in subject.modifiers
+        )
+    if subject.kind == 'plain':
+        weights = translate_back(model.state_dict(), model.arch)
+        model = PlainPolyNeXt(subject.name)
+        model.load_state_dict(weights)
+    if 'fuse' in subject.modifiers:
+        model.fuse()
+    if 'compile' in subject.modifiers:
+        _compile(model)
+    return model
+
+
+def _compile(model: nn.Module) -> None:
+    """Compile our cells for any size, and any other model as a whole for one size at a time."""
+    # Beyond the limit code runs uncompiled, silently.
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    if isinstance(model, PolyNeXt):
+        model.compile_cells()
+    else:
+        model.compile(dynamic=False)
+
+
+def make_workload(subject: Subject, setting: Setting) -> Workload:
+    """Build a subject and its input, and run nothing yet.
+
+    Raises:
+        RuntimeError: If memory runs out.
+    """
+    torch.manual_seed(0)
+    if subject.kind == 'attention':
+        return _attention_workload(subject, setting)
+    train = setting.mode == 'train'
+    model = build_model(subject).to(setting.device).train(train)
+    images = torch.randn(setting.batch, 3, *setting.size, device=setting.device)
+    images = images.contiguous(memory_format=MEMORY_FORMATS[subject.memory_format])
+
+    def step():
+        with torch.set_grad_enabled(train), _autocast(setting):
+            features = model(images)
+        if train:
+            sum(feature.float().mean() for feature in features).backward()
+            model.zero_grad(set_to_none=True)
+
+    return Workload(step, _bytes([*model.parameters(), *model.buffers()]))
+
+
+def _attention_workload(subject: Subject, setting: Setting) -> Workload:
+    """Return forward and backward of one attention layer, which holds q, k and v."""
+    attend = ATTENTION[subject.name]
+    shape = (setting.batch, HEADS, *setting.size, HEAD_WIDTH)
+    inputs = [
+        torch.randn(shape, device=setting.device).to(DTYPES[setting.dtype]).requires_grad_()
+        for _ in 'qkv'
+    ]
+
+    def step():
+        q, k, v = inputs
+        attend(q * HEAD_WIDTH**-0.5, k, v).float().mean().backward()
+        for tensor in inputs:
+            tensor.grad = None
+
+    return Workload(step, _bytes(inputs))
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _autocast(setting: Setting) -> contextlib.AbstractContextManager:
+    if setting.dtype == 'float32':
+        return contextlib.nullcontext()
+    return torch.autocast(setting.device, DTYPES[setting.dtype])

@@ -1,0 +1,54 @@
+"""The normalization that published weights expect, and whether a model applies it.
+
+All published files, the ImageNet backbones and the ADE20K segmentors, were trained on RGB images
+from which :data:`MEAN` was subtracted before the division by :data:`STD`. Images in BGR, which is
+how mmcv reads them, or in another range give features that look fine and are not. In mm's configs::
+
+    data_preprocessor = dict(
+        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True
+    )
+"""
+
+from torch import nn
+
+MEAN = (123.675, 116.28, 103.53)  # of R, G, B from 0 to 255
+STD = (58.395, 57.12, 57.375)
+_TOLERANCE = 1.0  # some configs round to integers
+
+
+def find_mismatch(model: nn.Module) -> str | None:
+    """Describe a normalization that is not the one of the published weights.
+
+    Args:
+        model: A segmentor or detector of mm, without wrappers.
+
+    Returns:
+        What the model's ``data_preprocessor`` does to images and what it should do, or None if they
+        agree or if the preprocessor is of an unknown kind.
+    """
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    while hasattr(preprocessor, 'data_preprocessor'):  # such as mmdet's MultiBranchDataPreprocessor
+        preprocessor = preprocessor.data_preprocessor
+    if not hasattr(preprocessor, '_enable_normalize'):
+        return None
+    normalizes = preprocessor._enable_normalize
+    mean = preprocessor.mean.flatten().tolist() if normalizes else [0.0]
+    std = preprocessor.std.flatten().tolist() if normalizes else [1.0]
+    is_rgb = bool(getattr(preprocessor, '_channel_conversion', False))
+    if is_rgb and _are_close(mean, MEAN) and _are_close(std, STD):
+        return None
+    return (
+        f'data_preprocessor gives {"RGB" if is_rgb else "BGR"} images with mean={_rounded(mean)}, '
+        f'std={_rounded(std)}, and the published weights expect RGB images (bgr_to_rgb=True) with '
+        f'mean={list(MEAN)}, std={list(STD)}'
+    )
+
+
+def _are_close(values: list[float], expected: tuple[float, ...]) -> bool:
+    return len(values) == len(expected) and all(
+        abs(value - other) <= _TOLERANCE for value, other in zip(values, expected)
+    )
+
+
+def _rounded(values: list[float]) -> list[float]:
+    return [round(value, 3) for value in values]

@@ -1,0 +1,49 @@
+"""The end of a branch: ``x + keep * branch``.
+
+The kernel rounds the gradient of the branch to its dtype as it is scaled, in one pass.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import dispatch
+from .blocks import add_branch, narrowed, scaled
+
+
+def residual(x: Tensor, branch: Tensor, keep: Tensor | None) -> Tensor:
+    """Compute ``x + keep * branch``.
+
+    Args:
+        x: The residual stream, (B, H, W, C).
+        branch: Of the same shape, in the dtype of ``x`` or a narrower one.
+        keep: The factor of drop path, (B, 1, 1, 1), or None for 1.
+
+    Returns:
+        A new map (B, H, W, C) in the dtype of ``x``.
+    """
+    return dispatch.run(plain, _Kernel, x, branch, keep)
+
+
+def plain(x, branch, keep):
+    return x + scaled(branch, keep)
+
+
+class _Kernel(torch.autograd.Function):
+    @staticmethod
+    def infer(x, branch, keep):
+        y = torch.empty_like(x)
+        add_branch(x, branch, keep, out=y)
+        return y
+
+    @staticmethod
+    def forward(ctx, x, branch, keep):
+        ctx.save_for_backward(keep)
+        ctx.dtype = branch.dtype
+        return _Kernel.infer(x, branch, keep)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (keep,) = ctx.saved_tensors
+        return grad, narrowed(grad, keep, ctx.dtype), None

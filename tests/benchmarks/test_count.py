@@ -1,0 +1,30 @@
+"""What a step costs a GPU, counted without one."""
+
+import pytest
+
+from count import costs
+from subjects import Setting, parse_subject
+
+# model, mode: launches, GB moved, at most
+BOUNDS = {
+    ('cpolynext_s', 'inference'): (1400, 20.5),
+    ('cpolynext_s', 'train'): (4600, 61),
+    ('apolynext_s', 'inference'): (1800, 26),
+    ('apolynext_s', 'train'): (5500, 66),
+}
+
+
+@pytest.mark.parametrize(('model', 'mode'), BOUNDS)
+def test_launches_and_bytes_stay_within_bounds(model, mode):
+    record = costs(parse_subject(model), Setting(mode, (512, 512), 8, 'bfloat16'), 'h100')
+    launches, gigabytes = BOUNDS[model, mode]
+    assert launches * 0.8 < record['launches'] <= launches
+    assert gigabytes * 0.8 < record['GB moved'] <= gigabytes
+    assert record['synchronizations'] == 0
+
+
+def test_a_known_network_is_counted_as_torch_computes_it():
+    """ConvFormer's multiply-adds: 20.6 G at 512x512 in inference (torch's counter)."""
+    subject = parse_subject('timm:convformer_s18:channels_last')
+    record = costs(subject, Setting('inference', (512, 512), 1, 'float32'), 'h100')
+    assert record['TFLOP'] == pytest.approx(2 * 20.6e-3, rel=0.01)

@@ -1,0 +1,90 @@
+"""Which set of mm packages is there, and what someone who has none is told to install."""
+
+import re
+import sys
+from importlib import metadata
+from types import SimpleNamespace
+
+import pytest
+
+from helpers import ROOT
+from polynext_mm.compat import check_stack, packages, require_mmengine, stack_name
+
+
+@pytest.mark.parametrize(
+    ('names', 'stack'),
+    [
+        (['numpy', 'onedl_mmcv'], 'onedl'),
+        (['mmcv-lite', 'onedl-mmengine'], 'openmmlab'),
+        (['MMEngine'], 'openmmlab'),
+        (['numpy'], None),
+        ([None], None),
+    ],
+)
+def test_the_stack_is_the_first_on_the_path(monkeypatch, names, stack):
+    found = [SimpleNamespace(name=name) for name in names]
+    monkeypatch.setattr(metadata, 'distributions', lambda: iter(found))
+    assert stack_name() == stack
+
+
+@pytest.mark.parametrize(
+    ('stack', 'extra'), [(None, 'onedl'), ('onedl', 'onedl'), ('openmmlab', 'openmmlab')]
+)
+@pytest.mark.parametrize(
+    ('check', 'hidden'),
+    [(check_stack, 'mmengine'), (check_stack, 'mmcv'), (require_mmengine, 'mmengine')],
+)
+def test_the_error_lists_the_packages_that_go_with_what_is_there(
+    monkeypatch, stack, extra, check, hidden
+):
+    check()
+    monkeypatch.setattr(packages, 'stack_name', lambda: stack)
+    monkeypatch.setitem(sys.modules, hidden, None)
+    with pytest.raises(ImportError) as caught:
+        check()
+    assert caught.value.name == hidden
+    message = str(caught.value)
+    assert message.startswith(
+        f'polynext_mm needs {hidden}, which is not installed: run `pip install '
+    )
+    assert f"`pip install '.[{extra}]'` in a clone of polynext_mm" in message
+    command = re.search('`pip install ([^`]*)`, or', message)[1]
+    assert (
+        command.split()
+        == {
+            'onedl': [
+                'onedl-mmengine==0.10.12',
+                'onedl-mmcv==2.3.6',
+                'onedl-mmsegmentation==1.4.2',
+                'onedl-mmdetection==3.5.1',
+            ],
+            'openmmlab': [
+                'mmengine==0.10.7',
+                'mmcv-lite==2.1.0',
+                'mmsegmentation==1.2.2',
+                'mmdet==3.3.0',
+                'ftfy',
+                'regex',
+                "'setuptools<81'",
+            ],
+        }[extra]
+    )
+
+
+def test_where_this_package_is_not_installed_either_the_clone_is_the_way(monkeypatch):
+    def not_installed(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, 'requires', not_installed)
+    monkeypatch.setattr(packages, 'stack_name', lambda: None)
+    monkeypatch.setitem(sys.modules, 'mmcv', None)
+    with pytest.raises(ImportError, match=r"run `pip install '\.\[onedl\]'` in a clone of"):
+        check_stack()
+
+
+@pytest.mark.parametrize('extra', ['onedl', 'openmmlab'])
+def test_the_environment_that_is_tested_has_the_versions_of_the_extra(extra):
+    tested = (ROOT / 'requirements' / f'{extra}.txt').read_text().splitlines()
+    required = [line for line in metadata.requires('polynext-mm') if extra in line]
+    pinned = [line.split(';')[0].strip() for line in required if '==' in line.split(';')[0]]
+    assert len(pinned) == 4 and set(pinned) <= set(tested)

@@ -1,0 +1,170 @@
+"""The Triton kernels of polynomial attention without a GPU: interpreted, compiled, or not there."""
+
+import contextlib
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from helpers import python
+from polynext_mm.nn import poly_attention, triton_ops
+
+triton = pytest.importorskip('triton')
+kernels = importlib.import_module('polynext_mm.nn.ops.poly_attention_triton')
+
+INTERPRETED = Path(__file__).with_name('interpreted_poly_attention.py')
+TRITON, TORCH = 'poly_attention_triton', 'poly_attention'
+
+
+@pytest.mark.parametrize('which', ['not slow', pytest.param('slow', marks=pytest.mark.slow)])
+def test_kernels_under_the_interpreter(which):
+    python('-m', 'pytest', '-x', '-m', which, INTERPRETED, TRITON_INTERPRET='1')
+
+
+# Which operator a device is given, on tensors without memory
+
+
+@pytest.fixture
+def fake_cuda():
+    with FakeTensorMode():
+        yield
+
+
+def operator_of(**inputs) -> str:
+    """The operator that computes attention of inputs such as these."""
+    called = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(func)
+            return func(*args, **(kwargs or {}))
+
+    settings = dict(dtype=torch.float32, device='cuda', width=32) | inputs
+    q = torch.empty(2, 3, 20, settings.pop('width'), **settings)
+    with Recorder():
+        poly_attention(q, q, q)
+    (name,) = (f._schema.name for f in called if f.namespace == 'polynext_mm')
+    return name.removeprefix('polynext_mm::')
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_gpu_is_given_the_kernels(dtype, fake_cuda):
+    assert operator_of(dtype=dtype) == TRITON
+
+
+@pytest.mark.parametrize(
+    'inputs', [dict(device='cpu'), dict(dtype=torch.float64), dict(width=24), dict(width=128)]
+)
+def test_what_the_kernels_do_not_take_is_computed_in_blocks(inputs, fake_cuda):
+    assert operator_of(**inputs) == TORCH
+
+
+def test_triton_can_be_turned_off(fake_cuda):
+    with triton_ops(False):
+        assert operator_of() == TORCH
+        with triton_ops(True):
+            assert operator_of() == TRITON
+        assert operator_of() == TORCH
+    assert operator_of() == TRITON
+
+
+@pytest.mark.parametrize('major, name', [(7, TORCH), (8, TRITON), (12, TRITON)])
+def test_devices_older_than_triton_supports(major, name, fake_cuda, monkeypatch):
+    class Properties:
+        def __init__(self, device):
+            self.major = major
+
+    monkeypatch.setattr(torch.version, 'hip', None)
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', Properties)
+    assert operator_of() == name
+
+
+def test_the_result_is_laid_out_as_a_map(fake_cuda):
+    q, k, v = (torch.empty(2, 4, 6, 3 * 32, device='cuda') for _ in range(3))
+    q, k, v = (t.view(2, 24, 3, 32).transpose(1, 2) for t in (q, k, v))
+    assert poly_attention(q, k, v).transpose(1, 2).is_contiguous()
+
+
+def test_operations_are_counted(fake_cuda):
+    q = torch.empty(2, 3, 20, 32, device='cuda')
+    k = v = torch.empty(2, 3, 30, 32, device='cuda')
+    with FlopCounterMode(display=False) as counter:
+        poly_attention(q, k, v)
+    assert counter.get_total_flops() == 2 * (2 * 2 * 3 * 20 * 30 * 32)
+
+
+def test_compiles_into_one_graph(fake_cuda):
+    compiled = torch.compile(poly_attention, backend='eager', fullgraph=True)
+    q = torch.empty(2, 3, 20, 32, device='cuda')
+    assert compiled(q, q, q).stride() == poly_attention(q, q, q).stride()
+    torch._dynamo.reset()
+
+
+def test_works_where_triton_is_missing():
+    python(
+        '-c',
+        'import sys; sys.modules["triton"] = None\n'
+        'import torch\n'
+        'from polynext_mm.nn import poly_attention, triton_ops\n'
+        'q, k, v = torch.randn(3, 2, 20, 32)\n'
+        'with triton_ops(True):\n'
+        '    assert poly_attention(q, k, v).isfinite().all()\n',
+    )
+
+
+# The precision of float32 products
+
+
+@contextlib.contextmanager
+def restored_precision():
+    before = torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_tf32_is_taken_only_where_torch_allows_it(monkeypatch):
+    monkeypatch.setattr(torch.version, 'hip', None)
+    with restored_precision():
+        assert not kernels.tf32_allowed()
+        torch.set_float32_matmul_precision('high')
+        assert kernels.tf32_allowed()
+        torch.backends.cuda.matmul.allow_tf32 = False
+        assert not kernels.tf32_allowed()
+        torch.backends.cuda.matmul.allow_tf32 = True
+        assert kernels.tf32_allowed()
+        monkeypatch.setattr(torch.version, 'hip', '6.4')
+        assert not kernels.tf32_allowed()
+
+
+# Compiled for devices that are not there
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('target, products', [('sm_80', 'mma.sync'), ('sm_90', 'wgmma')])
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16', 'float32', 'tf32'])
+def test_compiled_kernels_fit_the_device(dtype, target, products):
+    compiler = importlib.import_module('compile_kernels')
+    records = compiler.report([compiler.parse_target(target)], [dtype], list(kernels.KERNELS))
+    print(compiler.markdown(records))
+    for record in records:
+        assert record['spilled'] == 0, record
+        assert record['shared KiB'] <= 48, record
+        assert record['products'] == ('scalar' if dtype == 'float32' else products), record
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('target', ['gfx90a', 'gfx942'])
+def test_compiled_kernels_fit_amd_devices(target):
+    compiler = importlib.import_module('compile_kernels')
+    for record in compiler.report(
+        [compiler.parse_target(target)], ['bfloat16', 'float16'], list(kernels.KERNELS)
+    ):
+        assert record['spilled'] == 0, record
+        assert record['shared KiB'] <= 64, record

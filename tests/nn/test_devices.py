@@ -1,0 +1,55 @@
+"""Half precision, and devices that are not here."""
+
+import pytest
+import torch
+
+import golden
+from helpers import ROOT, TINY_ARCH, python, randomized
+from polynext_mm.nn import PolyNeXt
+
+HALF = [torch.bfloat16, torch.float16]
+
+
+def step(model, image):
+    """Features, and all gradients of a loss as one vector, in float32."""
+    model.zero_grad()
+    features = model(image)
+    golden.loss([feature.float() for feature in features], (32, 48)).backward()
+    return features, torch.cat([param.grad.float().flatten() for param in model.parameters()])
+
+
+@pytest.mark.parametrize('dtype', HALF, ids=str)
+def test_a_model_in_half_precision_is_close_to_float32(dtype):
+    """Within what 14 branches of rounding add up to; each gate is about a half."""
+    image = golden.image((32, 48), batch=2)
+    model = randomized(PolyNeXt(TINY_ARCH))
+    features, gradient = step(model, image)
+    half, half_gradient = step(model.to(dtype), image.to(dtype))
+    with torch.no_grad():
+        inferred = model.eval()(image.to(dtype))
+    eps = torch.finfo(dtype).eps
+    assert (half_gradient - gradient).norm() < 16 * eps * gradient.norm()
+    for a, b, c in zip(half, inferred, features):
+        assert a.dtype is b.dtype is dtype
+        for feature in (a, b):
+            assert (feature.float() - c).norm() < 8 * eps * c.norm()
+
+
+@pytest.mark.parametrize('dtype', HALF, ids=str)
+def test_autocast_of_half_activations(dtype):
+    """As a stem of somebody else's hands them over: the stream is float32 all the same."""
+    image = golden.image((32, 48), batch=2)
+    model = randomized(PolyNeXt(TINY_ARCH))
+    features, gradient = step(model, image)
+    with torch.autocast('cpu', dtype):
+        half, half_gradient = step(model, image.to(dtype))
+    eps = torch.finfo(dtype).eps
+    assert (half_gradient - gradient).norm() < 16 * eps * gradient.norm()
+    for a, b in zip(half, features):
+        assert a.dtype is torch.float32
+        assert (a - b).norm() < 8 * eps * b.norm()
+
+
+def test_forward_on_cuda_tensors_that_hold_no_numbers():
+    """float32, autocast and models in half precision, with cuDNN and without, any memory format."""
+    assert 'all cases passed' in python(ROOT / 'tests' / 'nn' / 'fake_cuda.py')

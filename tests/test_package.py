@@ -1,0 +1,128 @@
+"""The doors of the package: what importing it needs, does and costs; its version; its wheel."""
+
+import shutil
+import sys
+import textwrap
+import zipfile
+from importlib import metadata
+
+import pytest
+
+import polynext_mm
+from helpers import MM_PACKAGES, ROOT, TINY_ARCH, python, python_without
+from polynext_mm.__main__ import main
+
+# what people have besides torch, and a network does not need
+OTHERS = ('cv2', 'matplotlib', 'numpy', 'PIL', 'safetensors', 'scipy', 'timm', 'torchvision')
+
+
+def test_the_networks_need_torch_alone():
+    hidden = {*MM_PACKAGES, *OTHERS}
+    program = f"""
+        import torch
+        import polynext_mm.nn
+        from polynext_mm.nn.plain import PlainPolyNeXt
+
+        network = polynext_mm.nn.PolyNeXtClassifier(polynext_mm.nn.get_arch({TINY_ARCH}))
+        print(tuple(network(torch.randn(2, 3, 32, 32)).shape))
+        print({hidden} & set(sys.modules))
+    """
+    assert python_without(hidden, program).splitlines() == ['(2, 1000)', 'set()']
+
+
+CHECK_REGISTERED = """
+import sys
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+from mmengine.runner import CheckpointLoader
+assert MODELS.get('PolyNeXt').__module__ == 'polynext_mm.backbones.polynext'
+assert MODELS.get('MetaFormer')
+assert HOOKS.get('CheckpointGuardHook') and HOOKS.get('MachineHook')
+assert OPTIM_WRAPPERS.get('AutocastOptimWrapper')
+assert OPTIM_WRAPPER_CONSTRUCTORS.get('PolyNeXtOptimWrapperConstructor')
+assert {'polynext://', 'timm://', 'unsafe:'} <= set(CheckpointLoader._schemes)
+assert 'mmcv._ext' in sys.modules
+"""
+
+
+def test_networks_and_weights_do_not_import_mm_and_mm_finds_all_registered():
+    program = f"""
+        import sys
+        import polynext_mm.nn
+        import polynext_mm.weights
+        assert not {set(MM_PACKAGES)} & set(sys.modules)
+        import mmengine
+    """
+    python('-c', textwrap.dedent(program) + CHECK_REGISTERED)
+
+
+@pytest.mark.parametrize(
+    'program',
+    [
+        'import polynext_mm.backbones',
+        'from polynext_mm.engine import launch',
+        'import polynext_mm, mmcv.ops',
+    ],
+)
+def test_all_is_registered_whatever_is_imported_first(program):
+    python('-c', program + CHECK_REGISTERED)
+
+
+def test_without_mm_the_first_use_of_it_says_what_to_install():
+    program = """
+        import importlib
+        import polynext_mm
+        from polynext_mm.weights import install_loader
+
+        for use in (
+            lambda: polynext_mm.PolyNeXt,
+            lambda: polynext_mm.engine,
+            lambda: importlib.import_module('polynext_mm.backbones'),
+            lambda: importlib.import_module('polynext_mm.engine.launch'),
+            install_loader,
+        ):
+            try:
+                use()
+            except ImportError as error:
+                print(error.name, error)
+    """
+    lines = python_without(MM_PACKAGES, program).splitlines()
+    assert len(lines) == 5 and len(set(lines)) == 1
+    assert lines[0].startswith('mmengine polynext_mm needs mmengine, which is not installed: run ')
+
+
+def test_attributes():
+    assert polynext_mm.PolyNeXt is polynext_mm.backbones.PolyNeXt
+    assert {'PolyNeXt', 'MetaFormer', 'nn', 'weights', 'engine', '__version__'} <= set(
+        dir(polynext_mm)
+    )
+    assert not hasattr(polynext_mm, 'nonsense')
+
+
+def test_run_checks_the_stack_before_the_script(tmp_path, monkeypatch):
+    script = tmp_path / 'script.py'
+    script.write_text('raise SystemExit')
+    monkeypatch.setattr(sys, 'argv', ['polynext_mm', 'run', str(script)])
+    monkeypatch.setitem(sys.modules, 'mmcv', None)
+    with pytest.raises(ImportError, match='polynext_mm needs mmcv'):
+        main()
+
+
+def test_the_version_is_that_of_the_package():
+    assert metadata.version('polynext-mm') == polynext_mm.__version__
+
+
+def test_a_wheel_has_version_types_and_all_modules(tmp_path):
+    pytest.importorskip('setuptools', minversion='77')
+    for name in ('pyproject.toml', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT / name, tmp_path)
+    ignored = shutil.ignore_patterns('__pycache__')
+    shutil.copytree(ROOT / 'polynext_mm', tmp_path / 'polynext_mm', ignore=ignored)
+    with open(tmp_path / 'polynext_mm' / '__init__.py', 'a') as file:
+        file.write('\nraise SystemExit("the version is read by importing the package")\n')
+    build = 'from setuptools.build_meta import build_wheel; build_wheel("dist")'
+    python('-c', build, cwd=tmp_path)
+    (wheel,) = (tmp_path / 'dist').iterdir()
+    assert wheel.name == f'polynext_mm-{polynext_mm.__version__}-py3-none-any.whl'
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if 'dist-info' not in name}
+    sources = [*(tmp_path / 'polynext_mm').rglob('*.py'), tmp_path / 'polynext_mm' / 'py.typed']
+    assert packed == {str(path.relative_to(tmp_path)) for path in sources}
