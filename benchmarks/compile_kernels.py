@@ -54,7 +54,12 @@ def usage(kernel: str, dtype: str, tile: Tile, target: GPUTarget) -> Record:
     function = KERNELS[kernel]
     element, _, precision = DTYPES[dtype]
     constants = dict(
-        EPS=1e-12, PRECISION=precision, WIDTH=WIDTH, BLOCK_Q=tile.queries, BLOCK_K=tile.keys
+        EPS=1e-12,
+        PRECISION=precision,
+        WIDTH=WIDTH,
+        BLOCK_Q=tile.queries,
+        BLOCK_K=tile.keys,
+        STAGES=tile.stages,
     )
     signature, aligned = {}, {}
     for index, name in enumerate(function.arg_names):
@@ -70,7 +75,7 @@ def usage(kernel: str, dtype: str, tile: Tile, target: GPUTarget) -> Record:
     compiled = triton.compile(
         ASTSource(function, signature, constants, aligned),
         target=target,
-        options=dict(num_warps=tile.warps, num_stages=tile.stages),
+        options=dict(num_warps=tile.warps),
     )
     nvidia = target.backend == 'cuda'
     registers, spilled = (nvidia_registers if nvidia else amd_registers)(compiled)

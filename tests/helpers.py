@@ -17,9 +17,11 @@ from types import ModuleType
 from unittest import mock
 
 import torch
+from mmengine.analysis import FlopAnalyzer, get_model_complexity_info
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import polynext_mm  # noqa: F401 - registers
 from golden import Golden, authors_weights, image
@@ -175,6 +177,23 @@ def is_golden_and_normed(backbone: nn.Module) -> bool:
         if not torch.allclose(feature.permute(0, 2, 3, 1), normed, atol=1e-4):
             return False
     return True
+
+
+# What a model costs
+
+
+def assert_counted_right(model: nn.Module, *inputs) -> None:
+    """mmengine's count agrees with torch's, which counts products and convolutions alone."""
+    found = get_model_complexity_info(model, inputs=inputs, show_table=False, show_arch=False)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*inputs)
+    by_operator = FlopAnalyzer(model, inputs).by_operator()
+    assert found['flops'] == sum(by_operator.values())
+    products = sum(by_operator.pop(name) for name in ('conv', 'linear', 'matmul'))
+    assert products == counter.get_total_flops() / 2
+    # the rest is counted by element
+    assert all(name.endswith(('_norm', '2d')) for name in by_operator), by_operator
+    assert found['params'] == sum(param.numel() for param in model.parameters())
 
 
 # Small runs of the real configs and tools

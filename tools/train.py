@@ -26,6 +26,12 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help="scale the learning rate from the config's base_batch_size to the actual batch",
     )
+    parser.add_argument(
+        '--timeout',
+        type=float,
+        metavar='SECONDS',
+        help='end the run when a process stands still for so long (default: as of the config, 1800)',
+    )
     return parser.parse_args()
 
 
@@ -38,6 +44,8 @@ def load_config(args: argparse.Namespace) -> Config:
         if 'auto_scale_lr' not in cfg:
             raise ValueError(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
+    if args.timeout is not None:
+        launch.set_timeout(cfg, args.timeout)
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume

@@ -4,6 +4,13 @@ custom_imports = dict(imports=['polynext_mm'], allow_failed_imports=False)
 custom_hooks = [
     dict(type='CheckpointGuardHook', reset_mismatched_heads=False),
     dict(type='MachineHook'),
+    dict(type='DataCheckHook'),
+    # what a week-long training needs: docs/reliability.md
+    dict(type='WorkDirHook'),
+    dict(type='ReproducibilityHook'),
+    dict(type='NonFiniteHook', patience=3),
+    dict(type='InterruptHook'),
+    dict(type='WatchdogHook', timeout=1800),
 ]
 env_cfg = dict(
     cudnn_benchmark=True,

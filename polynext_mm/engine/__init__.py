@@ -4,12 +4,28 @@ from ..compat import require_mmengine
 
 require_mmengine()
 
-from .hooks import CheckpointGuardHook, MachineHook  # noqa: E402 - an error above says more
-from .optim import AutocastOptimWrapper, PolyNeXtOptimWrapperConstructor  # noqa: E402
+# ruff: noqa: E402 - the error above says more than theirs
+from .checkpointing import AtomicCheckpointHook, NonFiniteError
+from .data_checks import DataCheckHook
+from .hooks import CheckpointGuardHook, MachineHook
+from .interruption import InterruptHook
+from .nonfinite import NonFiniteHook
+from .optim import AutocastOptimWrapper, PolyNeXtOptimWrapperConstructor
+from .reproducibility import ReproducibilityHook
+from .watchdog import WatchdogHook
+from .work_dir import WorkDirHook
 
 __all__ = [
+    'AtomicCheckpointHook',
     'AutocastOptimWrapper',
     'CheckpointGuardHook',
+    'DataCheckHook',
+    'InterruptHook',
     'MachineHook',
+    'NonFiniteError',
+    'NonFiniteHook',
     'PolyNeXtOptimWrapperConstructor',
+    'ReproducibilityHook',
+    'WatchdogHook',
+    'WorkDirHook',
 ]

@@ -54,7 +54,11 @@ class CheckpointGuardHook(Hook):
         pretrained = [
             backbone for backbone in _backbones(runner.model) if _names_weights(backbone.init_cfg)
         ]
-        resumes = runner._resume and find_latest_checkpoint(runner.work_dir) is not None
+        resumes = (
+            runner._resume
+            and not runner._load_from
+            and find_latest_checkpoint(runner.work_dir) is not None
+        )
         source = runner._load_from or (resumes and 'the latest checkpoint')
         if pretrained and (source or _trains(runner)):
             self._check_normalization(runner.model, is_error=not source)

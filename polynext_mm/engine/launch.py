@@ -1,9 +1,11 @@
 """From a config file to a running Runner: what tools/train.py and tools/test.py share."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,27 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..compat import check_stack
+from ..datasets import DataError
 from ..weights import CheckpointError, safe_reading
+from . import checkpoint_checks, config_checks, data_checks
+from .checkpointing import NonFiniteError
+from .interruption import end_with_launcher
+from .work_dir import WorkDirInUseError, lock
+
+# where launchers say which process this is
+_RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
+
+# what a disk or a folder refuses
+_REFUSALS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+)
 
 # For data sets whose root contains the key: where to get them, and their layout.
 _SOURCES = {
@@ -103,7 +125,8 @@ def init_distributed(launcher: str, cfg: Config) -> None:
         os.environ.setdefault('MASTER_PORT', '29500')
     elif launcher != 'pytorch':
         raise ValueError(f'launcher {launcher!r} needs GPUs: on CPUs use pytorch or slurm')
-    torch.distributed.init_process_group('gloo')
+    timeout = cfg.env_cfg.get('dist_cfg', {}).get('timeout', 1800)
+    torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout))
     cfg.model_wrapper_cfg = {
         'type': 'CPUDistributedDataParallel',
         'broadcast_buffers': False,
@@ -123,6 +146,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='config settings to override, as key=value; data_root=FOLDER moves the data set',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument(
+        '--unchecked',
+        action='store_true',
+        help='do not check config, data and checkpoint before the first step',
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
@@ -174,6 +202,15 @@ def _moved(setting: Any, old_root: str, new_root: str) -> Any:
     return setting
 
 
+def set_timeout(cfg: Config, seconds: float) -> None:
+    """Let the run end when one of its processes stands still for so long."""
+    hooks = cfg.get('custom_hooks', [])
+    cfg.custom_hooks = [hook for hook in hooks if hook['type'] != 'WatchdogHook']
+    cfg.custom_hooks.append(dict(type='WatchdogHook', timeout=seconds))
+    # the watchdog, which knows names, speaks before the collectives do, which know none
+    cfg.merge_from_dict({'env_cfg.dist_cfg.timeout': int(seconds) + 60})
+
+
 def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str]) -> None:
     """Run a task of a config's Runner, reading every checkpoint safely.
 
@@ -187,17 +224,43 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
     """
     check_stack()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    end_with_launcher()
     try:
+        if args.unchecked:
+            data_checks.without_checks(cfg)
+        else:
+            file_keys = Config.fromfile(args.config).keys()
+            config_checks.check_config(cfg, file_keys, args.cfg_options)
         for name in datasets:
             if cfg.get(name):
                 require_dataset(cfg[name].dataset)
         init_distributed(args.launcher, cfg)
+        # before the Runner writes its config
+        if task == 'train' and os.environ.get(_RANKS.get(args.launcher, ''), '0') == '0':
+            lock(cfg.work_dir)
         with safe_reading():
             runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+            if not args.unchecked:
+                checkpoint_checks.check_checkpoint(runner, task)
+                data_checks.check_before_data(runner, task)
             getattr(runner, task)()
         _leave_distributed()
-    except (FileNotFoundError, CheckpointError) as error:
+    except SystemExit:  # interrupted, in all processes
+        _leave_distributed()
+        raise
+    except (
+        CheckpointError,
+        config_checks.ConfigError,
+        DataError,
+        NonFiniteError,
+        WorkDirInUseError,
+    ) as error:
         sys.exit(f'{type(error).__name__}: {error}')
+    except OSError as error:
+        if error.errno is not None and error.errno not in _REFUSALS:
+            raise
+        where = '' if error.filename or error.errno is None else f' (work dir {cfg.work_dir})'
+        sys.exit(f'{type(error).__name__}: {error}{where}')
 
 
 def _leave_distributed() -> None:

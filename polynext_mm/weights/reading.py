@@ -62,7 +62,8 @@ def read(source: str | os.PathLike, map_location: Any = 'cpu') -> dict:
         FileNotFoundError: If there is no such file.
         CheckpointError: If the name is not a published one, or the file cannot be downloaded, is
             damaged, needs code to be executed, or holds no weights.
-        ImportError: If a .safetensors file is given and safetensors is not installed.
+        ImportError: If the file is .safetensors and safetensors is not installed.
+        ValueError: If the file is .safetensors and ``map_location`` is not a device or None.
     """
     source = os.fspath(source)
     path = local_path(source.removeprefix(UNSAFE))
@@ -167,13 +168,19 @@ def _load(path: Path, map_location: Any, safely: bool) -> Any:
         raise FileNotFoundError(
             f'there is no checkpoint {path}: check the path (relative paths start at {Path.cwd()})'
         )
-    load_tensors = _safetensors_reader() if path.suffix == '.safetensors' else None
+    load_tensors = None
+    if path.suffix == '.safetensors':
+        if not isinstance(map_location, (str, torch.device, type(None))):
+            raise ValueError(
+                f'map_location must be a device or None for {path}, got {map_location!r}'
+            )
+        load_tensors = _safetensors_reader()
     if not safely and not load_tensors:
         return torch.load(path, map_location=map_location, weights_only=False)
     try:
         if load_tensors:
             return load_tensors(path, device=str(map_location or 'cpu'))
-        with torch.serialization.safe_globals(_allowed_globals(path)):
+        with torch.serialization.safe_globals(allowed_globals(path)):
             return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # noqa: BLE001 - damage shows in many ways, all the same to a user
         refused = _refused(error)
@@ -212,7 +219,7 @@ def _refused(error: Exception) -> str | None:
     )
 
 
-def _allowed_globals(path: Path) -> list:
+def allowed_globals(path: Path) -> list:
     """Return what a checkpoint may hold besides tensors: no code of the file's runs for these."""
     return [argparse.Namespace, slice, *_allowed_of_numpy(), *_allowed_of_mmengine(path)]
 

@@ -1,13 +1,12 @@
 """The README's lines in mmseg's own model configs, with heads of several kinds."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 
-from helpers import ROOT, build, build_segmentor
+from helpers import ROOT, build, build_model, mm_folder
 
 WIDTHS = (72, 144, 288, 432)
 # what a head needs besides the lines of the README: the widths of the outputs that it uses
@@ -38,8 +37,8 @@ def readme_lines() -> dict:
 
 def config(name: str, **settings) -> Config:
     """A config of mmseg's with the README's lines and ``settings`` merged into its model."""
-    mmseg = Path(pytest.importorskip('mmseg').__file__).parent
-    cfg = Config.fromfile(mmseg / '.mim' / 'configs' / '_base_' / 'models' / f'{name}.py')
+    cfg = Config.fromfile(mm_folder('mmseg') / 'configs' / '_base_' / 'models' / f'{name}.py')
+    cfg.default_scope = 'mmseg'
     lines = readme_lines()
     if 'neck' not in cfg.model:
         del lines['neck']
@@ -52,7 +51,7 @@ def config(name: str, **settings) -> Config:
 def test_the_readmes_lines_make_a_segmentor(name):
     cfg = config(name, **HEADS[name])
     assert cfg.model.type in ('EncoderDecoder', 'CascadeEncoderDecoder')
-    model = build_segmentor(cfg).eval()
+    model = build_model(cfg).eval()
     with torch.no_grad():
         logits = model(torch.randn(1, 3, 64, 64))
     assert logits.shape[:2] == (1, 19) and logits.isfinite().all()
@@ -63,7 +62,7 @@ def test_the_readmes_lines_make_a_segmentor(name):
 def test_pretrained_weights_of_the_segmentor_are_refused_with_what_to_write(name, weights):
     cfg = config(name, pretrained=weights, **HEADS[name])
     with pytest.raises(ValueError, match='set by init_cfg') as caught:
-        build_segmentor(cfg)
+        build_model(cfg)
     message = str(caught.value)
     assert repr(weights) in message and 'pretrained=None' in message
     assert "init_cfg=dict(type='Pretrained', checkpoint='polynext://cpolynext_s')" in message

@@ -159,6 +159,12 @@ def test_runtime(arch):
     assert cfg.custom_hooks == [
         dict(type='CheckpointGuardHook', reset_mismatched_heads=False),
         dict(type='MachineHook'),
+        dict(type='DataCheckHook'),
+        dict(type='WorkDirHook'),
+        dict(type='ReproducibilityHook'),
+        dict(type='NonFiniteHook', patience=3),
+        dict(type='InterruptHook'),
+        dict(type='WatchdogHook', timeout=1800),
     ]
     assert cfg.load_from is None and cfg.resume is False
     assert cfg.default_scope == 'mmseg'

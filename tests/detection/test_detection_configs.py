@@ -1,11 +1,13 @@
 """Every COCO config builds, learns and predicts, and the families do not drift apart."""
 
+import functools
+
 import pytest
 import torch
 from detectors import CONFIGS, batch, build, load, losses
 from mmengine.config import Config
 
-from helpers import ROOT
+from helpers import ROOT, TINY_ARCH, assert_counted_right
 
 RECIPES = {
     'mask_rcnn_{}_coco_1x': 'tsbl',
@@ -113,3 +115,15 @@ def test_parameter_groups(name):
     assert {group['weight_decay'] for group in groups} == {0.0, 0.05}
     counted = sum(len(group['params']) for group in groups)
     assert counted == sum(param.requires_grad for param in model.parameters())
+
+
+@pytest.mark.parametrize('name', ['retinanet_cpolynext_t_coco_1x', 'mask_rcnn_cpolynext_t_coco_1x'])
+def test_operations_and_parameters_are_counted_right(name):
+    """As by mmdet's get_flops, which gives the detector a sample besides the image."""
+    cfg = load(name)
+    cfg.model.backbone.arch = TINY_ARCH
+    cfg.model.neck.in_channels = [TINY_ARCH['widths'][i] for i in cfg.model.backbone.out_indices]
+    model, _ = build(cfg)
+    data = model.eval().data_preprocessor(batch())
+    model.forward = functools.partial(model.forward, data_samples=data['data_samples'])
+    assert_counted_right(model, data['inputs'])

@@ -111,6 +111,17 @@ def test_safetensors(tmp_path):
     assert is_golden(backbone)
 
 
+def test_safetensors_go_to_a_device_alone(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / 'weights.safetensors'
+    save_file(imagenet_weights(), path)
+    for device in ('cpu', torch.device('cpu'), None):
+        assert weights.read(path, device)['state_dict']['backbone.stem.weight'].device.type == 'cpu'
+    with pytest.raises(ValueError, match='map_location must be a device or None'):
+        weights.read(path, {'cuda:1': 'cuda:0'})
+
+
 def test_our_own_names(tmp_path):
     path = tmp_path / 'ours.pth'
     saved = build(arch=ARCH, out_norm=False)

@@ -1,4 +1,4 @@
-"""Nothing in a file of PolyNeXt is executed; other people's files are read as without this package."""
+"""Nothing in PolyNeXt's files is executed; other people's load as without this package."""
 
 import textwrap
 
@@ -168,7 +168,8 @@ OTHERS = textwrap.dedent("""
     sys.modules['__main__'].Own = Own
     model = torch.nn.Sequential(torch.nn.Linear(2, 2))
     if sys.argv[2] == 'make':
-        content = dict(meta=dict(own=Own(), config='a = 1'), state_dict=model.state_dict(), extra={1: 2})
+        meta = dict(own=Own(), config='a = 1')
+        content = dict(meta=meta, state_dict=model.state_dict(), extra={1: 2})
         torch.save(content, sys.argv[1])
         sys.exit()
     try:

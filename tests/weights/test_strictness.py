@@ -1,4 +1,4 @@
-"""Whatever does not fit is an error that names the file and says what to do; the rest is reported."""
+"""What does not fit is an error that names the file and says what to do; the rest is reported."""
 
 import io
 import itertools
@@ -269,7 +269,12 @@ def test_the_log_of_a_run_has_the_report(path, config, tmp_path):
 
 @pytest.fixture
 def twenty_classes(config):
+    from mmseg.datasets import ADE20KDataset
+
     config.model.decode_head.num_classes = config.model.auxiliary_head.num_classes = 20
+    classes = ADE20KDataset.METAINFO['classes'][:20]
+    config.train_dataloader.dataset.metainfo = dict(classes=classes)
+    config.test_dataloader.dataset.metainfo = dict(classes=classes)
     return config
 
 

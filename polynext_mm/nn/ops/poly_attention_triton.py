@@ -147,6 +147,7 @@ def _forward_kernel(
     WIDTH: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     block, batch, head = _place(tl.cdiv(n_queries, BLOCK_Q), n_heads)
     q_base = q_ptr + batch * q_stride_b + head * q_stride_h
@@ -162,7 +163,7 @@ def _forward_kernel(
     whole = n_keys // BLOCK_K * BLOCK_K
     for TAIL in tl.static_range(2):  # blocks full of keys, then what is left
         first, end = (whole, n_keys) if TAIL else (0, whole)
-        for start in tl.range(first, end, BLOCK_K, num_stages=1 if TAIL else None):
+        for start in tl.range(first, end, BLOCK_K, num_stages=1 if TAIL else STAGES):
             keys = start + tl.arange(0, BLOCK_K)
             k = _load(k_base, keys, k_stride_t, n_keys, WIDTH, TAIL)
             v = _load(v_base, keys, v_stride_t, n_keys, WIDTH, TAIL)
@@ -222,6 +223,7 @@ def _grad_q_kernel(
     WIDTH: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     block, batch, head = _place(tl.cdiv(n_queries, BLOCK_Q), n_heads)
     grad_base = grad_ptr + batch * grad_stride_b + head * grad_stride_h
@@ -240,7 +242,7 @@ def _grad_q_kernel(
     tl.store(shift_ptr + row, 4.0 * factor * delta, mask=queries < n_queries)
 
     acc = tl.zeros([BLOCK_Q, WIDTH], tl.float32)
-    for start in range(0, n_keys, BLOCK_K):
+    for start in tl.range(0, n_keys, BLOCK_K, num_stages=STAGES):
         keys = start + tl.arange(0, BLOCK_K)
         k = _load(k_base, keys, k_stride_t, n_keys, WIDTH, True)
         v = _load(v_base, keys, v_stride_t, n_keys, WIDTH, True)
@@ -290,6 +292,7 @@ def _grad_kv_kernel(
     WIDTH: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     block, batch, head = _place(tl.cdiv(n_keys, BLOCK_K), n_heads)
     grad_base = grad_ptr + batch * grad_stride_b + head * grad_stride_h
@@ -303,7 +306,8 @@ def _grad_kv_kernel(
     v = _load(v_base, keys, v_stride_t, n_keys, WIDTH, True)
     grad_k = tl.zeros([BLOCK_K, WIDTH], tl.float32)
     grad_v = tl.zeros([BLOCK_K, WIDTH], tl.float32)
-    for start in range(0, n_queries, BLOCK_Q):  # the tiles are transposed: (keys, queries)
+    # the tiles are transposed: (keys, queries)
+    for start in tl.range(0, n_queries, BLOCK_Q, num_stages=STAGES):
         queries = start + tl.arange(0, BLOCK_Q)
         q = _load(q_base, queries, q_stride_t, n_queries, WIDTH, True)
         grad = _load(grad_base, queries, grad_stride_t, n_queries, WIDTH, True)
@@ -372,7 +376,9 @@ def tf32_allowed() -> bool:
 def _tuned(kernel: str, tiles: tuple[Tile, ...]) -> triton.runtime.KernelInterface:
     """Return a kernel with the fastest of the tiles, measured once for each amount of work."""
     configs = [
-        triton.Config(dict(BLOCK_Q=tile.queries, BLOCK_K=tile.keys), tile.warps, tile.stages)
+        triton.Config(
+            dict(BLOCK_Q=tile.queries, BLOCK_K=tile.keys, STAGES=tile.stages), num_warps=tile.warps
+        )
         for tile in tiles
     ]
     options = {}

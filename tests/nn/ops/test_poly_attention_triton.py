@@ -161,10 +161,92 @@ def test_compiled_kernels_fit_the_device(dtype, target, products):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('target', ['gfx90a', 'gfx942'])
-def test_compiled_kernels_fit_amd_devices(target):
+@pytest.mark.parametrize('kernel', kernels.KERNELS)
+def test_compiled_kernels_fit_amd_devices(kernel, target):
     compiler = importlib.import_module('compile_kernels')
-    for record in compiler.report(
-        [compiler.parse_target(target)], ['bfloat16', 'float16'], list(kernels.KERNELS)
-    ):
+    for dtype in ('bfloat16', 'float16'):
+        tile = kernels.TILES[kernel]['half'][0]
+        record = compiler.usage(kernel, dtype, tile, compiler.parse_target(target))
         assert record['spilled'] == 0, record
         assert record['shared KiB'] <= 64, record
+        assert record['products'] == 'mfma', record
+
+
+# Launched on a device that does nothing: compiled for what the inputs are, and not run
+
+
+class Driver:
+    """All that Triton asks of a driver before it launches a kernel, or measures one."""
+
+    def get_current_target(self):
+        return importlib.import_module('triton.backends.compiler').GPUTarget('cuda', 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_benchmarker(self):
+        return lambda call, quantiles: [call() or 1.0] * 3
+
+
+@pytest.fixture
+def launched(monkeypatch, tmp_path):
+    """Lists the kernels launched, with their tiles."""
+    calls, run = [], triton.JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **settings):
+        run(self, *args, grid=grid, warmup=True, **settings)
+        (name,) = (name for name, kernel in kernels.KERNELS.items() if kernel is self)
+        calls.append((name, (settings['BLOCK_Q'], settings['BLOCK_K'], settings['num_warps'])))
+
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))  # of choices, too: these are no good ones
+    monkeypatch.setattr(triton.JITFunction, 'run', compile_only)
+    monkeypatch.setattr(triton.runtime.driver, '_active', Driver())
+    kernels._tuned.cache_clear()
+    yield calls
+    kernels._tuned.cache_clear()
+
+
+def launch(queries, keys, heads):
+    """Forward and backward, with strides that are odd, one and zero."""
+    dtype = torch.bfloat16
+    q = torch.randn(2, queries, 2 * heads * 32, dtype=dtype)[..., : heads * 32].unflatten(
+        -1, (heads, 32)
+    )
+    k = torch.randn(2 * keys * heads + 31, dtype=dtype)
+    k = k.as_strided((2, keys, heads, 32), (keys * heads, heads, 1, 1))
+    v = torch.randn(2, 1, heads, 32, dtype=dtype).expand(2, keys, heads, 32)
+    maps = [q, k, v]
+    ops = torch.ops.polynext_mm
+    out, factor = ops.poly_attention_triton(*maps, 1e-12)
+    ops.poly_attention_triton_backward(torch.ones_like(out), *maps, out, factor)
+
+
+@pytest.mark.slow
+def test_every_tile_is_measured_once(launched):
+    tiles = [
+        (name, (tile.queries, tile.keys, tile.warps))
+        for name, kinds in kernels.TILES.items()
+        for tile in (*kinds['half'], kinds['half'][0])  # which is as fast as any here
+    ]
+    launch(20, 33, heads=1)
+    assert launched == tiles
+    launched.clear()
+    launch(20, 33, heads=1)  # known
+    assert launched == tiles[3::4]
+    launched.clear()
+    launch(200, 330, heads=5)
+    assert launched == tiles
+
+
+@pytest.mark.slow
+def test_no_tile_is_measured_where_results_must_repeat(launched):
+    torch.use_deterministic_algorithms(True)
+    try:
+        launch(20, 33, heads=2)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    first = [(name, kinds['half'][0]) for name, kinds in kernels.TILES.items()]
+    assert launched == [(name, (tile.queries, tile.keys, tile.warps)) for name, tile in first]

@@ -1,0 +1,16 @@
+"""Data sets looked at before and while they are trained on: broken files, wrong labels, useless boxes."""
+
+from .coco import audit_coco
+from .findings import DataError, Finding
+from .loading import CheckedPipeline, check_loading, leaves
+from .survey import survey
+
+__all__ = [
+    'CheckedPipeline',
+    'DataError',
+    'Finding',
+    'audit_coco',
+    'check_loading',
+    'leaves',
+    'survey',
+]

@@ -1,0 +1,314 @@
+"""An annotation file in COCO's format, held against its folder of images and the classes of a config.
+
+mmdet leaves out without a word what it cannot use: boxes without extent, unknown categories, classes
+whose name it does not find. Here they are counted.
+"""
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .findings import DataError, Finding, listed
+
+# large sets have a few boxes without extent among hundreds of thousands
+_TOLERATED = 0.001
+_PIXELS = 2.0  # beyond the border, from rounding
+_SECTIONS = ('images', 'annotations', 'categories')
+
+
+@dataclass
+class CocoAudit:
+    """What is in an annotation file.
+
+    Attributes:
+        path: The file.
+        images: How many images it lists.
+        boxes: How many boxes it has.
+        usable: Boxes that training will use, of each class.
+        with_class: Images that have a usable box, of each class.
+        findings: What is wrong.
+        image_ids: Ids of the images.
+        files: Width and height of each image, by its name in the folder of images.
+    """
+
+    path: str
+    images: int = 0
+    boxes: int = 0
+    usable: dict[str, int] = field(default_factory=dict)
+    with_class: dict[str, int] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    image_ids: frozenset = frozenset()
+    files: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def read_coco(path: str | os.PathLike) -> dict:
+    """Read an annotation file.
+
+    Raises:
+        DataError: If it is not whole JSON, or not in COCO's format.
+    """
+    name = f'{path} ({os.path.getsize(path)} bytes)'
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f'{name} is cut short or no JSON ({error}): get the file again') from error
+    missing = [
+        section
+        for section in _SECTIONS
+        if not isinstance(content, dict) or not isinstance(content.get(section), list)
+    ]
+    if missing:
+        raise DataError(
+            f'{name} is not in the format of COCO, it has no list of {" and of ".join(missing)}: give '
+            'ann_file of the data set a file like instances_train2017.json'
+        )
+    return content
+
+
+def audit_coco(
+    path: str | os.PathLike,
+    classes: Sequence[str] | None = None,
+    image_folder: str | os.PathLike | None = None,
+    with_mask: bool = False,
+) -> CocoAudit:
+    """Look through an annotation file.
+
+    Args:
+        path: The file.
+        classes: Names of the classes that are trained; those of the file by default.
+        image_folder: Where the images should be; not looked for by default.
+        with_mask: Whether masks are trained.
+
+    Raises:
+        DataError: If the file cannot be read at all, or lacks what every entry has.
+    """
+    content = read_coco(path)
+    images, annotations, categories = (content[section] for section in _SECTIONS)
+    _require(path, 'images', images, ('id', 'file_name', 'width', 'height'))
+    _require(path, 'annotations', annotations, ('id', 'image_id', 'category_id', 'bbox', 'area'))
+    _require(path, 'categories', categories, ('id', 'name'))
+    names = {category['id']: category['name'] for category in categories}
+    classes = list(names.values()) if classes is None else list(classes)
+    sizes = {image['id']: (image['width'], image['height']) for image in images}
+    audit = CocoAudit(str(path), len(images), len(annotations), image_ids=frozenset(sizes))
+    audit.files = {image['file_name']: sizes[image['id']] for image in images}
+    audit.findings += _ids(path, images, annotations)
+    audit.findings += _names(path, classes, names, annotations)
+    audit.findings += _strangers(path, annotations, sizes, names)
+    if image_folder is not None:
+        audit.findings += _files(path, images, image_folder)
+    known = [entry for entry in annotations if entry['image_id'] in sizes]
+    boxes = _boxes(path, known)
+    audit.findings += _geometry(path, known, boxes, sizes)
+    if with_mask:
+        unmasked = [entry['id'] for entry in annotations if not entry.get('segmentation')]
+        if unmasked:
+            audit.findings.append(
+                Finding(
+                    f'{path}: {len(unmasked)} annotations have no segmentation (ids {listed(unmasked)})',
+                    'train boxes alone (with_mask=False, a model without mask_head), or add the masks',
+                )
+            )
+    _count(audit, classes, names, known, boxes, sizes)
+    if not images:
+        audit.findings.append(Finding(f'{path} lists no images', 'check ann_file of the data set'))
+    elif not sum(audit.usable.values()):
+        audit.findings.append(
+            Finding(
+                f'{path}: of {len(annotations)} boxes none can be used for the {len(classes)} classes '
+                f'({listed(classes)})',
+                'check metainfo.classes of the data set and the boxes',
+            )
+        )
+    else:
+        absent = [name for name in classes if not audit.usable.get(name)]
+        if absent and not any('is not among' in finding.what for finding in audit.findings):
+            audit.findings.append(
+                Finding(
+                    f'{path}: no usable box of {listed(absent)}',
+                    'nothing can be learnt of these classes; add examples or take the classes out',
+                    serious=False,
+                )
+            )
+    return audit
+
+
+def _require(path, section: str, entries: list, keys: Collection[str]) -> None:
+    for index, entry in enumerate(entries):
+        missing = [key for key in keys if not isinstance(entry, dict) or entry.get(key) is None]
+        if missing:
+            raise DataError(
+                f'{path}: {section}[{index}] has no {" and no ".join(missing)}: every entry of '
+                f'{section} needs {", ".join(keys)}'
+            )
+
+
+def _ids(path, images: list, annotations: list) -> Iterator[Finding]:
+    for section, entries in (('images', images), ('annotations', annotations)):
+        twice = [value for value, n in Counter(entry['id'] for entry in entries).items() if n > 1]
+        if twice:
+            yield Finding(
+                f'{path}: {len(twice)} ids of {section} occur more than once ({listed(twice)})',
+                'give each entry an id of its own',
+            )
+
+
+def _names(path, classes: list, names: dict, annotations: list) -> Iterator[Finding]:
+    in_file = list(names.values())
+    loosely = {str(name).strip().casefold(): name for name in in_file}
+    for name in classes:
+        if name not in in_file:
+            alike = loosely.get(str(name).strip().casefold())
+            yield Finding(
+                f'{path}: class {name!r} is not among its categories ({listed(in_file)})',
+                f'write it as the file does, {alike!r}'
+                if alike is not None
+                else 'set metainfo=dict(classes=(...)) of the data set to names of the file, and '
+                'num_classes of the heads to their number',
+            )
+    # mmdet numbers classes in the order of the file
+    kept = [name for name in in_file if name in classes]
+    if len(kept) == len(classes) and kept != classes:
+        yield Finding(
+            f'{path}: its categories come in another order ({listed(kept)}) than the classes of the '
+            f'config ({listed(classes)}), and mmdet numbers them in the order of the file, so that '
+            'predictions would be shown under wrong names',
+            'write metainfo.classes in the order of the file',
+        )
+    unused = {identity: name for identity, name in names.items() if name not in classes}
+    left_out = Counter(
+        names[entry['category_id']] for entry in annotations if entry['category_id'] in unused
+    )
+    if left_out:
+        counts = listed(f'{name}: {count}' for name, count in left_out.most_common())
+        yield Finding(
+            f'{path}: boxes of categories that are not trained are left out ({counts})',
+            'add the names to metainfo.classes if they should be trained',
+            serious=False,
+        )
+
+
+def _strangers(path, annotations: list, sizes: dict, names: dict) -> Iterator[Finding]:
+    for key, known, what, remedy in (
+        ('image_id', sizes, 'an image', 'the annotations are of other images: check the file'),
+        ('category_id', names, 'a category', 'add the categories, or correct the annotations'),
+    ):
+        strange = Counter(entry[key] for entry in annotations if entry[key] not in known)
+        if strange:
+            yield Finding(
+                f'{path}: {sum(strange.values())} of {len(annotations)} annotations name {what} that '
+                f'the file does not list ({listed(strange)})',
+                remedy,
+            )
+
+
+def _files(path, images: list, folder: str | os.PathLike) -> Iterator[Finding]:
+    """Images that are listed and not there. Folders are listed, files not looked up one by one."""
+    wanted = defaultdict(set)
+    for image in images:
+        whole = os.path.join(folder, image['file_name'])
+        wanted[os.path.dirname(whole)].add(os.path.basename(whole))
+    missing, there = [], 0
+    for directory, files in sorted(wanted.items()):
+        present = set(os.listdir(directory)) if os.path.isdir(directory) else set()
+        there += len(present)
+        missing += [os.path.join(directory, name) for name in sorted(files - present)]
+    if missing:
+        yield Finding(
+            f'{path}: {len(missing)} of its {len(images)} images are not in {folder}, which has '
+            f'{there} files (e.g. {missing[0]})',
+            'the annotations may be of other images: check ann_file and data_prefix of the data set',
+        )
+
+
+def _boxes(path, annotations: list) -> np.ndarray:
+    for entry in annotations:
+        box = entry['bbox']
+        if not isinstance(box, list) or len(box) != 4:
+            raise DataError(
+                f'{path}: annotation {entry["id"]} has the bbox {box}: a box has four numbers, x, y, '
+                'width, height'
+            )
+    return np.array([entry['bbox'] for entry in annotations], float).reshape(-1, 4)
+
+
+def _geometry(path, annotations: list, boxes: np.ndarray, sizes: dict) -> Iterator[Finding]:
+    if not len(boxes):
+        return
+    x, y, width, height = boxes.T
+    extent = np.array([sizes[entry['image_id']] for entry in annotations], float)
+    area = np.array([entry['area'] for entry in annotations], float)
+    identities = np.array([entry['id'] for entry in annotations], object)
+    if not np.isfinite(boxes).all():
+        bad = identities[~np.isfinite(boxes).all(1)]
+        yield Finding(
+            f'{path}: {len(bad)} boxes have a number that is not finite (annotations {listed(bad)})',
+            'correct or remove them',
+        )
+        return
+    if boxes.max() <= 1.5 and extent.min() > 16:
+        yield Finding(
+            f'{path}: no box reaches beyond 1.5 pixels, they look like fractions of the image',
+            'multiply x and width by the width, y and height by the height of the image',
+        )
+        return
+    outside = (
+        (x < -_PIXELS)
+        | (y < -_PIXELS)
+        | (x + width > extent[:, 0] + _PIXELS)
+        | (y + height > extent[:, 1] + _PIXELS)
+    )
+    if _are_corners(boxes, area, outside):
+        yield Finding(
+            f'{path}: the boxes look like x1, y1, x2, y2 ({outside.mean():.0%} would reach out of their '
+            f'images, e.g. annotation {identities[outside][0] if outside.any() else identities[0]})',
+            'COCO has x, y, width, height: subtract the first corner from the second',
+        )
+        return
+    empty = (width <= 0) | (height <= 0)
+    if empty.any():
+        yield Finding(
+            f'{path}: {empty.sum()} of {len(boxes)} boxes have no or negative width or height '
+            f'(annotations {listed(identities[empty])}), and are left out of training',
+            'correct or remove them',
+            serious=empty.mean() > _TOLERATED,
+        )
+    if outside.any():
+        yield Finding(
+            f'{path}: {outside.sum()} of {len(boxes)} boxes reach out of their images '
+            f'(annotations {listed(identities[outside])})',
+            'check that width, height and boxes are of the same image size',
+            serious=outside.mean() > 0.5,
+        )
+
+
+def _are_corners(boxes: np.ndarray, area: np.ndarray, outside: np.ndarray) -> bool:
+    """Whether boxes are two corners. As such, the second is always beyond the first."""
+    x, y, right, bottom = boxes.T
+    if ((right > x) & (bottom > y)).mean() < 0.99:
+        return False
+    as_corners = np.isclose(area, (right - x) * (bottom - y), rtol=0.01)
+    as_extent = np.isclose(area, right * bottom, rtol=0.01)
+    if (as_corners & ~as_extent).mean() > 0.5:
+        return True
+    return outside.mean() > (0.05 if len(boxes) >= 20 else 0.3)
+
+
+def _count(audit: CocoAudit, classes, names, annotations, boxes, sizes) -> None:
+    """Count the boxes that mmdet keeps, by its rules."""
+    used, images = Counter(), defaultdict(set)
+    for entry, (x, y, width, height) in zip(annotations, boxes.tolist()):
+        across, down = sizes[entry['image_id']]
+        inside = min(x + width, across) > max(x, 0) and min(y + height, down) > max(y, 0)
+        name = names.get(entry['category_id'])
+        if inside and width >= 1 and height >= 1 and entry['area'] > 0 and name in classes:
+            if not entry.get('ignore') and not entry.get('iscrowd'):
+                used[name] += 1
+                images[name].add(entry['image_id'])
+    audit.usable = {name: used[name] for name in classes}
+    audit.with_class = {name: len(images[name]) for name in classes}

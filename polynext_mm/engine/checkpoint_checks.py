@@ -1,0 +1,62 @@
+"""Checkpoints tried before the data is read, which takes a minute for COCO."""
+
+import os
+
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import nn
+
+from ..backbones import PolyNeXt
+from ..datasets.findings import is_local
+from ..weights import loading
+from ..weights.names import BACKBONE
+from ..weights.reading import UNSAFE
+from .hooks import CheckpointGuardHook, _backbones, _unwrapped
+
+
+def check_checkpoint(runner: Runner, task: str) -> None:
+    """Check that what a runner will load exists and fits, without loading it.
+
+    Weights of a PolyNeXt's ``init_cfg`` are tried too, if they will be used. Checkpoints of other models
+    fit as far as mm lets them, and are only looked for.
+
+    Args:
+        runner: Built, and not yet at work.
+        task: Its method, 'train', 'val' or 'test'.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If it cannot be read or does not fit.
+    """
+    model, source = _unwrapped(runner.model), runner._load_from
+    if source:
+        if str(source).startswith(UNSAFE):
+            return
+        if is_local(source) and not os.path.exists(os.path.expanduser(source)):
+            raise FileNotFoundError(
+                f'there is no checkpoint {source}: check the path (it is taken from {os.getcwd()} if it '
+                'is relative)'
+            )
+        if isinstance(getattr(model, 'backbone', None), PolyNeXt):
+            _try(model, source, _guard(runner), evaluation=task != 'train')
+    elif task == 'train' and not runner._resume:
+        for backbone in _backbones(model):
+            init_cfg = backbone.init_cfg
+            if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+                checkpoint = CheckpointLoader.load_checkpoint(init_cfg['checkpoint'], 'cpu')
+                state_dict = dict(checkpoint['state_dict'])
+                loading.adapt(backbone, state_dict, '', init_cfg['checkpoint'])
+
+
+def _guard(runner: Runner) -> CheckpointGuardHook | None:
+    return next((hook for hook in runner.hooks if isinstance(hook, CheckpointGuardHook)), None)
+
+
+def _try(
+    model: nn.Module, source: str, guard: CheckpointGuardHook | None, evaluation: bool
+) -> None:
+    state_dict = dict(CheckpointLoader.load_checkpoint(source, 'cpu')['state_dict'])
+    if guard is not None:
+        reset = guard.reset_mismatched_heads
+        loading.check(model, state_dict.copy(), source, reset, evaluation)
+    loading.adapt(model.backbone, state_dict, BACKBONE, source)

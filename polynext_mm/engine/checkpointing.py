@@ -1,0 +1,455 @@
+"""Checkpoints that survive the machine: written whole or not at all, and found again.
+
+A checkpoint is written beside its place, flushed to the disk and renamed; only then does
+``last_checkpoint`` name it, and only then are older ones removed. At any moment the work dir
+holds the newest checkpoint that was finished, under its own name.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import re
+import time
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import is_main_process, master_only
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ..weights import CheckpointError, read
+from ..weights.reading import allowed_globals
+from .processes import on_main
+
+# what a checkpoint of ours holds besides mmengine's, under one key
+RESUME = 'polynext_resume'
+INTERRUPTED = 'interrupted_iter_{}.pth'
+NONFINITE = 'nonfinite_iter_{}.pth'
+_ATOMIC = 'polynext_atomic'
+_TEMPLATES = ('iter_{}.pth', 'epoch_{}.pth', INTERRUPTED)
+_PARTIAL = re.compile(r'\..+\.\d+\.part')
+
+
+class NonFiniteError(ArithmeticError):
+    """A training whose loss or weights are no longer numbers."""
+
+
+# Writing
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a file so that at any moment its old or its new content is there, whole.
+
+    Raises:
+        CheckpointError: If the disk or the folder refuses; the old content is untouched.
+    """
+    # hidden, and of no suffix that a checkpoint has
+    partial = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        with open(partial, 'wb') as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f'{path} could not be written ({error.strerror}): make room in {path.parent} or make '
+            'it writable, and go on with --resume; the checkpoints in it are untouched'
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a folder's list of names, where its file system does that."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what writers left that were killed. For the one run that a folder belongs to."""
+    for path in folder.glob('.*.part'):
+        if _PARTIAL.fullmatch(path.name):
+            path.unlink()
+
+
+class AtomicBackend(LocalBackend):
+    """mmengine's backend for local files, writing each of them whole or not at all."""
+
+    def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
+        path = Path(filepath)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, obj)
+
+
+register_backend(_ATOMIC, AtomicBackend, force=True)
+
+
+class _DeferredRemoval(LocalBackend):
+    """Remembers what is to be removed, so that it can be done when the replacement is there."""
+
+    def __init__(self):
+        super().__init__()
+        self.files: list[Path] = []
+
+    def remove(self, filepath: str | Path) -> None:
+        self.files.append(Path(filepath))
+
+    def isdir(self, filepath: str | Path) -> bool:
+        return False  # checkpoints of ours are files: no folder is ever removed
+
+
+# Finding
+
+
+@dataclass(frozen=True)
+class Newest:
+    """The newest whole checkpoint of a folder, and what there was besides.
+
+    Attributes:
+        path: The checkpoint; None if there is none.
+        report: Why it is the one, and what was passed over, in one line.
+    """
+
+    path: Path | None
+    report: str
+
+
+def newest_checkpoint(folder: Path, templates: Iterable[str] = ()) -> Newest:
+    """Find the checkpoint to resume from, whatever ``last_checkpoint`` says.
+
+    Newest is the one written last, by the time that stands in the file; copying changes nothing.
+
+    Args:
+        folder: Where the checkpoints are.
+        templates: File names with a {} for the step, in addition to the usual ones.
+
+    Raises:
+        CheckpointError: If there are checkpoints and none is whole.
+    """
+    patterns = [
+        re.compile(re.escape(template).replace(r'\{\}', r'\d+'))
+        for template in {*_TEMPLATES, *templates}
+    ]
+    paths = sorted(
+        path
+        for path in folder.glob('*')
+        if path.is_file() and any(pattern.fullmatch(path.name) for pattern in patterns)
+    )
+    if not paths:
+        return Newest(None, f'there is no checkpoint in {folder}: the training starts afresh')
+    passed_over = {}
+    times = {}
+    for path in paths:
+        try:
+            times[path] = _time_and_iteration(path)
+        except CheckpointError as error:
+            passed_over[path] = str(error)
+    for path in sorted(times, key=times.get, reverse=True):
+        problem = _damage(path)
+        if problem is None:
+            break
+        passed_over[path] = problem
+    else:
+        raise CheckpointError(
+            f'none of the checkpoints in {folder} is whole: {_listed(passed_over)}. Remove them to '
+            'start afresh, or name another one with --resume FILE'
+        )
+    report = f'resuming from {path}: of {len(paths)} checkpoints the newest whole one'
+    last = _last_checkpoint(folder)
+    if last != path.name:
+        report += f'; last_checkpoint {f"says {last}" if last else "names none"}'
+    if passed_over:
+        report += f'; passed over {_listed(passed_over)}'
+    return Newest(path, report)
+
+
+def _listed(problems: dict[Path, str]) -> str:
+    return ', '.join(f'{path.name} ({problem})' for path, problem in sorted(problems.items()))
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The name that ``last_checkpoint`` says, for the log alone."""
+    try:
+        text = (folder / 'last_checkpoint').read_bytes()[:4096].decode(errors='replace')
+    except OSError:
+        return None
+    name = Path(text.strip().replace('\0', '')).name
+    return name if name.isprintable() else repr(name)
+
+
+def _time_and_iteration(path: Path) -> tuple[float, int]:
+    """When a checkpoint was written and where training was then, told without reading weights.
+
+    Raises:
+        CheckpointError: If the file cannot be resumed from, with the reason alone.
+    """
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError('cut short' if path.stat().st_size else 'empty')
+    try:
+        with torch.serialization.safe_globals(allowed_globals(path)):
+            content = torch.load(path, map_location='cpu', mmap=True, weights_only=True)
+    except Exception as error:  # noqa: BLE001 - damage shows in many ways
+        first = (str(error).splitlines() or [''])[0]
+        raise CheckpointError(f'not readable: {type(error).__name__}: {first[:80]}') from None
+    missing = [
+        key
+        for key in ('meta', 'state_dict', 'optimizer', 'message_hub')
+        if not isinstance(content, dict) or not isinstance(content.get(key), dict)
+    ]
+    if missing:
+        raise CheckpointError(f'without {", ".join(missing)}')
+    meta, ours = content['meta'], content.get(RESUME)
+    if not isinstance(meta.get('iter'), int) or not isinstance(meta.get('epoch'), int):
+        raise CheckpointError('without the iteration')
+    saved_at = ours.get('saved_at') if isinstance(ours, dict) else None
+    if not isinstance(saved_at, float):  # of mmengine alone
+        try:
+            saved_at = time.mktime(time.strptime(str(meta.get('time')), '%Y%m%d_%H%M%S'))
+        except ValueError:
+            saved_at = path.stat().st_mtime
+    return saved_at, meta['iter']
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with an archive, by its own checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except Exception as error:  # noqa: BLE001 - damage shows in many ways
+        return f'damaged: {error}'
+    return f'damaged: the checksum of {bad} is wrong' if bad else None
+
+
+# The hook
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(CheckpointHook):
+    """mmengine's CheckpointHook, made to survive a kill at any moment.
+
+    It takes the options of CheckpointHook, except those of remote storage: ``out_dir`` is a local
+    folder. Files are written beside their place and renamed, old ones are removed when the new one
+    and ``last_checkpoint`` are there, and a state whose weights are not finite is never saved as
+    last or best.
+
+    Raises:
+        ValueError: For ``backend_args`` or ``file_client_args``.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        if self.backend_args not in (None, {'backend': _ATOMIC}) or self.file_client_args:
+            raise ValueError(
+                f'{type(self).__name__} writes to local folders: for backend_args or '
+                "file_client_args take type='CheckpointHook'"
+            )
+        self.backend_args = {'backend': _ATOMIC}
+        self._validated = False
+        folder = self.folder(runner)
+        resumed_here = runner._resume and Path(str(runner._load_from)).parent == folder
+        self._saved_iter = runner.iter if resumed_here else None
+        self._keep_to_the_folder(runner, folder)
+        super().before_train(runner)
+        # as it was before a resume: mmengine saves a new best score into the last checkpoint
+        self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
+        if is_main_process():
+            self._remove_superseded_best(folder)
+
+    def folder(self, runner: Runner) -> Path:
+        """Where the checkpoints of a run are."""
+        if self.out_dir is None or self.out_dir == runner.work_dir:
+            return Path(runner.work_dir)
+        if getattr(self, 'file_backend', None) is not None:  # before_train has added the name
+            return Path(self.out_dir)
+        return Path(self.out_dir) / Path(runner.work_dir).name
+
+    def save_interrupted(self, runner: Runner, iteration: int, together: bool = True) -> None:
+        """Save the state after ``iteration`` iterations, unless a checkpoint of it is there.
+
+        Args:
+            runner: The run.
+            iteration: Number of iterations that are done.
+            together: Whether all processes call this at the same time; in a validation they do not.
+        """
+        if self._saved_iter != iteration:
+            meta = dict(epoch=runner.epoch, iter=iteration)
+            self._save(runner, INTERRUPTED.format(iteration), meta, together)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        ours = checkpoint.setdefault(RESUME, {})
+        ours.update(saved_at=time.time(), validated=self._validated)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if runner._resume and isinstance(checkpoint.get('meta'), dict):
+            if checkpoint['meta'].get('nonfinite'):
+                raise CheckpointError(
+                    f'{runner._load_from} was saved because the loss was not finite: it is there to '
+                    'be looked at, and cannot be resumed from'
+                )
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        outdated = []
+        if self.max_keep_ckpts > 0 and (not self.keep_ckpt_ids or self.keep_ckpt_ids[-1] != step):
+            # the file names the outdated ones too: whoever resumes from it removes them
+            kept = [*self.keep_ckpt_ids, step]
+            runner.message_hub.update_info('keep_ckpt_ids', kept)
+            outdated = kept[: -self.max_keep_ckpts]
+            self.keep_ckpt_ids.extend(kept[-1:])
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = str(self.folder(runner) / name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        self._save(runner, name, meta)
+        if is_main_process():
+            folder = self.folder(runner)
+            for path in [
+                *(folder / self.filename_tmpl.format(old) for old in outdated),
+                *folder.glob(INTERRUPTED.format('*')),
+            ]:
+                path.unlink(missing_ok=True)
+
+    def _save(self, runner: Runner, name: str, meta: dict, together: bool = True) -> None:
+        """Save what can be resumed from, and then let ``last_checkpoint`` name it."""
+        if together:
+            self._require_finite(runner, meta['iter'])
+            # mmengine saves in the main process alone: what the others have to add is gathered here
+            runner.call_hook('before_save_in_all_ranks')
+        runner.save_checkpoint(
+            str(self.folder(runner)),
+            name,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if is_main_process():
+            write_atomically(
+                Path(runner.work_dir) / 'last_checkpoint', str(self.folder(runner) / name)
+            )
+        self._saved_iter = meta['iter']
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        self._require_finite(runner, runner.iter)
+        backend, self.file_backend = self.file_backend, _DeferredRemoval()
+        self._validated = True
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+            outdated = self.file_backend.files
+        finally:
+            self.file_backend = backend
+            self._validated = False
+        best = set(map(str, self._best_paths()))
+        for path in outdated:
+            if str(path) not in best:
+                path.unlink(missing_ok=True)
+                runner.logger.info(f'The previous best checkpoint {path} is removed')
+
+    def _best_paths(self) -> list[str]:
+        if not self.save_best:
+            return []
+        if len(self.key_indicators) == 1:
+            return [self.best_ckpt_path] if self.best_ckpt_path else []
+        return [path for path in self.best_ckpt_path_dict.values() if path]
+
+    def _keep_to_the_folder(self, runner: Runner, folder: Path) -> None:
+        """Let what a checkpoint says of other files count by their names inside the folder."""
+        hub = runner.message_hub
+        for key in [key for key in hub.runtime_info if str(key).startswith('best_ckpt')]:
+            name = Path(str(hub.get_info(key))).name
+            here = folder / name
+            known = name.startswith('best_') and name.endswith('.pth') and here.is_file()
+            hub.runtime_info[key] = str(here) if known else None
+        if 'keep_ckpt_ids' in hub.runtime_info:
+            kept = hub.get_info('keep_ckpt_ids')
+            hub.runtime_info['keep_ckpt_ids'] = (
+                [step for step in kept if type(step) is int] if isinstance(kept, list) else []
+            )
+
+    def _remove_superseded_best(self, folder: Path) -> None:
+        """Remove best files that a killed run had replaced and not removed yet."""
+        for best in map(Path, self._best_paths()):
+            prefix, step = _prefix_and_step(best.name)
+            for path in folder.glob('best_*.pth') if step is not None else ():
+                other_prefix, other_step = _prefix_and_step(path.name)
+                if other_prefix == prefix and other_step is not None and other_step < step:
+                    path.unlink()
+
+    def _require_finite(self, runner: Runner, iteration: int) -> None:
+        """Raise NonFiniteError, with the state saved to be looked at, if weights are not finite."""
+        bad = on_main(lambda: _nonfinite_weights(runner.model))
+        if not bad:
+            return
+        runner.call_hook('weights_not_finite', iteration=iteration)  # for who knows since when
+        path = save_nonfinite(runner, self.folder(runner), iteration, dict(weights=bad[:10]))
+        more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''
+        raise NonFiniteError(
+            f'after iteration {iteration} weights are not finite: {", ".join(bad[:3])}{more}. '
+            f'Nothing was saved as last or best; the state is in {path}'
+        )
+
+    @master_only
+    def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
+        content = {
+            key: value for key, value in read(ckpt_path).items() if key in self.published_keys
+        }
+        with io.BytesIO() as file:
+            torch.save(content, file)
+            data = file.getvalue()
+        path = Path(ckpt_path).with_name(
+            f'{Path(ckpt_path).stem}-{sha256(data).hexdigest()[:8]}.pth'
+        )
+        write_atomically(path, data)
+        runner.logger.info(f'The checkpoint ({ckpt_path}) is published to {path}.')
+
+
+def checkpoint_hook(runner: Runner) -> AtomicCheckpointHook | None:
+    """The hook that saves the checkpoints of a run, if it is ours."""
+    return next((hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)), None)
+
+
+def save_nonfinite(runner: Runner, folder: Path, iteration: int, found: dict[str, Any]) -> Path:
+    """Save a broken state to be looked at, under a name and with a mark that no resume takes."""
+    name = NONFINITE.format(iteration)
+    runner.save_checkpoint(
+        str(folder),
+        name,
+        meta=dict(epoch=runner.epoch, iter=iteration, nonfinite=found),
+        by_epoch=False,
+        backend_args={'backend': _ATOMIC},
+    )
+    return folder / name
+
+
+def _nonfinite_weights(model: torch.nn.Module) -> list[str]:
+    module = model.module if is_model_wrapper(model) else model
+    return [
+        name
+        for name, value in module.state_dict().items()
+        if isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and not value.isfinite().all()
+    ]
+
+
+def _prefix_and_step(name: str) -> tuple[str, int | None]:
+    """``best_mIoU_iter_80.pth`` is ('best_mIoU_iter_', 80)."""
+    match = re.fullmatch(r'(best_.*?)(\d+)\.pth', name)
+    return (match[1], int(match[2])) if match else (name, None)

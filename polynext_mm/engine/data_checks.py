@@ -1,0 +1,373 @@
+"""Data and checkpoints looked at before the first step, so that a mistake is told in the first minute.
+
+`tools/train.py` and `tools/test.py` call :func:`check_before_data`; for mm's own tools DataCheckHook, in
+the custom_hooks of our base configs, does the same as soon as mmengine calls a hook.
+"""
+
+import contextlib
+import logging
+import os
+import random
+import weakref
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS, HOOKS
+from mmengine.runner import BaseLoop, Runner
+from torch.utils.data import DataLoader
+
+from ..datasets.coco import CocoAudit, audit_coco, read_coco
+from ..datasets.findings import DataError, Finding, is_local, listed
+from ..datasets.loading import CheckedPipeline, check_loading, leaves
+from ..datasets.survey import spread
+from .config_checks import check_config, datasets_of
+
+# Of each data set, read before the first step, spread over all of it. Tenths of a second.
+SAMPLES = 32
+_TASKS = dict(train=('train', 'val'), val=('val',), test=('test',))
+_checked: weakref.WeakSet[Runner] = weakref.WeakSet()
+
+
+@HOOKS.register_module()
+class DataCheckHook(Hook):
+    """Check config and data before the first step, and every sample as it is loaded.
+
+    For tools other than ours. mmengine calls hooks when data sets are built, so that a file that cannot
+    be read at all ends in mm's own error; and where upstream's IterBasedTrainLoop starts workers still
+    earlier, samples are checked before the first step and in validation, and not in those workers.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_run(self, runner: Runner) -> None:
+        loops = [
+            (task, loop)
+            for task, loop in (
+                ('train', runner._train_loop),
+                ('val', runner._val_loop),
+                ('test', runner._test_loop),
+            )
+            if isinstance(loop, BaseLoop)
+        ]
+        if runner not in _checked:
+            _checked.add(runner)
+            check_config(runner.cfg)
+            check_sources(runner.cfg, [task for task, _ in loops])
+        for _, loop in loops:
+            check_samples(loop.dataloader)
+
+
+def check_before_data(runner: Runner, task: str) -> None:
+    """Check what the data loaders of a task will read, and let them check what they load.
+
+    Args:
+        runner: Built, and not yet at work.
+        task: Its method, 'train', 'val' or 'test'.
+
+    Raises:
+        DataError: On every rank, with a line for everything that is wrong.
+    """
+    _checked.add(runner)
+    check_sources(runner.cfg, _TASKS[task])
+    build = runner.build_dataloader
+
+    def build_checked(dataloader: Any, *args, **kwargs) -> DataLoader:
+        try:
+            loader = build(dataloader, *args, **kwargs)
+        except ValueError as error:
+            if 'need at least one array' not in str(error):
+                raise
+            settings = dataloader['dataset']
+            raise DataError(
+                f'{settings.get("type")} (data_root={settings.get("data_root")}) has no samples: check '
+                'data_root, data_prefix, ann_file, and filter_cfg, which may have left out all'
+            ) from error
+        check_samples(loader)
+        return loader
+
+    runner.build_dataloader = build_checked  # of this runner alone
+
+
+def without_checks(cfg: Config) -> None:
+    """Take the hook out of a config, in place."""
+    cfg.custom_hooks = [
+        hook
+        for hook in cfg.get('custom_hooks') or []
+        if not isinstance(hook, Mapping) or hook.get('type') != 'DataCheckHook'
+    ]
+
+
+# Before anything is built
+
+
+def check_sources(cfg: Config, tasks: Iterable[str]) -> None:
+    """Look through lists of images and annotation files, print what they hold, and refuse what fails.
+
+    One process reads; all raise the same error.
+
+    Raises:
+        DataError: With a line for everything that is wrong.
+    """
+    message: list[str | None] = [None]
+    if is_main_process():
+        try:
+            lines, findings = inspect_sources(cfg, tasks)
+            for line in lines:
+                print_log(line, logger='current')
+            for finding in findings:
+                if not finding.serious:
+                    print_log(str(finding), logger='current', level=logging.WARNING)
+            serious = [str(finding) for finding in findings if finding.serious]
+            message[0] = '\n  '.join(serious) or None
+        except DataError as error:
+            message[0] = str(error)
+    broadcast_object_list(message)
+    if message[0]:
+        raise DataError(message[0])
+
+
+def inspect_sources(cfg: Config, tasks: Iterable[str]) -> tuple[list[str], list[Finding]]:
+    """Counts, as lines to print, and findings of the data sets of some loaders."""
+    lines: list[str] = []
+    findings: list[Finding] = []
+    for task in tasks:
+        loader = cfg.get(f'{task}_dataloader')
+        dataset = loader.get('dataset') if isinstance(loader, Mapping) else None
+        audits = []
+        for place, settings in datasets_of(dataset, f'{task}_dataloader.dataset'):
+            source = lazily_built(cfg, settings, place)
+            if source is None:
+                continue
+            if not hasattr(source, 'label_map'):
+                found = audit(source, settings)
+                audits.append(found)
+                lines.append(_box_table(place, found))
+                findings += found.findings
+            else:
+                pairs, missing = list_pairs(source, place)
+                lines.append(f'{place}: {len(pairs)} images in {_folder(source)}')
+                findings += missing
+        findings += _evaluator_findings(cfg, task, audits)
+    return lines, list(dict.fromkeys(findings))
+
+
+def lazily_built(cfg: Config, settings: Mapping, place: str) -> Any:
+    """A data set that has read nothing yet, to ask it for its paths and classes; None if it is of a kind
+    that is not looked at (neither mmseg's nor in COCO's format, or not on a local disk).
+
+    Raises:
+        DataError: If it refuses its classes.
+    """
+    with DATASETS.switch_scope_and_registry(cfg.get('default_scope') or 'mmengine') as registry:
+        kind = settings.get('type')
+        factory = registry.get(kind) if isinstance(kind, str) else kind
+        if settings.get('backend_args') or not (
+            hasattr(factory, 'COCOAPI') or hasattr(factory, 'get_label_map')
+        ):
+            return None
+        quick = {**settings, 'pipeline': [], 'lazy_init': True}
+        try:
+            source = registry.build(quick)
+            return source if hasattr(source, 'label_map') or _is_coco(source) else None
+        except ValueError as error:  # mmseg: classes that are not among those of the data set
+            known = factory.METAINFO.get('classes') or ()
+            wrong = [
+                name
+                for name in (settings.get('metainfo') or {}).get('classes', ())
+                if name not in known
+            ]
+            if not wrong or not known:
+                raise
+            alike = {str(name).strip().casefold(): name for name in known}
+            raise DataError(
+                f'{place}: {kind} has no class {listed(wrong)}: write '
+                + listed(alike.get(str(name).strip().casefold(), listed(known)) for name in wrong)
+            ) from error
+
+
+def _is_coco(source: Any) -> bool:
+    """Whether a data set reads its file as CocoDataset does; those that read it otherwise (LVIS,
+    panoptic) expect other things of it."""
+    from mmdet.datasets import CocoDataset
+
+    return (
+        isinstance(source, CocoDataset)
+        and type(source).load_data_list is CocoDataset.load_data_list
+        and type(source).parse_data_info is CocoDataset.parse_data_info
+    )
+
+
+def audit(source: Any, settings: Mapping) -> CocoAudit:
+    """Look through the annotation file of a data set in COCO's format.
+
+    Args:
+        source: The data set, lazily built.
+        settings: Of the data set in the config.
+    """
+    with_mask = any(
+        isinstance(step, Mapping) and step.get('with_mask') for step in settings.get('pipeline', ())
+    )
+    folder = source.data_prefix.get('img')
+    return audit_coco(source.ann_file, source.metainfo.get('classes'), folder, with_mask)
+
+
+def _box_table(place: str, audit: CocoAudit) -> str:
+    total = sum(audit.usable.values())
+    width = max([len(str(name)) for name in audit.usable] + [5])
+    lines = [
+        f'{place}: {audit.images} images, {total} of {audit.boxes} boxes usable',
+        f'  {"class":<{width}} {"boxes":>8} {"images":>8}',
+    ]
+    for name, boxes in audit.usable.items():
+        lines.append(f'  {name:<{width}} {boxes:>8} {audit.with_class[name]:>8}')
+    return '\n'.join(lines)
+
+
+def _folder(source: Any) -> str:
+    return str(Path(source.data_prefix.get('img_path') or source.data_root or '.'))
+
+
+def list_pairs(source: Any, place: str) -> tuple[list[tuple[str, str | None]], list[Finding]]:
+    """Images and labels of one of mmseg's data sets, and what is missing.
+
+    Args:
+        source: The data set, lazily built.
+        place: Its name in messages.
+    """
+    folder = _folder(source)
+    if not os.path.exists(folder):
+        return [], [
+            Finding(f'{place}: there is no folder {folder}', 'check data_root and data_prefix')
+        ]
+    entries = source.load_data_list()
+    images = [entry['img_path'] for entry in entries if is_local(entry.get('img_path'))]
+    labels = [entry.get('seg_map_path') for entry in entries if is_local(entry.get('img_path'))]
+    pairs = list(zip(images, labels))
+    if not entries:
+        suffixes = Counter(path.suffix for path in Path(folder).rglob('*') if path.is_file())
+        there = listed(f'{count} {suffix}' for suffix, count in suffixes.most_common()) or 'none'
+        finding = Finding(
+            f'{place}: no file in {folder} ends in {source.img_suffix} (files there: {there})',
+            'check data_root, data_prefix.img_path and img_suffix of the data set',
+        )
+        return pairs, [finding]
+    findings = []
+    missing = _absent(images)
+    if missing:
+        findings.append(
+            Finding(
+                f'{place}: {len(missing)} of {len(images)} images are not there ({listed(missing)})',
+                f'check ann_file ({source.ann_file}) and data_prefix.img_path',
+            )
+        )
+    missing = _absent([label for label in labels if label])
+    if missing:
+        findings.append(
+            Finding(
+                f'{place}: {len(missing)} of {len(images)} images have no label ({listed(missing)})',
+                'label files are named as their images, with seg_map_suffix '
+                f'({source.seg_map_suffix}) in place of {source.img_suffix}: check both, and '
+                'data_prefix.seg_map_path',
+            )
+        )
+    return pairs, findings
+
+
+def _absent(paths: Sequence[str]) -> list[str]:
+    """Those that are not there. Folders are listed: a file server takes long for each single look."""
+    folders = defaultdict(list)
+    for path in paths:
+        folders[os.path.dirname(path)].append(path)
+    absent = []
+    for folder, wanted in folders.items():
+        present = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        absent += [path for path in wanted if os.path.basename(path) not in present]
+    return absent
+
+
+def _evaluator_findings(cfg: Config, task: str, audits: Sequence[CocoAudit]) -> Iterator[Finding]:
+    """An evaluator that reads other annotations than the data set evaluates on."""
+    evaluators = cfg.get(f'{task}_evaluator') if task != 'train' else None
+    evaluators = [evaluators] if isinstance(evaluators, Mapping) else evaluators or []
+    for evaluator in evaluators:
+        if not isinstance(evaluator, Mapping) or not str(evaluator.get('type')).endswith(
+            'CocoMetric'
+        ):
+            continue
+        path = evaluator.get('ann_file')
+        if not path or not is_local(path) or evaluator.get('backend_args') or not audits:
+            continue
+        if any(os.path.abspath(path) == os.path.abspath(audit.path) for audit in audits):
+            continue
+        what = f'{task}_evaluator.ann_file={path}, and {task}_dataloader reads {audits[0].path}'
+        remedy = 'give both the same file'
+        if not os.path.isfile(path):
+            yield Finding(f'{what}: there is no such file', remedy)
+            continue
+        known = {image['id'] for image in read_coco(path)['images']}
+        strange = set().union(*(audit.image_ids for audit in audits)) - known
+        if strange:
+            yield Finding(f'{what}: {len(strange)} images of it are not in the former', remedy)
+
+
+# As soon as a data set is built
+
+
+def check_samples(loader: DataLoader) -> None:
+    """Let a loader check what it loads from now on, and load some samples of each of its data sets.
+
+    Raises:
+        DataError: For the first sample that no model can learn from.
+    """
+    unchecked = [
+        leaf for leaf in leaves(loader.dataset) if not isinstance(_pipeline(leaf), CheckedPipeline)
+    ]
+    check_loading(loader.dataset)
+    for leaf in unchecked:
+        pipeline = _pipeline(leaf)
+        if isinstance(pipeline, CheckedPipeline):
+            with _same_random_numbers():
+                _load_some(leaf, pipeline)
+
+
+def _pipeline(leaf: Any) -> Any:
+    return getattr(leaf, 'pipeline', None)
+
+
+def _load_some(leaf: Any, pipeline: CheckedPipeline) -> None:
+    steps = pipeline.transforms
+    loading = [i for i, step in enumerate(steps) if type(step).__name__.startswith('Load')]
+    if not loading:
+        return
+    positions = spread(SAMPLES, len(leaf))
+    trial = CheckedPipeline(
+        Compose(steps[: loading[-1] + 1]),
+        pipeline.num_classes,
+        pipeline.is_segmentation,
+        pipeline.reduce_zero_label,
+        len(positions),
+        pipeline.ignore_index,
+    )
+    for position in positions:
+        trial(leaf.get_data_info(position))
+
+
+@contextlib.contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """What comes after draws the numbers that it would draw without this."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

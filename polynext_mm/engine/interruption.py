@@ -1,0 +1,110 @@
+"""SIGTERM and SIGINT, which schedulers send before they kill: finish the iteration, save, leave.
+
+And the other end of a process's life: a rank ends with its launcher.
+"""
+
+import ctypes
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from mmengine import dist
+from mmengine.hooks import EMAHook, Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from .checkpointing import checkpoint_hook
+from .processes import any_rank
+
+# sysexits.h's EX_TEMPFAIL: try again later, here with --resume
+RESUME_ME = 75
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+
+
+@HOOKS.register_module()
+class InterruptHook(Hook):
+    """On SIGTERM or SIGINT, finish the iteration, save a checkpoint, and exit with code 75.
+
+    Whichever rank gets the signal, all of them stop after the same iteration. In a validation the
+    state from before it is saved, and resuming validates again. A second SIGINT to a single process
+    interrupts at once, as without this hook.
+    """
+
+    # after the checkpoint of the same iteration, before what ReproducibilityHook starts
+    priority = 95
+
+    def __init__(self):
+        self._signal: int | None = None
+        self._previous: dict[int, Callable] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        for number in _SIGNALS:
+            self._previous[number] = signal.signal(number, self._remember)
+        loaders = [runner.train_dataloader]
+        if runner.val_loop is not None:
+            loaders.append(runner.val_dataloader)
+        for loader in loaders:
+            loader.worker_init_fn = functools.partial(_start_worker, loader.worker_init_fn)
+
+    def after_train_iter(self, runner: Runner, **step: object) -> None:
+        done = runner.iter + 1
+        # gradients that wait for others to be added are not in a checkpoint
+        accumulated = done % getattr(runner.optim_wrapper, '_accumulative_counts', 1) == 0
+        if any_rank(self._signal is not None) and (accumulated or done == runner.max_iters):
+            hook = checkpoint_hook(runner)
+            if hook is not None:
+                hook.save_interrupted(runner, done)
+            dist.barrier()
+            self._leave(runner)
+
+    def after_val_iter(self, runner: Runner, **step: object) -> None:
+        # no word with the other ranks, which may have fewer images: each of them gets the signal
+        if self._signal is None or not self._previous:
+            return
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):  # back from the average to the weights that are trained
+                hook.after_val_epoch(runner)
+        hook = checkpoint_hook(runner)
+        if hook is not None and dist.is_main_process():
+            hook.save_interrupted(runner, runner.iter, together=False)
+        self._leave(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            if number == signal.SIGINT and not dist.is_distributed():
+                raise KeyboardInterrupt
+            return
+        self._signal = number
+        name = signal.Signals(number).name
+        os.write(2, f'{name}: finishing this iteration, saving, and leaving\n'.encode())
+
+    def _leave(self, runner: Runner) -> NoReturn:
+        self.after_train(runner)
+        runner.logger.info(
+            f'Interrupted, and saved: exit code {RESUME_ME} says that --resume goes on from here'
+        )
+        sys.exit(RESUME_ME)
+
+
+def _start_worker(initialize: Callable | None, worker_id: int) -> None:
+    """A worker lives as long as its process needs it, whoever sends a signal to all of them."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if initialize is not None:
+        initialize(worker_id)
+
+
+def end_with_launcher() -> None:
+    """Let the system kill this process when torchrun, if that started it, is no longer there."""
+    if 'TORCHELASTIC_RUN_ID' in os.environ and sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,371 @@
+"""A resumed run equals the uninterrupted one: the order of data, augmentation, random numbers.
+
+Every sample is augmented with random numbers of its own, drawn from the seed of the run and the
+sample's number in the order of training. So it does not matter which worker loads it, how many
+there are, or how often the run was interrupted. The random numbers of the model (dropout, drop
+path, sampling of regions) are those of the process, and go into the checkpoints.
+"""
+
+import contextlib
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine import dist
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.registry import DATA_SAMPLERS, HOOKS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
+
+from .checkpointing import RESUME, AtomicCheckpointHook
+from .processes import on_main
+
+# Random numbers of a process
+
+
+def random_state() -> dict:
+    """The state of every random number generator of this process, in plain values and tensors."""
+    version, internal, gauss_next = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = dict(
+        python=(version, torch.tensor(internal), gauss_next),
+        numpy=(name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        torch=torch.get_rng_state(),
+    )
+    if torch.cuda.is_available():
+        state['cuda'] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict) -> None:
+    """Take up what :func:`random_state` returned, on whatever device its tensors are."""
+    version, internal, gauss_next = state['python']
+    random.setstate((version, tuple(internal.tolist()), gauss_next))
+    name, keys, *rest = state['numpy']
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state['torch'].cpu())
+    if 'cuda' in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state['cuda'].cpu())
+
+
+@contextlib.contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Draw from generators seeded with ``numbers``, and leave those of the process alone."""
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    words = np.random.SeedSequence(numbers).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(words[1:3])
+    # of the CPU: torch.manual_seed would reach for the GPU, which workers must not
+    torch.default_generator.manual_seed(int(words[3]))
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(pytorch)
+
+
+# Data
+
+
+class _Numbered(int):
+    """An index into a data set that knows its place in the order of training."""
+
+    epoch: int
+    number: int
+
+
+class _NumberedSampler(Sampler):
+    """A sampler's own indices, numbered over all ranks."""
+
+    def __init__(self, sampler: Sampler):
+        self.sampler = sampler
+        self.epoch = 0
+
+    def __getattr__(self, name: str) -> Any:  # batch samplers ask for the data set and more
+        if name == 'sampler':  # not there yet: when unpickled
+            raise AttributeError(name)
+        return getattr(self.sampler, name)
+
+    def __iter__(self) -> Iterator[_Numbered]:
+        rank, ranks = dist.get_dist_info()
+        for place, index in enumerate(self.sampler):
+            numbered = _Numbered(index)
+            numbered.epoch, numbered.number = self.epoch, place * ranks + rank
+            yield numbered
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        if hasattr(self.sampler, 'set_epoch'):
+            self.sampler.set_epoch(epoch)
+
+
+class _ResumedBatches(Sampler):
+    """The batches of a batch sampler, without those that a run has seen.
+
+    Args:
+        batches: The batch sampler, over a numbered sampler.
+        endless: Go on with the next epoch when one ends, for training by iteration.
+    """
+
+    def __init__(self, batches: Sampler, endless: bool):
+        self.batches = batches
+        self.sampler = batches.sampler
+        self.batch_size = batches.batch_size
+        self.drop_last = getattr(batches, 'drop_last', False)
+        self.endless = endless
+        self.skip = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        skip, self.skip = self.skip, 0
+        yield from itertools.islice(self._all(), skip, None)
+
+    def _all(self) -> Iterator[list[int]]:
+        if not self.endless:
+            yield from self.batches
+            return
+        for epoch in itertools.count():
+            self.sampler.set_epoch(epoch)
+            yield from self.batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class _SeededDataset(Dataset):
+    """A data set each of whose samples is loaded with random numbers of its own.
+
+    Everything else, such as a hook that sets another pipeline, reaches the data set itself.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self.__dict__.update(dataset=dataset, seed=seed)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'dataset':  # not there yet: when unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.dataset, name, value)
+
+    def __getitem__(self, index: _Numbered) -> Any:
+        if not isinstance(index, _Numbered):
+            raise TypeError(
+                f'the batch sampler gives {index!r} instead of an index of its sampler: '
+                'ReproducibilityHook cannot number its samples'
+            )
+        with seeded(self.seed, index.epoch, index.number):
+            return self.dataset[int(index)]
+
+    def __getitems__(self, indices: Sequence[_Numbered]) -> list:
+        return [self[index] for index in indices]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+class _Batches:
+    """What IterBasedTrainLoop takes its batches from: already where the run goes on.
+
+    Args:
+        loader: Whose batch sampler has skipped.
+        ignored: How often the loop will ask for a batch to skip it.
+    """
+
+    def __init__(self, loader: DataLoader, ignored: int):
+        self._loader = loader
+        self._ignored = ignored
+        self._iterator = None
+
+    def __iter__(self) -> '_Batches':
+        return self
+
+    def __next__(self) -> Any:
+        if self._ignored:
+            self._ignored -= 1
+            return None
+        if self._iterator is None:
+            self._iterator = iter(self._loader)
+        return next(self._iterator)
+
+    def skip_iter(self, num_iters: int) -> None:
+        """Nothing: the batch sampler skips."""
+
+
+# The hook
+
+
+@HOOKS.register_module()
+class ReproducibilityHook(Hook):
+    """Make a resumed run the same as one that was never interrupted.
+
+    Samples get random numbers by the run's seed and their number, whatever the number of workers;
+    checkpoints get the random numbers of every rank and the position in the data; validation uses
+    none of training's random numbers, and one that a kill prevented is done on resuming. Without
+    ``randomness.seed`` the seed is drawn once, and resumed runs take it from the checkpoint.
+
+    On the CPU, and on GPUs as far as their kernels are deterministic (``randomness.deterministic``),
+    the weights are then equal bit for bit.
+
+    Raises:
+        ValueError: For a train loop, data loader or checkpoint hook that it does not work with.
+    """
+
+    # after all that other hooks do before the training
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self._resumed: dict = {}
+        self._states: list[dict] | None = None
+        self._in_validation = False
+        self._own_state: dict | None = None
+        self._done = 0
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if runner._resume:
+            self._resumed = dict(checkpoint.get(RESUME) or {})
+            if 'random_states' not in self._resumed:
+                runner.logger.warning(
+                    'The checkpoint holds no random states: the run goes on, but not as if it had '
+                    'not been interrupted'
+                )
+
+    def before_train(self, runner: Runner) -> None:
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook) and not isinstance(hook, AtomicCheckpointHook):
+                raise ValueError(
+                    f'{type(self).__name__} needs default_hooks.checkpoint.type='
+                    f"'AtomicCheckpointHook', got {type(hook).__name__}"
+                )
+        loop = runner.train_loop
+        by_epoch = isinstance(loop, EpochBasedTrainLoop)
+        if not by_epoch and not isinstance(loop, IterBasedTrainLoop):
+            raise ValueError(
+                f'{type(self).__name__} works with EpochBasedTrainLoop and IterBasedTrainLoop, '
+                f'not with {type(loop).__name__}'
+            )
+        done = self._resumed.get('batches_of_epoch', 0) if by_epoch else loop.iter
+        seed = on_main(lambda: runner.seed)
+        loop.dataloader = _reproducible(runner._train_dataloader, loop.dataloader, seed, by_epoch)
+        loop.dataloader.batch_sampler.skip = done
+        if not by_epoch:
+            # one that can skip is told to, another is called once for every batch to skip
+            can_skip = hasattr(type(loop.dataloader_iterator), 'skip_iter')
+            loop.dataloader_iterator = _Batches(loop.dataloader, 0 if can_skip else loop.iter)
+        self._done = done
+        self._epoch = runner.epoch - (done == 0)
+        self._restore(runner)
+        if self._resumed.get('validated') is False and not (by_epoch and done):
+            _validate_if_due(runner, loop.epoch if by_epoch else loop.iter)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self._epoch, self._epoch_start = runner.epoch, runner.iter - self._done
+        self._done = 0
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            runner.train_dataloader.batch_sampler.sampler.set_epoch(runner.epoch)
+
+    def before_val(self, runner: Runner) -> None:
+        self.before_save_in_all_ranks(runner)
+        self._own_state = random_state()
+        self._in_validation = True
+
+    def after_val(self, runner: Runner) -> None:
+        self._in_validation = False
+        set_random_state(self._own_state)
+
+    def before_save_in_all_ranks(self, runner: Runner) -> None:
+        if not self._in_validation:  # else those from before it
+            self._states = dist.all_gather_object(random_state())
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if self._states is None or 'optimizer' not in checkpoint:
+            return
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        whole_epoch = not by_epoch or checkpoint['meta']['epoch'] > self._epoch
+        checkpoint.setdefault(RESUME, {}).update(
+            random_states=self._states,
+            batches_of_epoch=0 if whole_epoch else checkpoint['meta']['iter'] - self._epoch_start,
+        )
+
+    def _restore(self, runner: Runner) -> None:
+        states = self._resumed.get('random_states')
+        if states is None:
+            return
+        if len(states) != dist.get_world_size():
+            runner.logger.warning(
+                f'The checkpoint is of {len(states)} processes and this run of '
+                f'{dist.get_world_size()}: it goes on, but not as if it had not been interrupted'
+            )
+            return
+        set_random_state(states[dist.get_rank()])
+
+
+def _reproducible(cfg: Any, loader: DataLoader, seed: int, by_epoch: bool) -> DataLoader:
+    """The loader of a config anew, with its samplers seeded, numbered and able to skip.
+
+    Raises:
+        ValueError: If the samplers cannot be built again, or the data set has no indices.
+    """
+    if not isinstance(cfg, dict) or not isinstance(cfg.get('sampler'), dict):
+        raise ValueError(
+            'ReproducibilityHook builds the sampler itself: give train_dataloader, and its sampler, '
+            'as dicts of the config'
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        raise ValueError(
+            'ReproducibilityHook numbers the samples of a data set: it cannot number those of '
+            f'{type(loader.dataset).__name__}, which has no indices'
+        )
+    # a resumed run without a seed of its own has learned it after its loader was built
+    sampler = _NumberedSampler(
+        DATA_SAMPLERS.build(
+            dict(cfg['sampler']), default_args=dict(dataset=loader.dataset, seed=seed)
+        )
+    )
+    if cfg.get('batch_sampler'):
+        batches = DATA_SAMPLERS.build(
+            dict(cfg['batch_sampler']),
+            default_args=dict(sampler=sampler, batch_size=cfg['batch_size']),
+        )
+    else:
+        batches = BatchSampler(sampler, cfg['batch_size'], loader.drop_last)
+    workers = {}
+    if loader.num_workers:
+        workers = dict(
+            prefetch_factor=loader.prefetch_factor,
+            persistent_workers=loader.persistent_workers,
+            multiprocessing_context=loader.multiprocessing_context,
+        )
+    return DataLoader(
+        _SeededDataset(loader.dataset, seed),
+        batch_sampler=_ResumedBatches(batches, endless=not by_epoch),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        # a new iterator draws a number: not from those of the model
+        generator=torch.Generator().manual_seed(seed),
+        **workers,
+    )
+
+
+def _validate_if_due(runner: Runner, done: int) -> None:
+    """Validate after ``done`` epochs or iterations where the train loop would have."""
+    loop = runner.train_loop
+    loop._decide_current_val_interval()
+    last = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
+    if (
+        runner.val_loop is not None
+        and done >= max(loop.val_begin, 1)
+        and (done % loop.val_interval == 0 or done == last)
+    ):
+        runner.logger.info('The validation of the checkpoint had not been finished: it is done now')
+        runner.val_loop.run()

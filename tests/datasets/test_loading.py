@@ -1,0 +1,232 @@
+"""A file that cannot be learnt from: one line with its name, its size, its mode and a remedy."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import DATASETS, init_default_scope
+from mmengine.runner import Runner
+from PIL import Image
+
+from coco_sample import make_coco
+from helpers import ROOT
+from polynext_mm.datasets import CheckedPipeline, DataError, check_loading
+from polynext_mm.engine.data_checks import check_samples
+from segmentation_sample import (
+    constant,
+    cut_short,
+    image_path,
+    label_path,
+    make_segmentation,
+    segmentation_config,
+    write_label,
+)
+
+
+@pytest.fixture
+def root(tmp_path):
+    init_default_scope('mmseg')
+    return make_segmentation(tmp_path)
+
+
+def told(root, split='train', **options) -> str:
+    """The error of reading a whole split, a single line."""
+    cfg = segmentation_config(root, **options)
+    dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
+    check_loading(dataset)
+    with pytest.raises(DataError) as error:
+        for index in range(len(dataset)):
+            dataset[index]
+    message = str(error.value)
+    assert '\n' not in message
+    return message
+
+
+def save(image: Image.Image, path) -> None:
+    image.save(path)
+
+
+def rgb_label(root, split):
+    save(Image.new('RGB', (48, 40), (9, 8, 7)), label_path(root, split, 1))
+
+
+def small_label(root, split):
+    save(Image.new('L', (24, 20)), label_path(root, split, 1))
+
+
+MISTAKES = {
+    'truncated image': (
+        lambda root, split: cut_short(image_path(root, split, 1)),
+        ['01.jpg (', 'bytes, JPEG, 48x40, mode RGB) is cut short', 'get the file again'],
+    ),
+    'truncated label': (
+        lambda root, split: cut_short(label_path(root, split, 1)),
+        ['01.png (', 'bytes, PNG, 48x40, mode L) is cut short', 'get the file again'],
+    ),
+    'empty image': (
+        lambda root, split: image_path(root, split, 1).write_bytes(b''),
+        ['01.jpg (0 bytes) is empty'],
+    ),
+    'web page': (
+        lambda root, split: image_path(root, split, 1).write_text('<html>404</html>'),
+        ['01.jpg (16 bytes) is a text or web page'],
+    ),
+    'git-lfs': (
+        lambda root, split: label_path(root, split, 1).write_text(
+            'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n'
+        ),
+        ['01.png', 'git lfs pull'],
+    ),
+    'missing label': (
+        lambda root, split: label_path(root, split, 1).unlink(),
+        ['there is no', '01.png'],
+    ),
+    'id out of range': (
+        lambda root, split: write_label(root, split, 1, np.r_[[[76] * 48], constant(0)[1:]]),
+        [
+            '01.png (',
+            'PNG, 48x40, mode L)',
+            'has the ids 76 on 2.5% of its pixels, and the 4 classes have 0 to 3',
+            'write 255 where a pixel is to be ignored',
+        ],
+    ),
+    'ids from 1': (
+        lambda root, split: write_label(root, split, 1, constant(4)),
+        ['has the ids 4', 'set reduce_zero_label=True'],
+    ),
+    'RGB label': (
+        rgb_label,
+        ['01.png (', 'mode RGB) is a picture of 3 channels', 'colours replaced by ids'],
+    ),
+    'size': (small_label, ['01.png', 'has 24x20 pixels and its image 48x40']),
+    '16 bits': (
+        lambda root, split: write_label(root, split, 1, constant(256)),
+        ['01.png', 'has ids up to 256, and mmseg keeps 8 bits'],
+    ),
+}
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_a_bad_file_is_named_in_training_and_validation(root, mistake, split):
+    make, parts = MISTAKES[mistake]
+    make(root, split)
+    message = told(root, split)
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_labels_of_which_nothing_counts(root, split):
+    for index in range(4 if split == 'train' else 3):
+        write_label(root, split, index, constant(255))
+    assert re.search(r'\d\d\.png .*every pixel is ignored, as in all \d labels', told(root, split))
+
+
+def test_a_single_empty_label_passes(root):
+    write_label(root, 'train', 1, constant(255))
+    dataset = DATASETS.build(segmentation_config(root).train_dataloader.dataset)
+    check_loading(dataset)
+    for index in range(len(dataset)):
+        dataset[index]
+
+
+def test_another_ignored_id_of_the_data_set_passes(root):
+    write_label(root, 'train', 1, np.r_[[[254] * 48], constant(0)[1:]])
+    assert 'has the ids 254' in told(root)
+    settings = segmentation_config(root).train_dataloader.dataset
+    dataset = DATASETS.build(dict(settings, ignore_index=254))
+    check_loading(dataset)
+    dataset[1]
+
+
+def test_a_contradiction_about_zero_names_the_setting(root):
+    message = told(root, **{'train_dataloader.dataset.reduce_zero_label': True})
+    assert 'reduce_zero_label' in message and '.png' in message
+
+
+def test_ids_are_those_of_the_file_where_zero_is_reduced(root):
+    step = dict(type='LoadAnnotations', reduce_zero_label=True)
+    write_label(root, 'train', 0, constant(9))
+    cfg = segmentation_config(root)
+    cfg.train_dataloader.dataset.reduce_zero_label = True
+    cfg.train_dataloader.dataset.pipeline[1] = step
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    check_loading(dataset)
+    with pytest.raises(DataError, match='has the ids 9 .* the 4 classes have 1 to 4'):
+        dataset[0]
+
+
+def test_nothing_else_changes(root):
+    """What comes out is what comes out without the checks, with the same random numbers."""
+    settings = segmentation_config(root).train_dataloader.dataset
+    plain = DATASETS.build(settings)
+    loader = Runner.build_dataloader(
+        dict(dataset=settings, sampler=dict(type='DefaultSampler', shuffle=False), batch_size=1)
+    )
+    checked = loader.dataset
+    results = []
+    for dataset in (plain, checked):
+        np.random.seed(3)
+        if dataset is checked:
+            check_samples(loader)
+        results.append(dataset[2]['inputs'])
+    assert type(plain.pipeline) is Compose and isinstance(checked.pipeline, CheckedPipeline)
+    assert (results[0] == results[1]).all()
+
+
+def test_a_worker_tells_in_one_line(root):
+    write_label(root, 'train', 3, constant(76))
+    cfg = segmentation_config(root).train_dataloader
+    cfg.update(num_workers=1, batch_size=2)
+    loader = Runner.build_dataloader(cfg)
+    check_loading(loader.dataset)
+    with pytest.raises(DataError) as error:
+        list(loader)
+    assert '\n' not in str(error.value) and '03.png' in str(error.value)
+    assert 'has the ids 76' in str(error.value)
+
+
+@pytest.fixture
+def detection(tmp_path):
+    init_default_scope('mmdet')
+    root = make_coco(tmp_path, ('box', 'ball', 'tent'))
+    cfg = Config.fromfile(ROOT / 'configs' / 'mask_rcnn_cpolynext_t_coco_1x.py')
+    settings = cfg.train_dataloader.dataset
+    settings.update(data_root=f'{root}/', metainfo=dict(classes=('box', 'ball', 'tent')))
+    return root, settings
+
+
+def test_a_truncated_image_of_a_detection_set_is_named(detection):
+    root, settings = detection
+    cut_short(root / 'train2017' / '002.png')
+    dataset = DATASETS.build(settings)
+    check_loading(dataset)
+    with pytest.raises(DataError, match=r'002\.png \(\d+ bytes, PNG, 128x128, mode RGB\) is cut'):
+        for index in range(len(dataset)):
+            dataset[index]
+
+
+def test_a_box_of_a_class_beyond_the_last_is_named(detection):
+    _, settings = detection
+    dataset = DATASETS.build(settings)
+    check_loading(dataset)
+    dataset.pipeline.num_classes = 0
+    with pytest.raises(DataError, match=r'\.png .* has a box of class \d, and the 0 classes'):
+        dataset[0]
+
+
+def test_a_box_that_is_not_finite_is_named(detection):
+    root, settings = detection
+    path = root / 'annotations' / 'instances_train2017.json'
+    content = json.loads(path.read_text())
+    content['annotations'][0]['bbox'][2] = float('inf')
+    path.write_text(json.dumps(content))
+    dataset = DATASETS.build(settings)
+    check_loading(dataset)
+    with pytest.raises(DataError, match='no finite number'):
+        for index in range(len(dataset)):
+            dataset[index]

@@ -1,0 +1,138 @@
+"""Trainings of a second or two, of the sample configs with the tiny network: everything random in
+them is on (augmentation, dropout, drop path)."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from helpers import ROOT, TINY_ARCH
+from polynext_mm.weights import safe_reading
+
+WIDTHS = list(TINY_ARCH['widths'])
+SEGMENTATION = ROOT / 'configs' / 'upernet_cpolynext_t_landcover.py'
+DETECTION = ROOT / 'configs' / 'atss_cpolynext_t_treecrowns.py'
+
+
+def options(task: str, iters: int = 6, by_epoch: bool = False, **settings) -> dict:
+    """Settings, as of --cfg-options, for the tiny runs of a task, 'segmentation' or 'detection'.
+
+    By iteration, it saves every second iteration and validates every third; by epoch there are
+    ``iters`` epochs of two iterations, with a checkpoint and a validation each.
+    """
+    tiny = {
+        'model.backbone.arch': dict(TINY_ARCH, _delete_=True),
+        'model.backbone.drop_path_rate': 0.3,
+        'train_dataloader.batch_size': 2,
+        'train_dataloader.dataset.indices': 4,
+        'val_dataloader.dataset.indices': 2,
+        'default_hooks.logger.interval': 100,
+        'randomness.seed': 3,
+    }
+    if task == 'segmentation':
+        tiny |= {
+            'model.decode_head.in_channels': WIDTHS,
+            'model.decode_head.channels': 8,
+            'model.auxiliary_head.in_channels': WIDTHS[2],
+            'model.auxiliary_head.channels': 8,
+            'default_hooks.checkpoint.save_best': 'mIoU',
+        }
+    else:
+        tiny |= {
+            'model.neck.in_channels': WIDTHS[1:],
+            'model.neck.out_channels': 16,
+            'model.bbox_head.in_channels': 16,
+            'model.bbox_head.feat_channels': 16,
+            'model.bbox_head.stacked_convs': 1,
+            'train_dataloader.dataset.pipeline.3.crop_size': (96, 96),
+            'default_hooks.checkpoint.save_best': 'coco/bbox_mAP',
+        }
+    if by_epoch:
+        tiny |= {
+            'train_cfg': dict(
+                _delete_=True, type='EpochBasedTrainLoop', max_epochs=iters, val_interval=1
+            ),
+            'train_dataloader.sampler.type': 'DefaultSampler',
+            'default_hooks.checkpoint.by_epoch': True,
+            'default_hooks.checkpoint.interval': 1,
+            'log_processor.by_epoch': True,
+        }
+        if task == 'detection':
+            tiny['train_dataloader.batch_sampler'] = dict(type='AspectRatioBatchSampler')
+    else:
+        tiny |= {
+            'train_cfg.max_iters': iters,
+            'train_cfg.val_interval': 3,
+            'default_hooks.checkpoint.interval': 2,
+        }
+    return tiny | settings
+
+
+def config(task: str, work_dir: Path, **settings) -> Config:
+    """The config of such a run, without drawing pictures."""
+    cfg = Config.fromfile(SEGMENTATION if task == 'segmentation' else DETECTION)
+    cfg.merge_from_dict(options(task, **settings))
+    cfg.work_dir = str(work_dir)
+    return cfg
+
+
+class At(Hook):
+    """Calls ``act`` at a hook point once the run has so many iterations done."""
+
+    priority = 'HIGHEST'
+
+    def __init__(self, point: str, iteration: int, act: Callable[[Runner], None]):
+        self.iteration, self.act = iteration, act
+        setattr(self, point, self._at)
+
+    def _at(self, runner: Runner, **step: object) -> None:
+        if runner.iter == self.iteration:
+            self.act(runner)
+
+
+def train(cfg: Config, resume: bool | str = False, hooks: Iterable[Hook] = ()) -> Runner:
+    """Train as tools/train.py does, in this process."""
+    if resume:
+        cfg.resume = True
+        cfg.load_from = None if resume is True else str(resume)
+    with safe_reading():
+        runner = Runner.from_cfg(cfg)
+        for hook in hooks:
+            runner.register_hook(hook)
+        runner.train()
+    return runner
+
+
+def saved(path: Path) -> dict:
+    return torch.load(path, weights_only=False)
+
+
+def differences(one: dict, other: dict) -> list[str]:
+    """Where two checkpoints differ in what training goes on from, bit for bit."""
+    return [
+        name
+        for key in ('state_dict', 'optimizer', 'param_schedulers', 'polynext_resume')
+        for name in _differences(one[key], other[key], key)
+        if not name.endswith('saved_at')
+    ]
+
+
+def _differences(one, other, name: str) -> list[str]:
+    if type(one) is not type(other):
+        return [name]
+    if isinstance(one, torch.Tensor):
+        return [] if one.dtype == other.dtype and torch.equal(one, other) else [name]
+    if isinstance(one, dict):
+        found = [f'{name}.{key}' for key in one.keys() ^ other.keys()]
+        for key in one.keys() & other.keys():
+            found += _differences(one[key], other[key], f'{name}.{key}')
+        return found
+    if isinstance(one, (list, tuple)):
+        found = [] if len(one) == len(other) else [name]
+        for place, (left, right) in enumerate(zip(one, other)):
+            found += _differences(left, right, f'{name}.{place}')
+        return found
+    return [] if one == other else [name]

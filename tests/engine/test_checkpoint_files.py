@@ -1,0 +1,307 @@
+"""Checkpoints are found, kept and replaced whatever else is in the work dir."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import textwrap
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner
+from runs import At, config, saved, train
+
+from polynext_mm.engine.checkpointing import newest_checkpoint
+from polynext_mm.engine.work_dir import WorkDirInUseError, lock, unlock
+from polynext_mm.weights import CheckpointError
+
+pytestmark = pytest.mark.usefixtures('quick_configs')
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A work dir with iter_2, iter_4 and the best checkpoint of iteration 3."""
+    with pytest.MonkeyPatch.context() as patch:
+        from mmengine.config import Config
+
+        patch.setattr(Config, 'pretty_text', property(lambda cfg: repr(cfg._cfg_dict)))
+        work_dir = tmp_path_factory.mktemp('trained')
+        train(config('segmentation', work_dir, iters=4))
+    return work_dir
+
+
+@pytest.fixture
+def work_dir(trained, tmp_path):
+    copy = Path(shutil.copytree(trained, tmp_path / 'work'))
+    (copy / 'iter_3.pth').unlink()  # saved with the best
+    return copy
+
+
+# Resuming from the newest whole one
+
+
+LAST_CHECKPOINTS = {
+    'absent': None,
+    'empty': b'',
+    'binary': bytes(range(256)),
+    'foreign': b'/somewhere/else/iter_900.pth',
+    'older': b'iter_2.pth',
+    'command': b'unsafe:/somewhere/evil.pth',
+    'huge': b'x' * 10**6,
+}
+
+
+@pytest.mark.parametrize('text', LAST_CHECKPOINTS.values(), ids=LAST_CHECKPOINTS)
+def test_last_checkpoint_does_not_decide(work_dir, text):
+    file = work_dir / 'last_checkpoint'
+    file.unlink() if text is None else file.write_bytes(text)
+    newest = newest_checkpoint(work_dir)
+    assert newest.path == work_dir / 'iter_4.pth'
+    assert 'last_checkpoint' in newest.report
+
+
+def cut(path, content):
+    path.write_bytes(content[: len(content) // 2])
+
+
+def flip(path, content):
+    with zipfile.ZipFile(path) as archive:
+        record = max(archive.infolist(), key=lambda info: info.file_size)
+    place = record.header_offset + len(record.filename) + 64 + record.file_size // 2
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+
+
+DAMAGES = {
+    'cut': cut,
+    'flipped': flip,
+    'empty': lambda path, content: path.write_bytes(b''),
+    'foreign': lambda path, content: torch.save([1, 2], path),
+    'text': lambda path, content: path.write_text('<html>not found</html>'),
+    'weights alone': lambda path, content: torch.save(
+        {k: v for k, v in saved(path).items() if k in ('meta', 'state_dict')}, path
+    ),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES.values(), ids=DAMAGES)
+def test_what_is_not_whole_is_passed_over_and_named(work_dir, damage):
+    path = work_dir / 'iter_4.pth'
+    damage(path, path.read_bytes())
+    newest = newest_checkpoint(work_dir)
+    assert newest.path == work_dir / 'iter_2.pth'
+    assert 'passed over iter_4.pth (' in newest.report
+
+
+def test_none_whole_is_an_error_that_names_them(work_dir):
+    for path in work_dir.glob('iter_*.pth'):
+        cut(path, path.read_bytes())
+    with pytest.raises(
+        CheckpointError, match=r'iter_2.pth \(cut short\), iter_4.pth \(cut short\)'
+    ):
+        newest_checkpoint(work_dir)
+
+
+def test_newest_is_written_last_and_not_of_the_highest_number(work_dir, tmp_path):
+    stale = saved(work_dir / 'iter_4.pth')
+    stale['polynext_resume']['saved_at'] -= 3600
+    stale['meta']['iter'] = 900
+    torch.save(stale, work_dir / 'iter_900.pth')  # of a run before, in the same work dir
+    os.utime(work_dir / 'iter_2.pth')
+    assert newest_checkpoint(work_dir).path == work_dir / 'iter_4.pth'
+
+
+def test_best_and_nonfinite_files_are_no_candidates(work_dir):
+    shutil.copy(work_dir / 'iter_4.pth', work_dir / 'nonfinite_iter_9.pth')
+    shutil.copy(work_dir / 'iter_4.pth', work_dir / 'best_mIoU_iter_9.pth')
+    shutil.copy(work_dir / 'iter_4.pth', work_dir / '.iter_9.pth.77.part')
+    newest = newest_checkpoint(work_dir)
+    assert newest.path == work_dir / 'iter_4.pth' and 'of 2 checkpoints' in newest.report
+
+
+def test_resuming_in_an_empty_work_dir_starts_afresh(tmp_path):
+    runner = train(config('segmentation', tmp_path, iters=2), resume=True)
+    assert runner.iter == 2 and (tmp_path / 'iter_2.pth').is_file()
+
+
+def test_a_copied_work_dir_leaves_the_original_alone(work_dir, tmp_path):
+    best = next(work_dir.glob('best_*.pth'))
+    (work_dir / 'iter_4.pth').unlink()
+    cfg = config('segmentation', tmp_path / 'copy', iters=4)
+    shutil.copytree(work_dir, tmp_path / 'copy')
+    before = {path: path.stat().st_mtime_ns for path in work_dir.rglob('*.pth')}
+
+    def forget_score(runner):
+        runner.message_hub.runtime_info['best_score'] = -1.0  # so that the next one is a new best
+
+    runner = train(cfg, resume=True, hooks=[At('before_train', 2, forget_score)])
+    assert runner._load_from == str(tmp_path / 'copy' / 'iter_2.pth')
+    assert {path: path.stat().st_mtime_ns for path in work_dir.rglob('*.pth')} == before
+    assert best.is_file()
+    assert Path(runner.message_hub.get_info('best_ckpt')).parent == tmp_path / 'copy'
+
+
+def test_what_a_checkpoint_names_is_not_removed_elsewhere(work_dir, tmp_path):
+    """Neither a file nor a folder, nor what is no checkpoint of this run."""
+    precious = tmp_path / 'precious'
+    precious.mkdir()
+    (precious / 'best_x_iter_1.pth').write_text('')
+    (work_dir / 'notes.pth').write_text('')
+    content = saved(work_dir / 'iter_2.pth')
+    for named in (precious, precious / 'best_x_iter_1.pth', work_dir / 'notes.pth', '../precious'):
+        info = content['message_hub']['runtime_info']
+        info.update(best_ckpt=str(named), best_score=-1.0, keep_ckpt_ids=['../precious', 2])
+        (work_dir / 'iter_4.pth').unlink(missing_ok=True)
+        torch.save(content, work_dir / 'iter_2.pth')
+        options = {'default_hooks.checkpoint.max_keep_ckpts': 1}
+        train(config('segmentation', work_dir, iters=4, **options), resume=True)
+        assert (precious / 'best_x_iter_1.pth').is_file() and (work_dir / 'notes.pth').is_file()
+
+
+# Keeping
+
+
+def test_only_so_many_are_kept_and_no_debris_stays(tmp_path):
+    (tmp_path / '.iter_7.pth.123.part').write_text('of a killed run')
+    (tmp_path / '.hidden.part').write_text('of somebody else')
+    options = {'default_hooks.checkpoint.max_keep_ckpts': 1}
+    train(config('segmentation', tmp_path, iters=6, **options))
+    assert [path.name for path in tmp_path.glob('iter_*')] == ['iter_6.pth']
+    assert len(list(tmp_path.glob('best_*'))) == 1
+    assert [path.name for path in tmp_path.glob('*.part')] == ['.hidden.part']
+    assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'iter_6.pth')
+
+
+def test_saving_is_that_of_mmengine(trained, tmp_path, monkeypatch):
+    """The same files with the same weights, at the same iterations, as of its own hook."""
+    options = {
+        'default_hooks.checkpoint.type': 'CheckpointHook',
+        'custom_hooks': [dict(type='CheckpointGuardHook')],
+    }
+    plain = train(config('segmentation', tmp_path, iters=4, **options))
+    assert any(type(hook) is CheckpointHook for hook in plain.hooks)
+    names = [sorted(path.name for path in place.glob('*.pth')) for place in (trained, tmp_path)]
+    assert names[0] == names[1]
+    ours, theirs = saved(trained / 'iter_4.pth'), saved(tmp_path / 'iter_4.pth')
+    assert ours.keys() - theirs.keys() == {'polynext_resume'}
+    assert ours['state_dict'].keys() == theirs['state_dict'].keys()
+
+
+def test_remote_storage_is_refused(tmp_path):
+    options = {'default_hooks.checkpoint.backend_args': dict(backend='petrel')}
+    with pytest.raises(ValueError, match="type='CheckpointHook'"):
+        train(config('segmentation', tmp_path, iters=2, **options))
+
+
+def test_published_files_are_written_whole(tmp_path):
+    options = {'default_hooks.checkpoint.published_keys': ['meta', 'state_dict']}
+    train(config('segmentation', tmp_path, iters=2, **options))
+    published = next(tmp_path.glob('iter_2-*.pth'))
+    assert saved(published).keys() == {'meta', 'state_dict'}
+
+
+# Disks that refuse
+
+
+def test_a_full_disk_is_named_and_what_was_there_stays(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(runner):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+
+    try:
+        with pytest.raises(CheckpointError) as caught:
+            train(
+                config('segmentation', tmp_path, iters=4),
+                hooks=[At('before_train_iter', 3, fill)],
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(tmp_path / 'iter_4.pth') in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not list(tmp_path.glob('.*.part')) and not (tmp_path / 'iter_4.pth').exists()
+    assert newest_checkpoint(tmp_path).path == tmp_path / 'iter_3.pth'
+    assert train(config('segmentation', tmp_path, iters=4), resume=True).iter == 4
+
+
+@pytest.fixture
+def nobody():
+    """Without root's rights, to whom no folder is read-only."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
+
+
+def test_a_read_only_folder_is_named(nobody):
+    # the folders of pytest are root's
+    assert not os.access('/usr', os.W_OK, effective_ids=True)
+    with pytest.raises(PermissionError, match='/usr/polynext_work_dir'):
+        lock('/usr/polynext_work_dir')
+
+
+def test_a_folder_that_became_read_only_is_named(trained, tmp_path):
+    from polynext_mm.engine.checkpointing import write_atomically
+
+    (tmp_path / 'work').mkdir()
+    target = tmp_path / 'work' / 'iter_4.pth'
+    target.write_bytes(b'old')
+    target.parent.chmod(0o555)
+    tmp_path.chmod(0o755)
+    was_root = os.geteuid() == 0
+    if was_root:
+        for parent in (tmp_path, *tmp_path.parents[:3]):
+            parent.chmod(0o755) if parent.owner() == 'root' and 'pytest' in str(parent) else None
+        os.seteuid(65534)
+    try:
+        with pytest.raises(CheckpointError, match=f'{target} could not be written'):
+            write_atomically(target, b'new')
+    finally:
+        if was_root:
+            os.seteuid(0)
+        target.parent.chmod(0o755)
+    assert target.read_bytes() == b'old'
+
+
+# One run at a time
+
+HOLDER = textwrap.dedent("""
+    import os, sys, time
+    from polynext_mm.engine.work_dir import lock
+    lock(sys.argv[1])
+    if os.fork() == 0:  # as a worker of a data loader, which outlives its process for a while
+        time.sleep(60)
+    print('locked', flush=True)
+    time.sleep(60)
+""")
+
+
+def test_a_work_dir_belongs_to_one_run_until_that_ends(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, '-W', 'ignore', '-c', HOLDER, tmp_path],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert holder.stdout.readline() == 'locked\n'
+        with pytest.raises(WorkDirInUseError, match=f'process {holder.pid} on '):
+            train(config('segmentation', tmp_path))
+        holder.kill()
+        holder.wait()
+        lock(tmp_path)
+        unlock(tmp_path)
+    finally:
+        os.killpg(holder.pid, 9)
+
+
+def test_the_lock_is_given_back_after_training(tmp_path):
+    runner = train(config('segmentation', tmp_path, iters=2))
+    assert isinstance(runner, Runner)
+    program = 'import sys; from polynext_mm.engine.work_dir import lock; lock(sys.argv[1])'
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', program, tmp_path], check=True)

@@ -1,0 +1,229 @@
+"""Settings that name nothing, options that nothing takes, numbers of classes that do not match."""
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from helpers import CONFIG, ROOT
+from polynext_mm.engine.config_checks import ConfigError, check_config
+from segmentation_sample import segmentation_config
+
+MASK_RCNN = ROOT / 'configs' / 'mask_rcnn_cpolynext_t_coco_1x.py'
+CASCADE = ROOT / 'configs' / 'cascade_mask_rcnn_cpolynext_s_coco_3x.py'
+RETINANET = ROOT / 'configs' / 'retinanet_cpolynext_t_coco_1x.py'
+CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+
+
+def complaint(path: Path, **overrides) -> str:
+    """What is said of a config with settings of a command line."""
+    cfg = Config.fromfile(path)
+    keys = set(cfg.keys())
+    cfg.merge_from_dict(overrides)
+    with pytest.raises(ConfigError) as error:
+        check_config(cfg, keys, overrides)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'told'),
+    [
+        ('randomnes.seed', 0, 'did you mean randomness.seed?'),
+        ('load_form', 'a.pth', 'did you mean load_from?'),
+        ('checkpoint.interval', 5, 'did you mean default_hooks.checkpoint.interval?'),
+        ('batch_size', 5, 'did you mean train_dataloader.batch_size?'),
+        ('resume_from', 'a.pth', 'it is resume=True and load_from now'),
+        ('xyz', 1, 'mm reads activation_checkpointing'),
+        (
+            'default_hooks.checkpoint.intervall',
+            5,
+            'did you mean default_hooks.checkpoint.interval?',
+        ),
+        ('default_hooks.chekpoint.interval', 5, 'did you mean default_hooks.checkpoint?'),
+        ('default_hooks.logger.intervals', 5, 'did you mean default_hooks.logger.interval?'),
+        ('custom_hooks.0.reset_heads', True, 'custom_hooks.0.reset_mismatched_heads?'),
+        ('train_cfg.max_iter', 5, 'did you mean train_cfg.max_iters?'),
+        ('val_cfg.fp_16', True, 'did you mean val_cfg.fp16?'),
+        ('randomness.sed', 0, 'did you mean randomness.seed?'),
+        ('env_cfg.cudnn_benchmrk', True, 'did you mean env_cfg.cudnn_benchmark?'),
+        ('train_dataloader.batchsize', 2, 'did you mean train_dataloader.batch_size?'),
+        ('train_dataloader.sampler.shufle', True, 'did you mean train_dataloader.sampler.shuffle?'),
+        ('val_dataloader.dataset.data_rot', '.', 'did you mean val_dataloader.dataset.data_root?'),
+        ('param_scheduler.1.pwer', 1, 'did you mean param_scheduler.1.power?'),
+        ('optim_wrapper.dtyp', 'float32', 'did you mean optim_wrapper.dtype?'),
+        ('optim_wrapper.optimizer.weightdecay', 0, 'optim_wrapper.optimizer.weight_decay?'),
+        ('val_evaluator.iou_metric', ['mIoU'], 'did you mean val_evaluator.iou_metrics?'),
+        ('default_hooks.checkpoint.interval', '16k', "'16k': it must be a number of type int"),
+        ('default_hooks.checkpoint.interval', 0, 'it must be a positive whole number'),
+        ('train_cfg.val_interval', 0, 'it must be a positive whole number'),
+        ('default_hooks.checkpoint.save_best', 'mIou', 'did you mean mIoU?'),
+        ('default_hooks.checkpoint.by_epoch', True, 'nothing would be saved before its end'),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_refused_with_the_nearest(key, value, told):
+    message = complaint(CONFIG, **{key: value})
+    assert key.rsplit('.', 1)[0] in message and told in message
+    assert message.startswith('1 of the settings')
+
+
+def test_a_coco_metric_is_looked_up_with_its_prefix():
+    message = complaint(MASK_RCNN, **{'default_hooks.checkpoint.save_best': 'bbox_mAP'})
+    assert 'did you mean coco/bbox_mAP?' in message
+
+
+def test_all_mistakes_are_told_at_once():
+    message = complaint(CONFIG, **{'randomnes.seed': 0, 'train_cfg.max_iter': 5})
+    assert 'randomness.seed' in message and 'train_cfg.max_iters' in message
+
+
+@pytest.mark.parametrize(
+    'overrides',
+    [
+        {'randomness.seed': 0},
+        {'work_dir': 'w', 'load_from': None, 'resume': False, 'launcher': 'none'},
+        {'model_wrapper_cfg': dict(find_unused_parameters=True), 'find_unused_parameters': True},
+        {'compile': True, 'experiment_name': 'x'},
+        {'data_root': 'elsewhere'},
+        {'default_hooks.checkpoint.max_keep_ckpts': 2, 'default_hooks.checkpoint.priority': 'LOW'},
+        {'default_hooks.timer': None, 'default_hooks.checkpoint.interval': -1},
+        {'train_dataloader.num_batch_per_epoch': 2, 'train_dataloader.pin_memory': True},
+        {'crop_size': (64, 64)},  # a variable of the file: a warning
+    ],
+    ids=lambda overrides: next(iter(overrides)),
+)
+def test_what_mm_reads_passes(overrides):
+    cfg = Config.fromfile(CONFIG)
+    keys = set(cfg.keys())
+    cfg.merge_from_dict(overrides)
+    check_config(cfg, keys, overrides)
+
+
+def written(tmp_path: Path, text: str) -> Config:
+    path = tmp_path / 'config.py'
+    path.write_text(f"_base_ = ['{CONFIG}']\n{text}")
+    return Config.fromfile(path)
+
+
+@pytest.mark.parametrize(
+    ('text', 'nearest'),
+    [
+        ("load_form = 'a.pth'", 'load_from'),
+        ('randomnes = dict(seed=0)', 'randomness'),
+        ("custom_hook = [dict(type='EMAHook')]", 'custom_hooks'),
+        ('train_dataloaders = dict(batch_size=1)', 'train_dataloader'),
+    ],
+)
+def test_a_misspelt_key_of_a_file_is_refused(tmp_path, text, nearest):
+    with pytest.raises(ConfigError, match=f'did you mean {nearest}'):
+        check_config(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'num_classes = 150',
+        'my_option = 1',
+        'test_dataloader_2 = dict()\ntest_dataloader = test_dataloader_2',  # used by the file itself
+    ],
+)
+def test_variables_of_a_file_pass(tmp_path, text):
+    cfg = written(tmp_path, text)
+    if 'test_dataloader_2' in cfg:
+        cfg.test_dataloader = None
+    check_config(cfg)
+
+
+@pytest.mark.parametrize(
+    ('path', 'heads'),
+    [
+        (CONFIG, ['decode_head', 'auxiliary_head']),
+        (MASK_RCNN, ['roi_head.bbox_head', 'roi_head.mask_head']),
+        (RETINANET, ['bbox_head']),
+        (CASCADE, ['roi_head.bbox_head.0', 'roi_head.bbox_head.2', 'roi_head.mask_head']),
+    ],
+    ids=['segmentor', 'two stages', 'one stage', 'cascade'],
+)
+def test_each_head_is_held_to_the_classes_of_the_data(path, heads):
+    for head in heads:
+        key = f'model.{head}.num_classes'
+        message = complaint(path, **{key: 7})
+        assert message.startswith('1 of the settings') and f'{key}=7' in message
+        classes = 150 if path == CONFIG else 80
+        assert f'has {classes} classes' in message and f'set {key}={classes}' in message
+
+
+def test_classes_of_the_data_are_held_to_all_heads():
+    metainfo = dict(classes=('tree', 'house'))
+    message = complaint(MASK_RCNN, **{'val_dataloader.dataset.metainfo': metainfo})
+    assert message.startswith('2 of the settings')
+    assert 'val_dataloader.dataset (CocoDataset) has 2 classes (tree, house)' in message
+
+
+def test_a_head_that_leaves_num_classes_to_its_default_is_compared():
+    cfg = Config.fromfile(RETINANET)
+    cfg.model.bbox_head = dict(type='RTMDetHead', num_classes=80)
+    check_config(cfg)
+    roi_head = Config.fromfile(MASK_RCNN)
+    del roi_head.model.roi_head.bbox_head.num_classes  # 80 by default
+    check_config(roi_head)
+    roi_head.train_dataloader.dataset.metainfo = dict(classes=('tree',))
+    with pytest.raises(ConfigError, match='model.roi_head.bbox_head.num_classes=80'):
+        check_config(roi_head)
+
+
+def test_the_proposals_have_one_class():
+    message = complaint(MASK_RCNN, **{'model.rpn_head.num_classes': 80})
+    assert 'model.rpn_head.num_classes=80: it tells objects from background' in message
+
+
+def test_one_word_is_no_list_of_classes():
+    message = complaint(MASK_RCNN, **{'train_dataloader.dataset.metainfo': dict(classes='tree')})
+    assert "write ('tree',)" in message
+
+
+def test_wrapped_data_sets_are_compared(tmp_path):
+    cfg = segmentation_config(tmp_path)
+    inner = cfg.train_dataloader.dataset.to_dict()
+    cfg.train_dataloader.dataset = dict(
+        type='ConcatDataset',
+        datasets=[inner, dict(type='RepeatDataset', times=2, dataset=inner)],
+    )
+    check_config(cfg)
+    cfg.train_dataloader.dataset.datasets[1].dataset.metainfo = dict(classes=('one', 'two'))
+    with pytest.raises(ConfigError, match=r'datasets\.1\.dataset \(BaseSegDataset\) has 2 classes'):
+        check_config(cfg)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_our_configs_pass(path):
+    check_config(Config.fromfile(path))
+
+
+# mistakes that mm's own configs have
+KNOWN = {
+    'san-vit-b16_voc12aug-640x640': 'decode_head.num_classes=20',
+    'san-vit-l14_voc12aug-640x640': 'decode_head.num_classes=20',
+    'faster-rcnn_r50_fpn_1x_voc0712-cocofmt': 'val_evaluator.eval_mode',
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('package', ['mmseg', 'mmdet'])
+def test_configs_of_mm_pass(package):
+    folder = Path(__import__(package).__file__).parent / '.mim' / 'configs'
+    checked, refused = 0, {}
+    for path in sorted(folder.rglob('*.py')):
+        if '_base_' in path.parts or '__pycache__' in path.parts:
+            continue
+        try:
+            cfg = Config.fromfile(path)
+        except (ImportError, FileNotFoundError):
+            continue  # needs a package that is not installed, or the model zoo
+        checked += 1
+        try:
+            check_config(cfg)
+        except ConfigError as error:
+            refused[path.stem] = str(error)
+    assert checked > 600
+    unexpected = {name: text for name, text in refused.items() if KNOWN.get(name, '\0') not in text}
+    assert not unexpected

@@ -1,0 +1,68 @@
+"""SIGTERM and SIGINT: the iteration is finished, the state saved, and exit code 75 says so."""
+
+import os
+import signal
+
+import pytest
+from runs import At, config, differences, saved, train
+
+pytestmark = pytest.mark.usefixtures('quick_configs')
+
+# by epoch, hook point, iterations done by then, what is saved
+MOMENTS = [
+    (False, 'before_train_iter', 2, 'interrupted_iter_3.pth'),
+    (False, 'before_train_iter', 3, 'iter_4.pth'),
+    (False, 'after_val_iter', 3, 'interrupted_iter_3.pth'),
+    (True, 'before_train_iter', 2, 'interrupted_iter_3.pth'),
+    (True, 'before_train_iter', 3, 'interrupted_iter_4.pth'),
+    (True, 'after_val_iter', 4, 'epoch_2.pth'),
+]
+
+
+def settings(by_epoch):
+    return dict(task='segmentation', by_epoch=by_epoch, iters=3 if by_epoch else 6)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """The last checkpoints of the uninterrupted runs, by iteration and by epoch."""
+    with pytest.MonkeyPatch.context() as patch:
+        from mmengine.config import Config
+
+        patch.setattr(Config, 'pretty_text', property(lambda cfg: repr(cfg._cfg_dict)))
+        runs = []
+        for by_epoch in (False, True):
+            work_dir = tmp_path_factory.mktemp('whole')
+            train(config(work_dir=work_dir, **settings(by_epoch)))
+            runs.append(saved(work_dir / ('epoch_3.pth' if by_epoch else 'iter_6.pth')))
+        return runs
+
+
+@pytest.mark.parametrize('moment', MOMENTS, ids=str)
+def test_an_interrupted_run_is_finished_by_resuming(tmp_path, whole, moment):
+    by_epoch, point, iteration, name = moment
+    number = signal.SIGTERM if iteration % 2 else signal.SIGINT
+    stop = At(point, iteration, lambda runner: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as left:
+        train(config(work_dir=tmp_path, **settings(by_epoch)), hooks=[stop])
+    assert left.value.code == 75
+    assert signal.getsignal(number) == before
+    assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / name)
+    train(config(work_dir=tmp_path, **settings(by_epoch)), resume=True)
+    last = saved(tmp_path / ('epoch_3.pth' if by_epoch else 'iter_6.pth'))
+    assert differences(last, whole[by_epoch]) == []
+    hub, expected = (run['message_hub']['runtime_info'] for run in (last, whole[by_epoch]))
+    assert hub['best_score'] == expected['best_score']
+    assert not list(tmp_path.glob('interrupted*'))
+
+
+def test_a_second_sigint_interrupts_at_once(tmp_path):
+    def twice(runner):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            config(work_dir=tmp_path, **settings(False)), hooks=[At('before_train_iter', 1, twice)]
+        )

@@ -1,0 +1,87 @@
+"""A resumed run equals the uninterrupted one, bit for bit."""
+
+import shutil
+
+import pytest
+import torch
+from runs import config, differences, saved, train
+
+pytestmark = pytest.mark.usefixtures('quick_configs')
+
+# task, by epoch, workers
+KINDS = [
+    ('segmentation', False, 0),
+    ('segmentation', True, 2),
+    ('detection', False, 2),
+    ('detection', True, 0),
+]
+
+
+def settings(task, by_epoch, workers):
+    return dict(
+        task=task,
+        by_epoch=by_epoch,
+        iters=3 if by_epoch else 6,
+        **{
+            'train_dataloader.num_workers': workers,
+            'train_dataloader.persistent_workers': workers > 0,
+            'val_dataloader.num_workers': workers,
+            'val_dataloader.persistent_workers': workers > 0,
+        },
+    )
+
+
+@pytest.mark.parametrize('kind', KINDS, ids=str)
+def test_every_checkpoint_leads_to_the_same_end(tmp_path, kind):
+    whole = train(config(work_dir=tmp_path / 'whole', **settings(*kind)))
+    last, *earlier = (
+        ('epoch_3', 'epoch_2', 'epoch_1') if kind[1] else ('iter_6', 'iter_4', 'iter_2')
+    )
+    expected = saved(tmp_path / 'whole' / f'{last}.pth')
+    assert expected['meta']['iter'] == 6
+    for name in earlier:
+        work_dir = tmp_path / name
+        work_dir.mkdir()
+        shutil.copy(tmp_path / 'whole' / f'{name}.pth', work_dir)
+        resumed = train(config(work_dir=work_dir, **settings(*kind)), resume=True)
+        assert differences(saved(work_dir / f'{last}.pth'), expected) == []
+        assert resumed.message_hub.get_info('best_score') == whole.message_hub.get_info(
+            'best_score'
+        )
+
+
+def test_workers_do_not_matter(tmp_path):
+    for workers in (0, 2):
+        train(config(work_dir=tmp_path / str(workers), **settings('segmentation', False, workers)))
+    none, two = (saved(tmp_path / name / 'iter_6.pth') for name in ('0', '2'))
+    assert differences(none, two) == []
+
+
+def test_without_a_seed_the_drawn_one_goes_on(tmp_path):
+    options = dict(settings('segmentation', False, 0), **{'randomness.seed': None})
+    train(config(work_dir=tmp_path / 'whole', **options))
+    (tmp_path / 'resumed').mkdir()
+    shutil.copy(tmp_path / 'whole' / 'iter_2.pth', tmp_path / 'resumed')
+    train(config(work_dir=tmp_path / 'resumed', **options), resume=True)
+    whole, resumed = (saved(tmp_path / name / 'iter_6.pth') for name in ('whole', 'resumed'))
+    assert differences(whole, resumed) == []
+
+
+def test_a_checkpoint_of_mmengine_alone_goes_on_with_a_warning(tmp_path):
+    options = settings('segmentation', False, 0)
+    train(config(work_dir=tmp_path, **options))
+    for path in tmp_path.glob('iter_*.pth'):
+        content = saved(path)
+        del content['polynext_resume']
+        torch.save(content, path)
+    (tmp_path / 'iter_6.pth').unlink()
+    runner = train(config(work_dir=tmp_path, **options), resume=True)
+    assert runner.iter == 6
+    log = max(tmp_path.glob('*/*.log')).read_text()
+    assert 'holds no random states' in log
+
+
+def test_another_checkpoint_hook_is_refused(tmp_path):
+    options = {'default_hooks.checkpoint.type': 'CheckpointHook'}
+    with pytest.raises(ValueError, match='AtomicCheckpointHook'):
+        train(config('segmentation', tmp_path, **options))

@@ -1,0 +1,264 @@
+"""tools/check_dataset.py: the table, the findings, the pictures and the exit code."""
+
+import importlib.util
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+from coco_sample import make_coco
+from helpers import ROOT
+from polynext_mm.datasets import survey
+from polynext_mm.datasets.survey import examine
+from segmentation_sample import (
+    CLASSES,
+    constant,
+    cut_short,
+    image_path,
+    label_path,
+    make_segmentation,
+    segmentation_config,
+    write_label,
+)
+
+TOOL = ROOT / 'tools' / 'check_dataset.py'
+SHAPES = ('box', 'ball', 'tent')
+
+
+@pytest.fixture
+def root(tmp_path):
+    return make_segmentation(tmp_path / 'data', train=6)
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch, capsys):
+    """Run the tool in this process on a config; return its exit code and what it printed."""
+
+    def run(cfg: Config, *arguments):
+        path = tmp_path / 'config.py'
+        cfg.dump(path)
+        pictures = ['--pictures', str(tmp_path / 'pictures')]
+        monkeypatch.setattr(sys, 'argv', ['check_dataset', str(path), *pictures, *arguments])
+        spec = importlib.util.spec_from_file_location('check_dataset', TOOL)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, 'check_dataset', module)
+        spec.loader.exec_module(module)
+        with pytest.raises(SystemExit) as end:
+            module.main()
+        printed = capsys.readouterr()
+        code = end.value.code
+        return (1, code) if isinstance(code, str) else (code, printed.out)
+
+    return run
+
+
+def rows(printed: str) -> dict[str, list[str]]:
+    """Of the first table, by class."""
+    return {line.split()[1]: line.split() for line in printed.splitlines() if '%' in line}
+
+
+def test_a_sound_set_is_counted(root, check):
+    ids = np.repeat([0, 0, 1, 2, 3, 255], 8)[None].repeat(40, 0)
+    for index in range(6):
+        write_label(root, 'train', index, ids)
+    code, printed = check(segmentation_config(root))
+    assert code == 0 and '0 errors, 0 notes' in printed
+    table = printed[: printed.index('val_dataloader.dataset (')]
+    assert re.search(r'images +6 read, 0 broken', table)
+    assert re.search(r'widths +48 to 48, median 48', table)
+    assert re.search(r'modes +RGB 6', table) and re.search(r'label modes +L 6', table)
+    assert re.search(r'ignored +16.67% of all pixels', table)
+    assert rows(table)['ground'] == ['0', 'ground', '33.333%', '6']
+    assert rows(table)['tree'] == ['3', 'tree', '16.667%', '6']
+
+
+def test_pictures_show_labels_in_their_colours(root, check, tmp_path):
+    palette = [[200, 0, 0], [0, 200, 0], [0, 0, 200], [200, 200, 0]]
+    write_label(root, 'train', 0, constant(1))
+    save = Image.new('RGB', (48, 40))
+    save.save(image_path(root, 'train', 0))
+    cfg = segmentation_config(root)
+    for split in ('train', 'val', 'test'):
+        metainfo = dict(classes=CLASSES, palette=palette)
+        cfg[f'{split}_dataloader'].dataset.metainfo = metainfo
+    check(cfg, '--samples', '2')
+    written = sorted(path.name for path in (tmp_path / 'pictures').iterdir())
+    assert written == ['train_0_00.png', 'train_5_05.png', 'val_0_00.png', 'val_2_02.png']
+    picture = np.asarray(Image.open(tmp_path / 'pictures' / 'train_0_00.png')).astype(int)
+    middle = picture[picture.shape[0] // 2, picture.shape[1] * 3 // 4]
+    assert middle[1] > 90 and middle[0] < 20 and middle[2] < 20
+
+
+def rgb_label(root):
+    Image.new('RGB', (48, 40)).save(label_path(root, 'val', 1))
+
+
+def other_size(root):
+    Image.new('L', (24, 20)).save(label_path(root, 'val', 1))
+
+
+def nothing_but_ignored(root):
+    for index in range(3):
+        write_label(root, 'val', index, constant(255))
+
+
+def shared_image(root):
+    shutil.copy(image_path(root, 'train', 3), image_path(root, 'val', 0))
+
+
+@pytest.mark.parametrize(
+    ('mistake', 'told', 'remedy'),
+    [
+        (
+            lambda root: cut_short(image_path(root, 'val', 1)),
+            r'01\.jpg \(\d+ bytes, JPEG, 48x40, mode RGB\) is cut short',
+            'get the file again',
+        ),
+        (
+            lambda root: cut_short(label_path(root, 'val', 1)),
+            r'01\.png \(\d+ bytes, PNG, 48x40, mode L\) is cut short',
+            'get the file again',
+        ),
+        (
+            lambda root: label_path(root, 'val', 1).unlink(),
+            r'1 of 3 images have no label \(.*01\.png\)',
+            'seg_map_suffix',
+        ),
+        (
+            lambda root: write_label(root, 'val', 1, constant(76)),
+            r'ids that are no class: 76; the 4 classes have 0 to 3 \(76 in .*01\.png\)',
+            'write 255 where',
+        ),
+        (
+            lambda root: write_label(root, 'val', 1, constant(4)),
+            'ids that are no class: 4;',
+            'reduce_zero_label=True',
+        ),
+        (rgb_label, r'1 labels have colours in place of ids \(.*01\.png\)', 'one channel'),
+        (
+            other_size,
+            r'another size than .*01\.png \(24x20, its image 48x40\)',
+            'nearest neighbour',
+        ),
+        (nothing_but_ignored, 'every pixel is ignored', 'reduce_zero_label'),
+        (
+            shared_image,
+            r'1 images of val_dataloader.dataset are in train_dataloader.dataset as well '
+            r'\(e\.g\. .*val/00\.jpg is .*train/03\.jpg\)',
+            'take them out',
+        ),
+    ],
+    ids=[
+        'image',
+        'label',
+        'pair',
+        'id',
+        'ids from 1',
+        'colours',
+        'size',
+        'ignored',
+        'train and validation',
+    ],
+)
+def test_what_is_wrong_ends_in_1_and_a_hint(root, check, mistake, told, remedy):
+    mistake(root)
+    code, printed = check(segmentation_config(root), '--fix-hints')
+    assert code == 1
+    lines = printed.splitlines()
+    errors = [i for i, line in enumerate(lines) if line.startswith('ERROR')]
+    assert len(errors) == 1 and re.search(told, lines[errors[0]]), printed
+    assert lines[errors[0] + 1].startswith('       -> ') and remedy in lines[errors[0] + 1]
+
+
+def test_hints_are_given_when_asked_for(root, check):
+    write_label(root, 'val', 1, constant(76))
+    _, printed = check(segmentation_config(root))
+    assert '->' not in printed and '1 errors' in printed and '--fix-hints says' in printed
+
+
+def test_reduce_zero_label_where_zero_is_a_class(root, check):
+    cfg = segmentation_config(root)
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.reduce_zero_label = True
+    code, printed = check(cfg, '--fix-hints')
+    assert code == 0 and 'ids seem to be classes from 0 on' in printed
+    assert 'set reduce_zero_label=False' in printed
+
+
+def test_an_empty_folder_is_one_error(root, check):
+    for path in (root / 'images' / 'val').iterdir():
+        path.unlink()
+    code, printed = check(segmentation_config(root))
+    assert code == 1 and 'images/val ends in .jpg (files there: none)' in printed
+
+
+def test_classes_are_compared_with_heads(root, check):
+    code, printed = check(segmentation_config(root, **{'model.decode_head.num_classes': 150}))
+    assert code == 1 and 'ERROR  model.decode_head.num_classes=150, but' in printed
+
+
+def test_a_missing_data_set_is_one_message(tmp_path, check):
+    code, message = check(segmentation_config(tmp_path / 'nowhere'))
+    assert code == 1 and message.startswith('DatasetNotFoundError: there is no ')
+
+
+def test_processes_find_what_one_process_finds(root):
+    pairs = [
+        (str(image_path(root, 'train', i)), str(label_path(root, 'train', i))) for i in range(6)
+    ] * 12
+    steps = []
+    alone, shared = survey(pairs), survey(pairs, workers=2, progress=steps.append)
+    assert alone == shared and sum(steps) == shared.samples == 72 and len(steps) > 1
+
+
+def test_ids_of_sixteen_bits_are_counted_whole(root):
+    path = write_label(root, 'train', 0, constant(1000))
+    facts = examine((str(image_path(root, 'train', 0)), str(path)))
+    assert facts.ids == {1000: 48 * 40} and facts.label_mode == 'I;16'
+
+
+@pytest.fixture
+def detection(tmp_path):
+    root = make_coco(tmp_path / 'coco', SHAPES, train=6)
+    cfg = Config.fromfile(ROOT / 'configs' / 'retinanet_cpolynext_t_coco_1x.py')
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.update(
+            data_root=f'{root}/', metainfo=dict(classes=SHAPES)
+        )
+    cfg.model.bbox_head.num_classes = len(SHAPES)
+    return root, cfg
+
+
+def test_boxes_are_counted_and_drawn(detection, check, tmp_path):
+    root, cfg = detection
+    code, printed = check(cfg, '--samples', '1')
+    assert code == 0, printed
+    assert re.search(r'boxes +(\d+), of which \1 usable', printed)
+    assert all(re.search(rf'{name} +\d+ +\d+', printed) for name in SHAPES)
+    picture = np.asarray(Image.open(tmp_path / 'pictures' / 'train_0_001.png')).astype(int)
+    plain, drawn = np.split(picture, 2, axis=1)
+    assert (np.abs(plain - drawn).sum(2) > 60).any()
+
+
+def test_mistakes_of_a_detection_set(detection, check):
+    root, cfg = detection
+    path = root / 'annotations' / 'instances_val2017.json'
+    path.write_text(path.read_text().replace('"width": 128', '"width": 256'))
+    cut_short(root / 'train2017' / '004.png')
+    shutil.copy(root / 'train2017' / '001.png', root / 'val2017' / '002.png')
+    code, printed = check(cfg)
+    assert code == 1 and '3 errors' in printed
+    assert re.search(r'004\.png \(\d+ bytes, PNG, 128x128, mode RGB\) is cut short', printed)
+    assert re.search(r'001\.png \(128x128, listed as 256x128\)', printed)
+    assert '1 images of val_dataloader.dataset are in train_dataloader.dataset' in printed
+
+
+def test_a_cut_annotation_file_is_one_message(detection, check):
+    root, cfg = detection
+    cut_short(root / 'annotations' / 'instances_val2017.json')
+    code, message = check(cfg)
+    assert code == 1 and message.startswith('DataError: ') and 'no JSON' in message

@@ -1,0 +1,25 @@
+"""torchrun whose exit code is 75, "resume me", where a signal ended the run: see dist_train.sh."""
+
+import sys
+
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+# as of polynext_mm.engine.interruption, without loading all of it
+RESUME_ME = 75
+
+
+def main() -> None:
+    try:
+        run.main()
+    except SignalException:
+        sys.exit(RESUME_ME)
+    except ChildFailedError as error:
+        if any(failure.exitcode == RESUME_ME for failure in error.failures.values()):
+            sys.exit(RESUME_ME)
+        raise
+
+
+if __name__ == '__main__':
+    main()
