@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from golden import image
 from helpers import TINY_ARCH, build, imagenet_weights, randomized
-from polynext_mm.backbones.polynext import OutNorm
+from polynext_mm.backbones.multiscale import OutNorm
 from polynext_mm.nn import ARCHS, get_arch
 
 CELLS = sum(TINY_ARCH['depths'])
