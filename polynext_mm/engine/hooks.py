@@ -162,14 +162,15 @@ class MachineHook(Hook):
     @staticmethod
     def _watch_first_step(runner: Runner) -> None:
         wrapper = runner.optim_wrapper
-        handles = {}
+        seen = set()
 
         def check(optimizer: Optimizer, *_) -> None:
-            handles.pop(optimizer).remove()
-            _report_unused_outputs(runner.model, optimizer)
+            if optimizer not in seen:  # a hook cannot be removed while it runs
+                seen.add(optimizer)
+                _report_unused_outputs(runner.model, optimizer)
 
         for one in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
-            handles[one.optimizer] = one.optimizer.register_step_pre_hook(check)
+            one.optimizer.register_step_pre_hook(check)
 
 
 def _report_unused_outputs(model: nn.Module, optimizer: Optimizer) -> None:
