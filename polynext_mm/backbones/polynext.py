@@ -1,30 +1,17 @@
 """PolyNeXt as a backbone of mmseg, mmdet and whatever else looks into mmengine's root registry."""
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .. import nn as network
 from ..nn.batch_norm import ChannelBatchNorm
 from ..nn.ops.precision import wide
-from ..weights import loading, safe_reading
-
-
-class OutNorm(nn.LayerNorm):
-    """LN over the channels of (B, C, H, W), with weight and bias, float32 or wider."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, eps=1e-5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 2, 3, 1)
-        x = super().forward(x if x.dtype is torch.float64 else x.float())
-        return x.permute(0, 3, 1, 2)
+from ..weights import loading
+from .multiscale import MultiScale, OutNorm, check_bools, refuse_pretrained
 
 
 class OutBatchNorm(ChannelBatchNorm):
@@ -40,7 +27,7 @@ class OutBatchNorm(ChannelBatchNorm):
 
 
 @MODELS.register_module()
-class PolyNeXt(network.PolyNeXt, BaseModule):
+class PolyNeXt(network.PolyNeXt, MultiScale):
     """PolyNeXt backbone for segmentors and detectors.
 
     Registered in mmengine's root registry, so a config of mmseg, mmdet or any other OpenMMLab
@@ -84,8 +71,8 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
             statistics are for; 224 if None. A checkpoint brings its own, and a training in one
             process takes that of its first batch; for several processes, set the crop here.
         sync_norm: For 'bn', whether training takes statistics over the batches of all processes.
-        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads a path, a url or a published
-            file, in the authors' names or in ours, and checks every key. Other kinds of mmengine's
+        init_cfg: ``dict(type='Pretrained', checkpoint='polynext://cpolynext_s')``, or a path or url,
+            loads weights in the authors' names or in ours and checks every key. mmengine's other
             initializers work too. None keeps ``weight_init``.
         pretrained: Must be None. mmseg's segmentors pass it on to their backbone.
 
@@ -97,6 +84,8 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
         ValueError: If an argument is invalid; the message lists the valid choices.
         RuntimeError: If ``compile_cells`` is set and there is no C++ compiler.
     """
+
+    scales = ('scale0', 'scale1', 'scale_logit', 'gate_logits')
 
     def __init__(
         self,
@@ -116,21 +105,9 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
         init_cfg: dict | list[dict] | None = None,
         pretrained: None = None,
     ):
-        if pretrained is not None:
-            name = f'{arch}_bn' if norm == 'bn' else arch
-            checkpoint = f'polynext://{name}' if isinstance(arch, str) else 'PATH'
-            raise ValueError(
-                f'pretrained={pretrained!r}: the weights of a PolyNeXt are set by init_cfg. Write '
-                "pretrained=None in the model, and in its backbone init_cfg=dict(type='Pretrained', "
-                f"checkpoint='{checkpoint}'), or no init_cfg to train from scratch"
-            )
-        for name, value in (
-            ('out_norm', out_norm),
-            ('with_cp', with_cp),
-            ('compile_cells', compile_cells),
-        ):
-            if not isinstance(value, bool):  # the string 'no' would count as true
-                raise ValueError(f'{name} must be True or False, got {value!r}')
+        name = f'{arch}_bn' if norm == 'bn' else arch
+        refuse_pretrained(pretrained, f'polynext://{name}' if isinstance(arch, str) else 'PATH')
+        check_bools(out_norm=out_norm, with_cp=with_cp, compile_cells=compile_cells)
         super().__init__(
             arch,
             in_channels,
@@ -142,39 +119,17 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
             norm_size,
             sync_norm,
         )
-        self.init_cfg = copy.deepcopy(init_cfg)
-        num_stages = len(self.stages)
-        out_indices = range(num_stages) if out_indices is None else out_indices
-        if (
-            isinstance(out_indices, int)
-            or not set(out_indices) <= set(range(num_stages))
-            or (not out_indices or list(out_indices) != sorted(set(out_indices)))
-        ):
-            raise ValueError(
-                f'out_indices must be ascending and of {tuple(range(num_stages))}, '
-                f'got {out_indices!r}'
-            )
-        if type(frozen_stages) is not int or not -1 <= frozen_stages <= num_stages:
-            raise ValueError(
-                f'frozen_stages must be within -1 (nothing), 0 (the stem), ..., '
-                f'{num_stages} (everything), got {frozen_stages!r}'
-            )
-        self.out_indices = tuple(out_indices)
-        self.out_channels = tuple(self.arch.widths[i] for i in self.out_indices)
-        self.out_strides = tuple(self.arch.strides[i] for i in self.out_indices)
-        self.frozen_stages = frozen_stages
         self.grad_clip_norm = grad_clip_norm
-        self.out_norms = nn.ModuleDict()
-        if out_norm:
-            for index, channels in zip(self.out_indices, self.out_channels):
-                self.out_norms[str(index)] = self._make_out_norm(index, channels)
-        for module in self._frozen():
-            module.requires_grad_(False)
+        if out_indices is None:
+            out_indices = range(len(self.stages))
+        self.set_outputs(
+            self.arch.widths, self.arch.strides, out_indices, frozen_stages, out_norm, init_cfg
+        )
         self.register_load_state_dict_pre_hook(_adapt_state_dict)
         if compile_cells:
             self.compile_cells()
 
-    def _make_out_norm(self, stage: int, channels: int) -> nn.Module:
+    def make_out_norm(self, stage: int, channels: int) -> nn.Module:
         if self.norm == 'ln':
             return OutNorm(channels)
         return OutBatchNorm(channels, *self._norm_maker(stage).settings)
@@ -196,35 +151,9 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
             ValueError: If the images are smaller, or if ``grad_clip_norm`` is set and the factor on
                 the loss may not be 1 and was not given to :meth:`set_loss_scale`.
         """
-        if min(x.shape[-2:]) < 32:
-            raise ValueError(f'images must be at least 32x32, got {x.shape[-2]}x{x.shape[-1]}')
         if self.grad_clip_norm is not None and self.loss_scale is None:
             self._refuse_unknown_loss_scale(x.device.type)
-        outs = []
-        for index, feature in enumerate(self.forward_stages(x)):
-            if index in self.out_indices:
-                norm = str(index)
-                outs.append(self.out_norms[norm](feature) if norm in self.out_norms else feature)
-            if index == self.out_indices[-1]:
-                break
-        return tuple(outs)
-
-    def init_weights(self) -> None:
-        """Initialize as ``init_cfg`` says, reading checkpoints safely and strictly.
-
-        Raises:
-            FileNotFoundError: If the checkpoint is a path that does not exist.
-            CheckpointError: If the checkpoint cannot be downloaded or read, or does not fit.
-        """
-        with safe_reading():
-            super().init_weights()
-
-    def train(self, mode: bool = True) -> 'PolyNeXt':
-        """Set the training mode; frozen stages stay in eval mode."""
-        super().train(mode)
-        for module in self._frozen():
-            module.eval()
-        return self
+        return MultiScale.forward(self, x)
 
     def get_layer_depth(self, param_name: str, prefix: str = 'backbone.') -> tuple[int, int]:
         """Return the depth of a parameter, for layer-wise learning rates.
@@ -266,11 +195,6 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
                 "loss may be scaled: use optim_wrapper=dict(type='AutocastOptimWrapper', ...), or "
                 'call set_loss_scale(1.) if the loss is not scaled'
             )
-
-    def _frozen(self) -> list[nn.Module]:
-        if self.frozen_stages < 0:
-            return []
-        return [self.stem, *self.stages[: self.frozen_stages]]
 
 
 def _adapt_state_dict(

@@ -173,18 +173,20 @@ def read_config(args: argparse.Namespace) -> Config:
 
 
 def _move_data(cfg: Config, new_root: str) -> None:
-    """Replace ``cfg.data_root`` wherever a dataloader or an evaluator refers to it or to a file in it.
+    """Replace ``cfg.data_root`` in the paths of all dataloaders and evaluators.
 
-    In a config file the variable ``data_root`` is used up when its dataloaders are written, so
-    overriding the variable alone would change nothing.
+    Dataloaders copy the variable ``data_root`` when the config file is read, so overriding the
+    variable alone would change nothing.
     """
-    old_root = cfg.get('data_root')
+    old_root = str(cfg.get('data_root') or '')
     parts = [key for key in cfg if key.endswith(('_dataloader', '_evaluator'))]
-    moved = {key: _moved(cfg[key], str(old_root or ''), new_root) for key in parts}
-    if not old_root or all(moved[key] == cfg[key] for key in parts if key.endswith('_dataloader')):
+    moved = {key: _moved(cfg[key], old_root, new_root) for key in parts}
+    moves = any(moved[key] != cfg[key] for key in parts if key.endswith('_dataloader'))
+    if not old_root or not (moves or new_root == old_root):
         raise ValueError(
-            f'--cfg-options data_root={new_root}: no dataloader of {cfg.filename} reads from '
-            f"data_root, which is {old_root!r}; set e.g. 'train_dataloader.dataset.data_root'"
+            f'--cfg-options data_root={new_root}: no dataloader of {cfg.filename} reads from its '
+            f'data_root, {old_root!r}: set train_dataloader.dataset.data_root, '
+            'val_dataloader.dataset.data_root and so on instead'
         )
     cfg.merge_from_dict(moved)
 
@@ -196,9 +198,11 @@ def _moved(setting: Any, old_root: str, new_root: str) -> Any:
     if isinstance(setting, (list, tuple)):
         return type(setting)(_moved(value, old_root, new_root) for value in setting)
     if isinstance(setting, str):
-        below = f'{setting}/'.removeprefix(f'{old_root.rstrip("/")}/')
-        if below != f'{setting}/':
-            return os.path.join(new_root, below.removesuffix('/'))
+        folder = old_root.rstrip('/')
+        if setting.rstrip('/') == folder:
+            return new_root
+        if setting.startswith(f'{folder}/'):
+            return os.path.join(new_root, setting.removeprefix(f'{folder}/'))
     return setting
 
 

@@ -34,7 +34,9 @@ def find_mismatch(model: nn.Module) -> str | None:
     normalizes = preprocessor._enable_normalize
     mean = preprocessor.mean.flatten().tolist() if normalizes else [0.0]
     std = preprocessor.std.flatten().tolist() if normalizes else [1.0]
-    is_rgb = bool(getattr(preprocessor, '_channel_conversion', False))
+    # mmcv reads BGR; the second name is that of upstream's mmseg
+    names = ('_channel_conversion', 'channel_conversion')
+    is_rgb = any(getattr(preprocessor, name, False) for name in names)
     if is_rgb and _are_close(mean, MEAN) and _are_close(std, STD):
         return None
     return (

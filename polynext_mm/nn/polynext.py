@@ -528,9 +528,12 @@ class Classifier(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """Return the logits (B, num_classes) of a feature (B, C, H, W)."""
+        return self.fc(self.dropout(self.products(feature).mean((1, 2))))
+
+    def products(self, feature: Tensor) -> Tensor:
+        """Return ``l + l * r`` of a feature (B, C, H, W), (B, H, W, 2C)."""
         left, right = self.proj(self.norm(feature.permute(0, 2, 3, 1))).chunk(2, -1)
-        pooled = (left + left * right).mean((1, 2))
-        return self.fc(self.dropout(pooled))
+        return left + left * right
 
 
 class PolyNeXtClassifier(PolyNeXt):

@@ -90,7 +90,7 @@ def adapt(
         del weights[key]
     missing = [key for key in expected if key not in weights]
     fresh = [key for key in missing if key.startswith('out_norms.')]
-    _raise_unless_equal(
+    raise_unless_equal(
         expected,
         weights,
         [key for key in missing if key not in fresh],
@@ -167,7 +167,7 @@ def check(
             )
         return 'the file is from another kind of model'
 
-    _raise_unless_equal(expected, heads, [key for key in missing if key not in reset], source, hint)
+    raise_unless_equal(expected, heads, [key for key in missing if key not in reset], source, hint)
     return report(what, len(heads), len(expected), source, reset, [])
 
 
@@ -238,7 +238,7 @@ def _hint(weights: Mapping[str, Tensor], backbone: nn.Module) -> str:
     return 'check in_channels, and that the file is complete'
 
 
-def _raise_unless_equal(
+def raise_unless_equal(
     expected: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
     missing: Collection[str],

@@ -131,6 +131,7 @@ def test_autocast_of_somebody_who_does_not_tell(x, dtype):
 def test_mms_amp_wrapper_is_refused_before_the_first_step():
     wrapper = object.__new__(AmpOptimWrapper)  # it refuses to be built without a GPU
     wrapper._accumulative_counts = 1
+    wrapper.optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=0.1)
     runner = SimpleNamespace(
         model=build(grad_clip_norm=5.0),
         optim_wrapper=wrapper,

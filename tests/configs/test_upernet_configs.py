@@ -89,7 +89,7 @@ def test_drop_path_is_published_or_told_to_be_ours(arch):
         added = 0.1 if arch.startswith('c') else 0.05
         assert rate == pytest.approx(IMAGENET_DROP_PATH[arch] + added)
         comment = (ROOT / 'configs' / f'upernet_{arch}_ade20k.py').read_text().split('_base_')[0]
-        assert 'Nobody has published this one' in comment
+        assert 'No result is published' in comment
         assert str(IMAGENET_DROP_PATH[arch]) in comment
 
 
@@ -122,11 +122,11 @@ def test_optimization(arch):
 def test_data(arch):
     cfg = config(arch)
     load = [dict(type='LoadImageFromFile')]
-    labels = [dict(type='LoadAnnotations', reduce_zero_label=True)]
+    labels = [dict(type='LoadAnnotations')]  # follows the data set's reduce_zero_label
     train = cfg.train_dataloader
     assert train.batch_size == 8
     assert train.sampler == dict(type='InfiniteSampler', shuffle=True)
-    assert train.dataset.type == 'ADE20KDataset'
+    assert train.dataset.type == 'ADE20KDataset' and train.dataset.reduce_zero_label
     assert train.dataset.data_prefix == dict(
         img_path='images/training', seg_map_path='annotations/training'
     )
@@ -140,7 +140,7 @@ def test_data(arch):
         dict(type='PackSegInputs'),
     ]
     for loader in (cfg.val_dataloader, cfg.test_dataloader):
-        assert loader.batch_size == 1
+        assert loader.batch_size == 1 and loader.dataset.reduce_zero_label
         assert loader.dataset.data_prefix == dict(
             img_path='images/validation', seg_map_path='annotations/validation'
         )

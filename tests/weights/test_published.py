@@ -6,7 +6,7 @@ from helpers import ROOT, Config
 from polynext_mm.nn import ARCHS
 from polynext_mm.weights import PUBLISHED
 
-CONFIGS = sorted((ROOT / 'configs').glob('upernet_*_ade20k.py'))
+CONFIGS = sorted((ROOT / 'configs').glob('upernet_?polynext_*_ade20k.py'))
 IMAGENET = [name for name, file in PUBLISHED.items() if file.holds == 'imagenet']
 
 

@@ -16,9 +16,10 @@ Forward is one kernel. Backward is two: dq and delta with a program for each blo
 dk and dv with a program for each block of keys. No two programs write to the same place, so there
 are no atomic additions, and no matrix of (queries x keys) reaches memory.
 
-Maps are (B, tokens, heads, width) in this module and may have any strides: views of (B, H, W, C)
-are read in place, and every result is laid out as (B, H, W, C). Products are taken in the dtype of
-the inputs and accumulated in float32; everything else is float32.
+Maps are (B, tokens, heads, width) in this module, with any strides but the last, which is 1: views
+of (B, H, W, C) are read in place, and every result is laid out as (B, H, W, C). Products are taken
+in the dtype of the inputs and accumulated in float32; everything else is float32. float16 divides
+each r by the largest of its row so far, which cancels, and keeps r^4 within its range.
 """
 
 import functools
@@ -57,7 +58,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
     Returns:
         (..., tokens, width), in memory (..., tokens, heads, width) with heads the last of the
         leading dimensions.
+
+    Raises:
+        ValueError: If the shapes do not fit together.
     """
+    if q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1] or q.shape[-1] != k.shape[-1]:
+        shapes = ', '.join(str(tuple(t.shape)) for t in (q, k, v))
+        raise ValueError(
+            f'q, k and v have shapes {shapes}: all leading dimensions must be the same, the tokens '
+            'of k and v, and the width of q and k'
+        )
     heads = q.shape[-3] if q.ndim > 2 else 1
     maps = (t.reshape(-1, heads, *t.shape[-2:]).transpose(1, 2) for t in (q, k, v))
     out, _ = _forward_op(*maps, eps)
@@ -154,9 +164,9 @@ def _forward_kernel(
     k_base = k_ptr + batch * k_stride_b + head * k_stride_h
     v_base = v_ptr + batch * v_stride_b + head * v_stride_h
 
-    RUNNING_MAX: tl.constexpr = q_ptr.dtype.element_ty == tl.float16
     queries = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = _load(q_base, queries, q_stride_t, n_queries, WIDTH, True)
+    RUNNING_MAX: tl.constexpr = q.dtype == tl.float16
     top = tl.full([BLOCK_Q], EPS if RUNNING_MAX else 1.0, tl.float32)
     total = tl.zeros([BLOCK_Q], tl.float32)
     acc = tl.zeros([BLOCK_Q, WIDTH], tl.float32)
@@ -187,7 +197,7 @@ def _forward_kernel(
     total = tl.maximum(total, EPS)
     factor = tl.div_rn(1.0, total)
     _store(out_ptr, acc * factor[:, None], batch, head, queries, n_queries, n_heads, WIDTH)
-    if q_ptr.dtype.element_ty != tl.float32:
+    if q.dtype != tl.float32:
         factor = tl.div_rn(1.0, top * tl.sqrt_rn(tl.sqrt_rn(total)))
     row = (batch * n_heads + head) * n_queries + queries
     tl.store(factor_ptr + row, factor, mask=queries < n_queries)
@@ -241,7 +251,7 @@ def _grad_q_kernel(
     factor = tl.load(factor_ptr + row, mask=queries < n_queries, other=0.0)
     tl.store(shift_ptr + row, 4.0 * factor * delta, mask=queries < n_queries)
 
-    acc = tl.zeros([BLOCK_Q, WIDTH], tl.float32)
+    acc = tl.zeros([BLOCK_Q, WIDTH], tl.float32)  # dq but for the factor of its row
     for start in tl.range(0, n_keys, BLOCK_K, num_stages=STAGES):
         keys = start + tl.arange(0, BLOCK_K)
         k = _load(k_base, keys, k_stride_t, n_keys, WIDTH, True)
@@ -253,9 +263,7 @@ def _grad_q_kernel(
             r = s * factor[:, None] + factor[:, None]
         slope = tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None]
         slope = slope * (r * r * r)
-        if (
-            q.dtype == tl.float16
-        ):  # past the last key it may overflow, and meets a zero in the product
+        if q.dtype == tl.float16:  # past the last key it may be infinite, and k is zero
             slope = tl.where(keys[None, :] < n_keys, slope, 0.0)
         acc = tl.dot(slope.to(k.dtype), k, acc, input_precision=PRECISION)
     acc = acc * (4.0 * factor)[:, None]
@@ -335,8 +343,9 @@ def _grad_kv_kernel(
 INTERPRETED = not isinstance(_forward_kernel, triton.JITFunction)  # by TRITON_INTERPRET=1
 
 
-# Launching. The first tile is the one for when the choice must not depend on a measurement; none of
-# them spills registers where it is meant to run (benchmarks/compile_kernels.py).
+# Launching. Tiles are those that compile without spills for sm_80 and sm_90
+# (benchmarks/compile_kernels.py), for products in half precision, tf32 and float32. The fastest is
+# found on the device; the first is taken where that must not be left to chance.
 
 KERNELS = {
     'forward': _forward_kernel,
@@ -363,10 +372,10 @@ TILES = {
 
 
 def tf32_allowed() -> bool:
-    """Return torch's setting for products of float32 matrices."""
-    matmul = torch.backends.cuda.matmul
-    if torch.version.hip is not None:  # few ROCm devices have it
+    """Return whether torch may take products of float32 matrices in tf32."""
+    if torch.version.hip is not None:  # few of its devices have tf32
         return False
+    matmul = torch.backends.cuda.matmul
     if hasattr(matmul, 'fp32_precision'):  # torch 2.9 and later
         return matmul.fp32_precision == 'tf32'
     return matmul.allow_tf32
@@ -384,7 +393,7 @@ def _tuned(kernel: str, tiles: tuple[Tile, ...]) -> triton.runtime.KernelInterfa
     options = {}
     if 'cache_results' in inspect.signature(triton.autotune).parameters:  # on disk: triton >= 3.4
         options['cache_results'] = True
-    return triton.autotune(configs, key=['work'], **options)(KERNELS[kernel])
+    return triton.autotune(configs, key=['work', 'WIDTH'], **options)(KERNELS[kernel])
 
 
 def _launch(kernel: str, block: str, maps: list[Tensor], others: list[Tensor], **constants) -> None:
@@ -422,6 +431,7 @@ def _launch(kernel: str, block: str, maps: list[Tensor], others: list[Tensor], *
 
 
 def _readable(t: Tensor) -> Tensor:
+    """Return ``t`` with a last stride of 1."""
     return t if t.stride(-1) == 1 else t.contiguous()
 
 

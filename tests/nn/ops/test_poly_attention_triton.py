@@ -90,6 +90,19 @@ def test_the_result_is_laid_out_as_a_map(fake_cuda):
     assert poly_attention(q, k, v).transpose(1, 2).is_contiguous()
 
 
+@pytest.mark.parametrize(
+    'q, k, v',
+    [
+        ((2, 3, 20, 32), (1, 3, 20, 32), (1, 3, 20, 32)),
+        ((2, 3, 20, 32), (2, 3, 20, 32), (2, 3, 21, 32)),
+        ((2, 3, 20, 32), (2, 3, 20, 16), (2, 3, 20, 32)),
+    ],
+)
+def test_shapes_must_fit_together(q, k, v, fake_cuda):
+    with pytest.raises(ValueError, match='q, k and v have shapes'):
+        poly_attention(*(torch.empty(shape, device='cuda') for shape in (q, k, v)))
+
+
 def test_operations_are_counted(fake_cuda):
     q = torch.empty(2, 3, 20, 32, device='cuda')
     k = v = torch.empty(2, 3, 30, 32, device='cuda')
@@ -204,9 +217,15 @@ def launched(monkeypatch, tmp_path):
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))  # of choices, too: these are no good ones
     monkeypatch.setattr(triton.JITFunction, 'run', compile_only)
     monkeypatch.setattr(triton.runtime.driver, '_active', Driver())
-    kernels._tuned.cache_clear()
+    forget_compiled()
     yield calls
+    forget_compiled()
+
+
+def forget_compiled():
     kernels._tuned.cache_clear()
+    for kernel in kernels.KERNELS.values():
+        kernel.device_caches.clear()
 
 
 def launch(queries, keys, heads):

@@ -1,0 +1,196 @@
+"""The published weights expect one normalization: what is told of others, in segmentors and detectors."""
+
+import importlib
+import re
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
+from torch import nn
+
+from coco_sample import data_options, make_coco
+from helpers import (
+    ARCH,
+    ROOT,
+    Config,
+    build_model,
+    imagenet_weights,
+    sample_as_ade20k,
+    segmentor_file,
+    tiny_config,
+)
+from polynext_mm.engine.normalization import find_mismatch
+from polynext_mm.weights import CheckpointError
+
+pytestmark = pytest.mark.usefixtures('quick_configs')
+
+IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
+CAFFE = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)
+
+
+def model_with(**preprocessor) -> nn.Module:
+    scope = preprocessor['type'].split('.')[0]
+    importlib.import_module(f'{scope}.models')
+    model = nn.Module()
+    model.data_preprocessor = MODELS.build(preprocessor)
+    return model
+
+
+@pytest.mark.parametrize('kind', ['mmseg.SegDataPreProcessor', 'mmdet.DetDataPreprocessor'])
+@pytest.mark.parametrize(
+    ('settings', 'described'),
+    [
+        (IMAGENET, None),
+        (dict(mean=[124, 116, 104], std=[58, 57, 57], bgr_to_rgb=True), None),
+        (CAFFE, 'BGR images with mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0]'),
+        (dict(IMAGENET, bgr_to_rgb=False), 'BGR images with mean=[123.675, 116.28, 103.53]'),
+        (
+            dict(IMAGENET, std=[1.0, 1.0, 1.0]),
+            'RGB images with mean=[123.675, 116.28, 103.53], std=[1',
+        ),
+        (dict(mean=[127.5] * 3, std=[127.5] * 3, bgr_to_rgb=True), 'mean=[127.5, 127.5, 127.5]'),
+        (dict(), 'BGR images with mean=[0.0], std=[1.0]'),  # as YOLOX
+    ],
+    ids=str,
+)
+def test_normalizations_are_told_apart(kind, settings, described):
+    mismatch = find_mismatch(model_with(type=kind, **settings))
+    if described is None:
+        assert mismatch is None
+    else:
+        assert described in mismatch
+        assert 'RGB images (bgr_to_rgb=True) with mean=[123.675, 116.28, 103.53]' in mismatch
+
+
+def test_wrapped_and_unknown_preprocessors():
+    inner = dict(type='mmdet.DetDataPreprocessor', **CAFFE)
+    semi = model_with(type='mmdet.MultiBranchDataPreprocessor', data_preprocessor=inner)
+    assert 'BGR images' in find_mismatch(semi)
+    unknown = nn.Module()
+    assert find_mismatch(unknown) is None
+    unknown.data_preprocessor = nn.Identity()
+    assert find_mismatch(unknown) is None
+
+
+@pytest.mark.parametrize(
+    'path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem
+)
+def test_all_configs_normalize_as_the_weights_expect(path):
+    cfg = Config.fromfile(path)
+    kind = f'{cfg.default_scope}.{cfg.model.data_preprocessor.pop("type")}'
+    assert find_mismatch(model_with(type=kind, **cfg.model.data_preprocessor)) is None
+
+
+# Segmentors and detectors, from configs to the check
+
+
+@pytest.fixture(scope='module')
+def imagenet_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp('weights') / 'imagenet.pt'
+    torch.save(imagenet_weights(), path)
+    return path
+
+
+def segmentor(tmp_path) -> Config:
+    options = dict(val_cfg=None, val_dataloader=None, val_evaluator=None)
+    return tiny_config(sample_as_ade20k(tmp_path), tmp_path / 'work', **options)
+
+
+def detector(tmp_path) -> Config:
+    classes = importlib.import_module('mmdet.datasets').CocoDataset.METAINFO['classes']
+    root = make_coco(tmp_path / 'coco', classes, train=2, val=1)
+    cfg = Config.fromfile(ROOT / 'configs' / f'retinanet_{ARCH}_coco_1x.py')
+    options = dict(option.split('=', 1) for option in data_options(root))
+    for key, value in options.items():
+        options[key] = {'0': 0, 'False': False}.get(value, value)
+    cfg.merge_from_dict(options)
+    cfg.merge_from_dict(dict(val_cfg=None, val_dataloader=None, val_evaluator=None))
+    cfg.train_dataloader.dataset.pipeline[2].scale = (96, 96)
+    cfg.train_cfg.max_epochs = 1
+    cfg.work_dir = str(tmp_path / 'work')
+    return cfg
+
+
+def normalized(cfg: Config, settings: dict) -> Config:
+    """Give a config another normalization, as mmdet's caffe-style configs and YOLOX have."""
+    for key in IMAGENET:
+        cfg.model.data_preprocessor.pop(key)
+    cfg.model.data_preprocessor.update(settings)
+    return cfg
+
+
+TASKS = pytest.mark.parametrize('task', [segmentor, detector])
+
+
+@TASKS
+@pytest.mark.parametrize('settings', [CAFFE, dict()], ids=['caffe', 'yolox'])
+def test_training_from_imagenet_weights_with_another_normalization_is_refused(
+    task, settings, tmp_path
+):
+    cfg = normalized(task(tmp_path), settings)
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='polynext://never_fetched')
+    runner = Runner.from_cfg(cfg)
+    with pytest.raises(CheckpointError, match='data_preprocessor gives BGR images') as caught:
+        runner.train()
+    assert "dict(type='CheckpointGuardHook', allow_other_normalization=True)" in str(caught.value)
+    assert runner.iter == 0
+
+
+@TASKS
+def test_another_normalization_may_be_meant(task, tmp_path, imagenet_file):
+    cfg = normalized(task(tmp_path), CAFFE)
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(imagenet_file))
+    cfg.custom_hooks[0].allow_other_normalization = True
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.iter >= 1
+
+
+def test_training_from_scratch_may_normalize_as_it_likes(tmp_path):
+    cfg = normalized(segmentor(tmp_path), CAFFE)
+    assert cfg.model.backbone.init_cfg is None
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.iter == 1
+
+
+def evaluate(cfg: Config, content: dict, tmp_path, tta: bool = False) -> str:
+    """Evaluate a checkpoint; return what was logged as a warning."""
+    torch.save(content, tmp_path / 'model.pth')
+    for key in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler'):
+        cfg.pop(key)
+    cfg.load_from = str(tmp_path / 'model.pth')
+    if tta:
+        cfg.model = dict(cfg.tta_model, module=cfg.model)
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    Runner.from_cfg(cfg).test()
+    (log,) = (tmp_path / 'work').glob('*/*.log')
+    return '\n'.join(re.findall('WARNING - (.*)', log.read_text()))
+
+
+@pytest.mark.parametrize('tta', [False, True])
+def test_the_authors_segmentor_with_another_normalization_is_refused(tta, tmp_path):
+    cfg = segmentor(tmp_path)
+    content = segmentor_file(cfg)
+    with pytest.raises(CheckpointError, match='data_preprocessor gives BGR images'):
+        evaluate(normalized(cfg, CAFFE), content, tmp_path, tta)
+
+
+def test_the_authors_weights_as_load_from_with_another_normalization_are_refused(
+    tmp_path, imagenet_file
+):
+    cfg = normalized(segmentor(tmp_path), CAFFE)
+    cfg.load_from = str(imagenet_file)
+    with pytest.raises(CheckpointError, match='data_preprocessor gives BGR images'):
+        Runner.from_cfg(cfg).train()
+
+
+@pytest.mark.parametrize('settings', [IMAGENET, CAFFE], ids=['imagenet', 'caffe'])
+def test_evaluating_a_checkpoint_of_ones_own_warns(settings, tmp_path):
+    cfg = normalized(segmentor(tmp_path), settings)
+    content = dict(meta={}, state_dict=build_model(cfg).state_dict())
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='polynext://never_fetched')
+    warnings = evaluate(cfg, content, tmp_path)
+    assert ('data_preprocessor gives BGR images' in warnings) == (settings is CAFFE)
+    assert ('only if the checkpoint was trained like that' in warnings) == (settings is CAFFE)
