@@ -10,9 +10,9 @@
 
 Neither mmengine nor any other package of OpenMMLab is needed. Names of weights are those of
 :class:`polynext_mm.nn.PolyNeXtClassifier`; files in the names of the authors' release are
-translated wherever timm loads them: ``pretrained=True``,
-``pretrained_cfg_overlay=dict(file=PATH)``,
-``checkpoint_path=PATH``, and the ``--checkpoint`` of its scripts.
+translated wherever timm loads them: with ``pretrained=True``,
+``pretrained_cfg_overlay=dict(file=PATH)`` or ``checkpoint_path=PATH``, and by the ``--checkpoint``
+of its scripts.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -6,11 +6,11 @@ Source: "MetaFormer Baselines for Vision" (TPAMI 2024, arXiv 2210.13452).
 """
 
 import collections
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 
 import torch
-from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
@@ -104,7 +104,6 @@ class MetaFormer(MultiScale):
             out_norm,
             init_cfg,
         )
-        self.register_load_state_dict_pre_hook(_adapt_state_dict)
 
     def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
         """Yield the feature of every stage, (B, C, H, W) in channels-last memory."""
@@ -112,6 +111,48 @@ class MetaFormer(MultiScale):
         for stage in self.stages:
             x = stage(x)
             yield x
+
+    def adapt(
+        self, state_dict: dict[str, Tensor], prefix: str, source: str | os.PathLike | None = None
+    ) -> str:
+        weights = {
+            unwrapped(key.removeprefix(prefix)): state_dict.pop(key)
+            for key in list(state_dict)
+            if key.startswith(prefix)
+        }
+        left_over = []
+        if not prefix:
+            inner, heads = split_backbone(weights)
+            if inner:
+                weights, left_over = inner, list(heads)
+        classifier = [key for key in weights if key.startswith(_CLASSIFIER)]
+        for key in classifier:
+            del weights[key]
+        if _AUTHORS_MARK in weights:
+            weights = _in_timms_names(weights, self)
+        expected = self.state_dict()
+        unused_norms = [k for k in weights if k.startswith('out_norms.') and k not in expected]
+        for key in unused_norms:
+            del weights[key]
+        missing = [key for key in expected if key not in weights]
+        fresh = [key for key in missing if key.startswith('out_norms.')]
+
+        loading.raise_unless_equal(
+            expected,
+            weights,
+            [key for key in missing if key not in fresh],
+            source,
+            lambda: _hint(weights, self),
+        )
+        state_dict.update({prefix + key: value for key, value in weights.items()})
+        return loading.report(
+            'MetaFormer',
+            len(weights),
+            len(expected),
+            source,
+            fresh,
+            [*left_over, *classifier, *unused_norms],
+        )
 
     def get_layer_depth(self, param_name: str, prefix: str = BACKBONE) -> tuple[int, int]:
         """Return the depth of a parameter and the number of depths, for layer-wise learning rates.
@@ -138,71 +179,6 @@ class MetaFormer(MultiScale):
 @CheckpointLoader.register_scheme(timm_hub.SCHEME, force=True)
 def _load_from_timm(filename: str, map_location: str | None = None) -> dict:
     return timm_hub.read_timm(filename)
-
-
-def _adapt_state_dict(
-    backbone: MetaFormer, state_dict: dict, prefix: str, local_metadata: dict, *_
-) -> None:
-    source = local_metadata.get('source')
-    print_log(_adapt(backbone, state_dict, prefix, source), logger='current')
-
-
-def _adapt(backbone: MetaFormer, state_dict: dict[str, Tensor], prefix: str, source) -> str:
-    """Give a MetaFormer its keys in ``state_dict``, in place: translated and checked.
-
-    Args:
-        backbone: Whose weights they are.
-        state_dict: Weights; those behind ``prefix`` are the backbone's. Where the backbone is the
-            root (prefix ''), those of a whole segmentor or detector will do, whose heads are left
-            over.
-        prefix: '' or one that ends in a dot.
-        source: The file, for the report.
-
-    Returns:
-        The report, "loaded N of M ...".
-
-    Raises:
-        CheckpointError: If anything but output norms and the classifier is missing or left over, or
-            a shape is wrong.
-    """
-    weights = {
-        unwrapped(key.removeprefix(prefix)): state_dict.pop(key)
-        for key in list(state_dict)
-        if key.startswith(prefix)
-    }
-    left_over = []
-    if not prefix:
-        inner, heads = split_backbone(weights)
-        if inner:
-            weights, left_over = inner, list(heads)
-    classifier = [key for key in weights if key.startswith(_CLASSIFIER)]
-    for key in classifier:
-        del weights[key]
-    if _AUTHORS_MARK in weights:
-        weights = _in_timms_names(weights, backbone)
-    expected = backbone.state_dict()
-    unused_norms = [k for k in weights if k.startswith('out_norms.') and k not in expected]
-    for key in unused_norms:
-        del weights[key]
-    missing = [key for key in expected if key not in weights]
-    fresh = [key for key in missing if key.startswith('out_norms.')]
-
-    loading.raise_unless_equal(
-        expected,
-        weights,
-        [key for key in missing if key not in fresh],
-        source,
-        lambda: _hint(weights, backbone),
-    )
-    state_dict.update({prefix + key: value for key, value in weights.items()})
-    return loading.report(
-        'MetaFormer',
-        len(weights),
-        len(expected),
-        source,
-        fresh,
-        [*left_over, *classifier, *unused_norms],
-    )
 
 
 def _in_timms_names(weights: dict[str, Tensor], backbone: MetaFormer) -> dict[str, Tensor]:

@@ -1,13 +1,16 @@
 """What the backbones of this package share in mm: outputs, output norms, freezing, safe loading."""
 
 import copy
+import os
 from collections.abc import Iterator, Sequence
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..weights import safe_reading
+from ..weights.names import BACKBONE
 
 SMALLEST_IMAGE = 32
 
@@ -27,8 +30,8 @@ class OutNorm(nn.LayerNorm):
 class MultiScale(BaseModule):
     """A stem and stages, some of whose features are returned.
 
-    A subclass has ``stem``, ``stages`` and ``forward_stages(x)``, which yields the feature of every
-    stage, and calls :meth:`set_outputs` at the end of its constructor.
+    A subclass has ``stem`` and ``stages``, defines :meth:`forward_stages`, :meth:`adapt` and
+    :meth:`get_layer_depth`, and calls :meth:`set_outputs` at the end of its constructor.
 
     Attributes:
         out_indices: Stages to return, from 0.
@@ -89,6 +92,7 @@ class MultiScale(BaseModule):
                 self.out_norms[str(index)] = self.make_out_norm(index, channels)
         for module in self._frozen():
             module.requires_grad_(False)
+        self.register_load_state_dict_pre_hook(_adapt_state_dict)
 
     def make_out_norm(self, stage: int, channels: int) -> nn.Module:
         """Return the norm of the output of a stage."""
@@ -96,6 +100,35 @@ class MultiScale(BaseModule):
 
     def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
         """Yield the feature (B, C, H / stride, W / stride) of every stage."""
+        raise NotImplementedError
+
+    def adapt(
+        self, state_dict: dict[str, Tensor], prefix: str, source: str | os.PathLike | None = None
+    ) -> str:
+        """Replace this backbone's weights in ``state_dict`` by what it loads, after a strict check.
+
+        Args:
+            state_dict: Weights, changed in place; keys that begin with ``prefix`` are the backbone's.
+                If ``prefix`` is empty, they may be a whole model's, whose heads are left over.
+            prefix: Where the backbone is in the model: '' or a name and a dot.
+            source: The file, for messages.
+
+        Returns:
+            The report, "loaded N of M tensors ...".
+
+        Raises:
+            CheckpointError: If a shape is wrong, or anything is missing or left over but output norms
+                and a classifier.
+        """
+        raise NotImplementedError
+
+    def get_layer_depth(self, param_name: str, prefix: str = BACKBONE) -> tuple[int, int]:
+        """Return the depth of a parameter and the number of depths, for layer-wise learning rates.
+
+        Args:
+            param_name: Name of the parameter in the whole model.
+            prefix: Prefix of the backbone's parameters in the model.
+        """
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -142,6 +175,13 @@ class MultiScale(BaseModule):
         if self.frozen_stages < 0:
             return []
         return [self.stem, *self.stages[: self.frozen_stages]]
+
+
+def _adapt_state_dict(
+    backbone: MultiScale, state_dict: dict, prefix: str, local_metadata: dict, *_
+) -> None:
+    report = backbone.adapt(state_dict, prefix, local_metadata.get('source'))
+    print_log(report, logger='current')
 
 
 def check_bools(**settings: bool) -> None:

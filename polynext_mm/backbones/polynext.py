@@ -1,9 +1,9 @@
 """PolyNeXt as a backbone of mmseg, mmdet and whatever else looks into mmengine's root registry."""
 
+import os
 from collections.abc import Mapping, Sequence
 
 import torch
-from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -125,7 +125,6 @@ class PolyNeXt(network.PolyNeXt, MultiScale):
         self.set_outputs(
             self.arch.widths, self.arch.strides, out_indices, frozen_stages, out_norm, init_cfg
         )
-        self.register_load_state_dict_pre_hook(_adapt_state_dict)
         if compile_cells:
             self.compile_cells()
 
@@ -154,6 +153,11 @@ class PolyNeXt(network.PolyNeXt, MultiScale):
         if self.grad_clip_norm is not None and self.loss_scale is None:
             self._refuse_unknown_loss_scale(x.device.type)
         return MultiScale.forward(self, x)
+
+    def adapt(
+        self, state_dict: dict[str, Tensor], prefix: str, source: str | os.PathLike | None = None
+    ) -> str:
+        return loading.adapt(self, state_dict, prefix, source)
 
     def get_layer_depth(self, param_name: str, prefix: str = 'backbone.') -> tuple[int, int]:
         """Return the depth of a parameter, for layer-wise learning rates.
@@ -195,10 +199,3 @@ class PolyNeXt(network.PolyNeXt, MultiScale):
                 "loss may be scaled: use optim_wrapper=dict(type='AutocastOptimWrapper', ...), or "
                 'call set_loss_scale(1.) if the loss is not scaled'
             )
-
-
-def _adapt_state_dict(
-    backbone: PolyNeXt, state_dict: dict, prefix: str, local_metadata: dict, *_
-) -> None:
-    source = local_metadata.get('source')
-    print_log(loading.adapt(backbone, state_dict, prefix, source), logger='current')
