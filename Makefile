@@ -45,16 +45,16 @@ lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 
 test: lint
-	echo '==> Running the tests, slow ones excepted (8 minutes)'
+	echo '==> Running the tests, slow ones excepted (9 minutes)'
 	$(RUN) -m pytest -n $(JOBS) -m 'not slow'
 
 test-slow: $(INSTALLED)
-	echo '==> Running the slow tests (15 minutes)'
+	echo '==> Running the slow tests (20 minutes)'
 	$(RUN) -m pytest -n $(JOBS) -m slow
 
 # Upstream's packages are put in front of the default ones.
 test-openmmlab: $(UPSTREAM)/.installed
-	echo '==> Running the tests on upstream OpenMMLab, slow ones excepted (8 minutes)'
+	echo '==> Running the tests on upstream OpenMMLab, slow ones excepted (9 minutes)'
 	PYTHONPATH=$(abspath $(UPSTREAM)) $(RUN) -m pytest -n $(JOBS) -m 'not slow'
 
 $(UPSTREAM)/.installed: $(INSTALLED) requirements/openmmlab.txt

@@ -174,6 +174,7 @@ class FreezeBN(Hook):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('task', ['segmentation', 'detection'])
 def test_two_processes_train_the_weights_of_one(tmp_path, task):
     """With the same batches, which the numbering of samples gives: two of 2 against one of 4."""

@@ -154,6 +154,7 @@ def test_fused_network_computes_the_same(name):
         assert torch.equal(b, c)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['cpolynext_t', 'apolynext_t'])
 def test_the_whole_network_compiles_to_one_graph(name):
     model = PolyNeXt(name).eval()
@@ -166,6 +167,7 @@ def test_the_whole_network_compiles_to_one_graph(name):
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_training_compiles_to_one_graph():
     model = PolyNeXt('apolynext_t')
     image = golden.image((64, 64))
