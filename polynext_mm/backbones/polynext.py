@@ -63,9 +63,9 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
             paper trains ImageNet with. 'trunc_normal' (std .02) is what the authors' segmentation
             code fills a network with before it loads a checkpoint; PolyConv branches then start
             close to zero, with hardly any gradient.
-        init_cfg: ``dict(type='Pretrained', checkpoint='polynext://cpolynext_s')``, or a path or url,
-            loads weights in the authors' names or in ours and checks every key. mmengine's other
-            initializers work too. None keeps ``weight_init``.
+        init_cfg: ``dict(type='Pretrained', checkpoint='polynext://cpolynext_s')``, or a path or
+            url, loads weights in the authors' names or in ours and checks every key. mmengine's
+            other initializers work too. None keeps ``weight_init``.
         pretrained: Must be None. mmseg's segmentors pass it on to their backbone.
 
     Attributes:
@@ -96,8 +96,9 @@ class PolyNeXt(network.PolyNeXt, BaseModule):
             checkpoint = f'polynext://{arch}' if isinstance(arch, str) else 'PATH'
             raise ValueError(
                 f'pretrained={pretrained!r}: the weights of a PolyNeXt are set by init_cfg. Write '
-                "pretrained=None in the model, and in its backbone init_cfg=dict(type='Pretrained', "
-                f"checkpoint='{checkpoint}'), or no init_cfg to train from scratch"
+                'pretrained=None in the model, and in its backbone '
+                f"init_cfg=dict(type='Pretrained', checkpoint='{checkpoint}'), or no init_cfg to "
+                'train from scratch'
             )
         for name, value in (
             ('out_norm', out_norm),

@@ -1,4 +1,4 @@
-"""The UperNet configs: the published recipe to the small print, and a step of training of each."""
+"""The UperNet configs follow the published recipe in every detail, and train."""
 
 import pytest
 import torch
@@ -83,7 +83,7 @@ def test_drop_path_is_published_or_told_to_be_ours(arch):
     if arch in DROP_PATH:
         assert rate == DROP_PATH[arch]
     else:
-        # above that of ImageNet by what the authors added for S: .2 and .25 became .3
+        # the authors' difference to ImageNet training for S: .2 and .25 became .3
         added = 0.1 if arch.startswith('c') else 0.05
         assert rate == pytest.approx(IMAGENET_DROP_PATH[arch] + added)
         comment = (ROOT / 'configs' / f'upernet_{arch}_ade20k.py').read_text().split('_base_')[0]
@@ -180,16 +180,15 @@ def test_configs_inherit_from_this_repository_alone():
     [arch if arch[-1] in 'ts' else pytest.param(arch, marks=pytest.mark.slow) for arch in ARCHS],
 )
 def test_a_step_of_training(arch):
-    """The heads whole, the crop small."""
+    """With the heads of the recipe and a small crop."""
     from mmengine.model import revert_sync_batchnorm
     from mmengine.optim import build_optim_wrapper
     from mmseg.structures import SegDataSample
 
     cfg = config(arch)
     cfg.model.backbone.init_cfg = None
-    cfg.model.backbone.drop_path_rate = (
-        0.0  # a branch that is dropped for the whole batch learns nothing
-    )
+    # a branch that is dropped for the whole batch would learn nothing
+    cfg.model.backbone.drop_path_rate = 0.0
     cfg.model.data_preprocessor['size'] = (64, 64)
     model = revert_sync_batchnorm(build_segmentor(cfg)).train()
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
