@@ -1,7 +1,7 @@
 """PolyNeXt backbones for OpenMMLab; the networks themselves need torch alone.
 
 ``custom_imports = dict(imports=['polynext_mm'], allow_failed_imports=False)`` in a config is all
-that another project needs: importing this package registers backbone, hooks and optimizer wrapper
+that another project needs: importing this package registers backbones, hooks and optimizer wrapper
 with mmengine, lets its loader read PolyNeXt's files, and lets ``mmcv.ops`` work without mmcv's
 compiled extension. If mmengine has not been imported yet, all that happens as soon as it is, so
 that :mod:`polynext_mm.nn` and :mod:`polynext_mm.weights` neither need it nor wait for it.
@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING, Any
 from .compat import install_mmcv_ops, when_imported
 
 if TYPE_CHECKING:
-    from .backbones import PolyNeXt
+    from .backbones import MetaFormer, PolyNeXt
 
-__all__ = ['PolyNeXt']
+__all__ = ['MetaFormer', 'PolyNeXt']
 __version__ = '0.1.0'
 
 _SUBPACKAGES = ('backbones', 'engine', 'nn', 'weights')
 
 
 def __getattr__(name: str) -> Any:
-    """Import a subpackage or the backbone on first use.
+    """Import a subpackage or a backbone on first use.
 
     Raises:
         ImportError: If it needs mmengine, which is not installed; the message says what to do.
     """
     if name in _SUBPACKAGES:
         return importlib.import_module(f'{__name__}.{name}')
-    if name == 'PolyNeXt':
-        return importlib.import_module(f'{__name__}.backbones').PolyNeXt
+    if name in __all__:
+        return getattr(importlib.import_module(f'{__name__}.backbones'), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 

@@ -1,6 +1,6 @@
 """The recipe of the golden numbers, in this one place.
 
-For four networks, tests/data holds outputs and gradients that the authors' release computed in
+For seven networks, tests/data holds outputs and gradients that the authors' release computed in
 float64. Weights and inputs come from generators seeded by names. See tests/data/README.md.
 """
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 DATA = Path(__file__).parent / 'data'
-NETWORKS = ('cpolynext_t', 'cpolynext_s', 'apolynext_t', 'apolynext_s')
+NETWORKS = ('cpolynext_t', 'cpolynext_s', 'apolynext_t', 'apolynext_s', 'cpolynext_lr')
+POLYNOMIAL_NETWORKS = ('cpolynext_t_bn', 'apolynext_t_bn')  # of these, outputs alone
 
 
 def _normal(name: str, shape) -> np.ndarray:
@@ -53,8 +54,14 @@ class Golden:
         self.cases = {tuple(case['size']): case for case in self._json['cases']}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """An ImageNet checkpoint with the authors' names, float32."""
-        return authors_weights(self._json['state_dict_shapes'])
+        """A classifier's checkpoint with the authors' names, float32."""
+        prefix = 'buffer.'
+        statistics = {
+            name.removeprefix(prefix): _rounded(self._arrays[name])
+            for name in self._arrays.files
+            if name.startswith(prefix)
+        }
+        return authors_weights(self._json['state_dict_shapes']) | statistics
 
     def values(self, size, stage: int) -> tuple[Tensor, Tensor, float]:
         """Flat indices into a stage's feature, the values there (float64), the absmean of all."""

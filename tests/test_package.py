@@ -35,10 +35,11 @@ import sys
 from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 from mmengine.runner import CheckpointLoader
 assert MODELS.get('PolyNeXt').__module__ == 'polynext_mm.backbones.polynext'
+assert MODELS.get('MetaFormer')
 assert HOOKS.get('CheckpointGuardHook') and HOOKS.get('MachineHook')
 assert OPTIM_WRAPPERS.get('AutocastOptimWrapper')
 assert OPTIM_WRAPPER_CONSTRUCTORS.get('PolyNeXtOptimWrapperConstructor')
-assert {'polynext://', 'unsafe:'} <= set(CheckpointLoader._schemes)
+assert {'polynext://', 'timm://', 'unsafe:'} <= set(CheckpointLoader._schemes)
 assert 'mmcv._ext' in sys.modules
 """
 
@@ -91,7 +92,9 @@ def test_without_mm_the_first_use_of_it_says_what_to_install():
 
 def test_attributes():
     assert polynext_mm.PolyNeXt is polynext_mm.backbones.PolyNeXt
-    assert {'PolyNeXt', 'nn', 'weights', 'engine', '__version__'} <= set(dir(polynext_mm))
+    assert {'PolyNeXt', 'MetaFormer', 'nn', 'weights', 'engine', '__version__'} <= set(
+        dir(polynext_mm)
+    )
     assert not hasattr(polynext_mm, 'nonsense')
 
 

@@ -93,7 +93,7 @@ def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
     with safe_reading():
         model = init(cfg, checkpoint, device=device)
     # The backbone checks itself on loading; mm merely warns about heads that do not fit.
-    if isinstance(model.backbone, polynext_mm.PolyNeXt):
+    if isinstance(model.backbone, polynext_mm.backbones.MultiScale):
         loading.check(model, read(checkpoint)['state_dict'], checkpoint, evaluation=True)
     return model
 

@@ -6,7 +6,7 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-from ..backbones import PolyNeXt
+from ..backbones.multiscale import MultiScale
 from ..datasets.findings import is_local
 from ..weights import loading
 from ..weights.names import BACKBONE
@@ -17,7 +17,7 @@ from .hooks import CheckpointGuardHook, _backbones, _unwrapped
 def check_checkpoint(runner: Runner, task: str) -> None:
     """Check that what a runner will load exists and fits, without loading it.
 
-    Weights of a PolyNeXt's ``init_cfg`` are tried too, if they will be used. Checkpoints of other models
+    Weights of the backbone's ``init_cfg`` are tried too, if they will be used. Checkpoints of other models
     fit as far as mm lets them, and are only looked for.
 
     Args:
@@ -37,7 +37,7 @@ def check_checkpoint(runner: Runner, task: str) -> None:
                 f'there is no checkpoint {source}: check the path (it is taken from {os.getcwd()} if it '
                 'is relative)'
             )
-        if isinstance(getattr(model, 'backbone', None), PolyNeXt):
+        if isinstance(getattr(model, 'backbone', None), MultiScale):
             _try(model, source, _guard(runner), evaluation=task != 'train')
     elif task == 'train' and not runner._resume:
         for backbone in _backbones(model):
@@ -45,7 +45,7 @@ def check_checkpoint(runner: Runner, task: str) -> None:
             if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
                 checkpoint = CheckpointLoader.load_checkpoint(init_cfg['checkpoint'], 'cpu')
                 state_dict = dict(checkpoint['state_dict'])
-                loading.adapt(backbone, state_dict, '', init_cfg['checkpoint'])
+                backbone.adapt(state_dict, '', init_cfg['checkpoint'])
 
 
 def _guard(runner: Runner) -> CheckpointGuardHook | None:
@@ -59,4 +59,4 @@ def _try(
     if guard is not None:
         reset = guard.reset_mismatched_heads
         loading.check(model, state_dict.copy(), source, reset, evaluation)
-    loading.adapt(model.backbone, state_dict, BACKBONE, source)
+    model.backbone.adapt(state_dict, BACKBONE, source)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from ..backbones.multiscale import MultiScale
 from ..backbones.polynext import PolyNeXt
 from ..weights import CheckpointError, loading, names
 from .normalization import find_mismatch
@@ -70,7 +71,7 @@ class CheckpointGuardHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         model = _unwrapped(runner.model)
-        if not isinstance(getattr(model, 'backbone', None), PolyNeXt):
+        if not isinstance(getattr(model, 'backbone', None), MultiScale):
             return
         state_dict = checkpoint['state_dict']
         if names.is_authors({key.removeprefix('backbone.') for key in state_dict}):
@@ -86,6 +87,9 @@ class CheckpointGuardHook(Hook):
             ),
             logger='current',
         )
+        if runner._resume and isinstance(model.backbone, PolyNeXt):
+            # the state of the optimizer has the sizes of the checkpoint's norms
+            model.backbone.keep_norm_size()
 
     def _check_normalization(self, model: nn.Module, is_error: bool) -> None:
         mismatch = find_mismatch(_unwrapped(model))
@@ -146,7 +150,8 @@ class MachineHook(Hook):
     def _refuse_unknown_loss_scale(runner: Runner) -> None:
         wrapper = runner.optim_wrapper
         if isinstance(wrapper, AutocastOptimWrapper) or not any(
-            backbone.grad_clip_norm for backbone in _backbones(runner.model)
+            isinstance(backbone, PolyNeXt) and backbone.grad_clip_norm
+            for backbone in _backbones(runner.model)
         ):
             return
         if isinstance(wrapper, AmpOptimWrapper) or wrapper._accumulative_counts != 1:
@@ -160,14 +165,15 @@ class MachineHook(Hook):
     @staticmethod
     def _watch_first_step(runner: Runner) -> None:
         wrapper = runner.optim_wrapper
-        handles = {}
+        seen = set()
 
         def check(optimizer: Optimizer, *_) -> None:
-            handles.pop(optimizer).remove()
-            _report_unused_outputs(runner.model, optimizer)
+            if optimizer not in seen:  # a hook cannot be removed while it runs
+                seen.add(optimizer)
+                _report_unused_outputs(runner.model, optimizer)
 
         for one in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
-            handles[one.optimizer] = one.optimizer.register_step_pre_hook(check)
+            one.optimizer.register_step_pre_hook(check)
 
 
 def _report_unused_outputs(model: nn.Module, optimizer: Optimizer) -> None:
@@ -218,5 +224,5 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def _backbones(model: nn.Module) -> list[PolyNeXt]:
-    return [module for module in model.modules() if isinstance(module, PolyNeXt)]
+def _backbones(model: nn.Module) -> list[MultiScale]:
+    return [module for module in model.modules() if isinstance(module, MultiScale)]

@@ -8,6 +8,7 @@ import functools
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
@@ -98,10 +99,19 @@ class InterruptHook(Hook):
 
 def _start_worker(initialize: Callable | None, worker_id: int) -> None:
     """A worker lives as long as its process needs it, whoever sends a signal to all of them."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):  # Linux, where schedulers signal every process of a job
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        threading.Thread(target=_end_with_process, daemon=True).start()
     if initialize is not None:
         initialize(worker_id)
+
+
+def _end_with_process() -> None:
+    """Of a thread of a worker: end when its own process says so, and nobody else."""
+    while True:
+        received = signal.sigwaitinfo(_SIGNALS)
+        if received.si_signo == signal.SIGTERM and received.si_pid == os.getppid():
+            os._exit(0)
 
 
 def end_with_launcher() -> None:

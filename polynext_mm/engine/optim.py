@@ -9,13 +9,20 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import Tensor, nn
 
+from ..backbones.multiscale import MultiScale
 from ..backbones.polynext import PolyNeXt
+from ..nn import batch_norm, layers
 
-# Backbone parameters without weight decay, by the ends of their names. This is what the authors'
-# released code does, which gave the published numbers; in the paper, all norms are exempt.
-_SCALES = ('scale0', 'scale1', 'scale_logit', 'gate_logits')
+# 'released' is what the authors' released code does, which gave the published numbers; in the paper,
+# all norms are exempt from weight decay.
 _NO_DECAY = ('released', 'paper')
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+_NORMS = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.batchnorm._BatchNorm,
+    layers.LayerNorm,
+    batch_norm.PositionNorm,
+)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -24,18 +31,20 @@ class PolyNeXtOptimWrapperConstructor:
 
     The groups are logged. Options of ``paramwise_cfg``:
 
-    - ``no_decay``: 'released' (default) exempts the backbone's output norms, skip scales, gates and
-      attention scales from weight decay. 'paper' exempts all norms of the model as well.
+    - ``no_decay``: 'released' (default) exempts the backbone's output norms and learned scales from
+      weight decay: skip scales, gates and attention scales of a PolyNeXt, residual scales and
+      activations of a MetaFormer. 'paper' exempts all norms of the model as well.
     - ``head_lr_mult``: Factor on the learning rate of everything but the backbone, 1 by default.
     - ``layer_decay_rate``: Factor on the learning rate of the backbone, applied once per cell
-      between a parameter and the output, or None (default).
+      (block of a MetaFormer) between a parameter and the output, or None (default).
 
     Args:
         optim_wrapper_cfg: Config of the wrapper; its ``optimizer`` has ``lr`` and ``weight_decay``.
         paramwise_cfg: The options above.
 
     Raises:
-        ValueError: If an option is unknown or invalid, or the model's backbone is no PolyNeXt.
+        ValueError: If an option is unknown or invalid, or the model's backbone is neither a PolyNeXt
+            nor a MetaFormer.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
@@ -59,9 +68,9 @@ class PolyNeXtOptimWrapperConstructor:
     def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict]:
         """Return groups with ``params``, their ``names``, ``lr`` and ``weight_decay``."""
         backbone = getattr(model, 'backbone', None)
-        if not isinstance(backbone, PolyNeXt):
+        if not isinstance(backbone, MultiScale):
             raise ValueError(
-                f'{type(self).__name__} is for models whose backbone is a PolyNeXt, '
+                f'{type(self).__name__} is for models whose backbone is a PolyNeXt or a MetaFormer, '
                 f'got {type(backbone).__name__}'
             )
         exempt = self._exempt(model)
@@ -77,7 +86,7 @@ class PolyNeXtOptimWrapperConstructor:
             group['names'].append(name)
         return list(groups.values())
 
-    def _lr_mult(self, name: str, backbone: PolyNeXt) -> float:
+    def _lr_mult(self, name: str, backbone: MultiScale) -> float:
         if not name.startswith('backbone.'):
             return self.head_lr_mult
         if self.layer_decay_rate is None:
@@ -90,13 +99,13 @@ class PolyNeXtOptimWrapperConstructor:
         exempt = {
             name
             for name, _ in model.backbone.named_parameters(prefix='backbone')
-            if name.endswith(_SCALES) or '.out_norms.' in name
+            if name.endswith(model.backbone.scales) or '.out_norms.' in name
         }
         if self.no_decay == 'paper':
             exempt |= {
                 f'{name}.{param}'
                 for name, module in model.named_modules()
-                if isinstance(module, _NORMS) or type(module).__name__ == 'LayerNorm'
+                if isinstance(module, _NORMS)
                 for param, _ in module.named_parameters(recurse=False)
             }
         return exempt

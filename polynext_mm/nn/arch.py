@@ -7,9 +7,11 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-STEM_STRIDE = 4
 MIXERS = ('conv', 'attn')
 DOWNSAMPLINGS = ('sep3x3', 'full3x3')
+MIXER_DEGREES = {'conv': 2, 'attn': 9}
+MLP_DEGREE = 2
+SCALAR_FIELDS = ('paired_gates', 'stem_size', 'stem_stride')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Arch:
             depthwise 3x3 convolution and a 1x1, or 'full3x3', a dense one.
         gate_init: lam of every cell from scratch, one logit per gate.
         paired_gates: Whether stack i uses the gates (i, i + 1) instead of (2i, 2i + 1).
+        stem_size: Kernel size of the stem's convolution, odd.
+        stem_stride: Stride of the stem.
 
     Raises:
         ValueError: For values that make no network, naming the field.
@@ -43,13 +47,15 @@ class Arch:
     downsampling: tuple[str, str]
     gate_init: tuple[float, ...]
     paired_gates: bool = False
+    stem_size: int = 7
+    stem_stride: int = 4
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
-            elif field.name != 'paired_gates' and not isinstance(value, tuple):
+            elif field.name not in SCALAR_FIELDS and not isinstance(value, tuple):
                 raise ValueError(f'arch: {field.name} must be a sequence, got {value!r}')
         for name in ('depths', 'stacks', 'mixers', 'conv_ratios', 'mlp_ratios', 'coarse_sizes'):
             if len(getattr(self, name)) != len(self.widths):
@@ -76,6 +82,11 @@ class Arch:
             )
         if not isinstance(self.paired_gates, bool):
             raise ValueError(f'arch: paired_gates must be a bool, got {self.paired_gates!r}')
+        for name in ('stem_size', 'stem_stride'):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1 or (name == 'stem_size' and value % 2 == 0):
+                kind = 'an odd positive' if name == 'stem_size' else 'a positive'
+                raise ValueError(f'arch: {name} must be {kind} integer, got {value!r}')
         for width, ratio in zip(self.widths, self.conv_ratios):
             if int(width * ratio) < 1:
                 raise ValueError(f'arch: conv_ratios {ratio} leaves no channel of width {width}')
@@ -99,7 +110,28 @@ class Arch:
     @property
     def strides(self) -> tuple[int, ...]:
         """Output stride of every stage."""
-        return tuple(STEM_STRIDE * 2**i for i in range(len(self.widths)))
+        return tuple(self.stem_stride * 2**i for i in range(len(self.widths)))
+
+    @property
+    def degrees(self) -> tuple[int, ...]:
+        """Degree in the image of every stage's feature, as polynomials (``norm='bn'``, inference).
+
+        Convolutions, matrices, gates and norms with running statistics keep a degree. The product of
+        a PolyConv or a PolyMLP doubles it. A PolyAttn multiplies it by 9: q k^T has degree 2, its
+        fourth power 8, and the values add one. A branch is added to what it is computed from, so the
+        degree of the stream is the branch's; s0 is older than s1, so a cell's sum has that of s1.
+        CPolyNeXt-T has 72 doublings, degree 2^72. The ImageNet classifier doubles once more.
+        """
+        degrees, degree = [], 1
+        for depth, stacks, mixer in zip(self.depths, self.stacks, self.mixers):
+            degree *= (MIXER_DEGREES[mixer] * MLP_DEGREE) ** (depth * stacks)
+            degrees.append(degree)
+        return tuple(degrees)
+
+    @property
+    def degree(self) -> int:
+        """Degree of the last stage's feature: see :attr:`degrees`."""
+        return self.degrees[-1]
 
 
 def is_number(value: object) -> bool:
@@ -122,7 +154,7 @@ def _archs() -> dict[str, Arch]:
         'cpolynext': ('conv', 'conv', 'conv', 'conv'),
         'apolynext': ('conv', 'conv', 'attn', 'attn'),
     }
-    return {
+    archs = {
         f'{family}_{size}': Arch(
             widths=(width, 2 * width, 4 * width, 6 * width),
             depths=depths,
@@ -138,6 +170,21 @@ def _archs() -> dict[str, Arch]:
         for family, mixers in families.items()
         for size, (width, depths, stacks, downsampling, gate_init, paired_gates) in sizes.items()
     }
+    # for small images; its lam starts at the values that are T's after the sigmoid
+    archs['cpolynext_lr'] = Arch(
+        widths=(72, 144, 288),
+        depths=(2, 3, 3),
+        stacks=(3, 3, 3),
+        mixers=('conv', 'conv', 'conv'),
+        conv_ratios=(1, 1, 1),
+        mlp_ratios=(2, 2, 2),
+        coarse_sizes=(3, 5, 5),
+        downsampling=(sep, sep),
+        gate_init=(0.5, 0.5, 0.25, 0.125, 0.0625, 0.03125),
+        stem_size=3,
+        stem_stride=1,
+    )
+    return archs
 
 
 #: The published archs, by name.

@@ -8,16 +8,23 @@ name to:
   weight at the end of the branch, so that it scales neither a map nor a matrix.
 - ``keep``, (B, 1, 1, 1), is the factor of drop path, or None for 1.
 
+Every branch takes its kind of norm as ``norm``: :class:`LayerNorm`, or a maker of the norms of a
+fully polynomial network (:class:`~polynext_mm.nn.batch_norm.BatchNorms`).
+
 The layers inside a branch hold its weights; the branch passes these to an operation of
 :mod:`polynext_mm.nn.ops` and does not call all of the layers. Hooks belong on the branch.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from . import ops
+from .batch_norm import BatchNorms, ChannelBatchNorm
+from .ops import poly_conv, poly_mlp
 from .ops.precision import layer_norm, linear, matmul_dtype, narrow
 
 HEAD_WIDTH = 32
@@ -32,6 +39,16 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return layer_norm(x, self.weight)
+
+    @torch.no_grad()
+    def fold_forward(self, following: nn.Linear) -> None:
+        """Move the weight into the columns of the matrix that follows."""
+        following.weight.mul_(self.weight)
+        self.weight = None
+
+
+#: LayerNorm, or what makes another norm of a number of channels.
+MakeNorm = Callable[[int], nn.Module]
 
 
 class DepthwiseConv(nn.Module):
@@ -68,39 +85,35 @@ class Branch(nn.Module):
         self.gated_layer().weight.mul_(gate)
 
 
-@torch.no_grad()
-def _fold_norm(norm: LayerNorm, following: nn.Linear) -> None:
-    """Move the scales of a norm into the columns of the matrix that follows it."""
-    following.weight.mul_(norm.weight)
-    norm.weight = None
-
-
 class PolyMLP(Branch):
     """Product of two projections in place of an activation (paper, PolyMLP).
 
     Args:
         channels: C.
         ratio: Width of the two projections together, over C; ``int(C * ratio)`` is even.
+        norm: Makes the norm.
     """
 
-    def __init__(self, channels: int, ratio: float):
+    def __init__(self, channels: int, ratio: float, norm: MakeNorm = LayerNorm):
         super().__init__()
         width = int(channels * ratio)
         self.proj_in = nn.Linear(channels, width, bias=False)
-        self.norm = LayerNorm(width // 2)
+        self.norm = norm(width // 2)
         self.proj_out = nn.Linear(width // 2, channels, bias=False)
 
     def forward(self, x: Tensor, gate: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        return ops.add_poly_mlp(
-            x, keep, self.proj_in.weight, self.gated_weight(gate), self.proj_out.weight
-        )
+        w_in, w_out = self.proj_in.weight, self.proj_out.weight
+        if isinstance(self.norm, ChannelBatchNorm):
+            norm = partial(self.norm, gate=gate)
+            return poly_mlp.plain_with_norm(norm, x, keep, *narrow(x, w_in, w_out))
+        return ops.add_poly_mlp(x, keep, w_in, self.gated_weight(gate), w_out)
 
-    def gated_layer(self) -> LayerNorm:
+    def gated_layer(self) -> nn.Module:
         return self.norm
 
     def fuse(self, gate: Tensor) -> None:
         super().fuse(gate)
-        _fold_norm(self.norm, self.proj_out)
+        self.norm.fold_forward(self.proj_out)
 
 
 class PolyConv(Branch):
@@ -113,9 +126,10 @@ class PolyConv(Branch):
         channels: C.
         ratio: Inner width over C.
         coarse_size: Kernel size of the coarse convolution, which has dilation 2.
+        norm: Makes the norm.
     """
 
-    def __init__(self, channels: int, ratio: float, coarse_size: int):
+    def __init__(self, channels: int, ratio: float, coarse_size: int, norm: MakeNorm = LayerNorm):
         super().__init__()
         width = int(channels * ratio)
         self.proj_in = nn.Linear(channels, width, bias=False)
@@ -123,22 +137,28 @@ class PolyConv(Branch):
         self.fine_conv = DepthwiseConv(width, 3)
         self.smooth = DepthwiseConv(width, 3)
         self.proj_out = nn.Linear(width, channels, bias=False)
-        self.norm = LayerNorm(channels)
+        self.norm = norm(channels)
 
     def forward(self, x: Tensor, gate: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        return ops.add_poly_conv(
-            x,
-            keep,
+        weights = (
             self.proj_in.weight,
             self.coarse_conv.weight,
             self.fine_conv.weight,
             self.smooth.weight,
             self.proj_out.weight,
-            self.gated_weight(gate),
         )
+        if isinstance(self.norm, ChannelBatchNorm):
+            norm = partial(self.norm, gate=gate)
+            return poly_conv.plain_with_norm(norm, x, keep, *narrow(x, *weights))
+        return ops.add_poly_conv(x, keep, *weights, self.gated_weight(gate))
 
-    def gated_layer(self) -> LayerNorm:
+    def gated_layer(self) -> nn.Module:
         return self.norm
+
+    def fuse(self, gate: Tensor) -> None:
+        super().fuse(gate)
+        if isinstance(self.norm, ChannelBatchNorm):
+            self.norm.fold_back(self.proj_out.weight)
 
 
 class PolyAttn(Branch):
@@ -148,15 +168,19 @@ class PolyAttn(Branch):
         q, k, v = s * q_conv(qk), k_conv(qk), v_conv(v)
         x + keep * gate * smooth(poly_attention(q, k, v)) W_out^T
 
+    In a fully polynomial network ``row_norm`` divides attention by a running average of its row sums
+    instead of the sums themselves, and ``smooth_norm`` follows ``smooth``.
+
     Args:
         channels: C; there are ceil(C / 64) heads of width 32.
+        norm: Makes the norm.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, norm: MakeNorm = LayerNorm):
         super().__init__()
         self.num_heads = math.ceil(channels / 64)
         width = HEAD_WIDTH * self.num_heads
-        self.norm = LayerNorm(channels)
+        self.norm = norm(channels)
         self.proj_in = nn.Linear(channels, 2 * width, bias=False)
         self.q_conv = DepthwiseConv(width, 5)
         self.k_conv = DepthwiseConv(width, 5)
@@ -164,24 +188,35 @@ class PolyAttn(Branch):
         self.scale_logit = nn.Parameter(torch.empty(self.num_heads))
         self.smooth = DepthwiseConv(width, 3)
         self.proj_out = nn.Linear(width, channels, bias=False)
+        polynomial = isinstance(norm, BatchNorms)
+        self.row_norm = norm.of_rows(self.num_heads) if polynomial else None
+        self.smooth_norm = norm(width) if polynomial else None
 
     def forward(self, x: Tensor, gate: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        polynomial = self.row_norm is not None
         w_in, w_q, w_k, w_v, w_smooth, w_out = narrow(
             x,
             self.proj_in.weight,
             self._scaled_q_weight(),
             self.k_conv.weight,
             self.v_conv.weight,
-            self.gated_weight(gate),
+            self.smooth.weight if polynomial else self.gated_weight(gate),
             self.proj_out.weight,
         )
         t = self.norm(x).to(w_in.dtype)
         # Two products, so that both maps are contiguous: a convolution would copy half of a map.
         qk, v = (linear(t, half) for half in w_in.chunk(2))
         q, k, v = (ops.depthwise(*pair) for pair in ((qk, w_q), (qk, w_k), (v, w_v)))
-        y = ops.poly_attention(*map(self._split_heads, (q, k, v)))
-        y = y.transpose(1, 2).reshape(*x.shape[:3], -1)
-        return ops.residual(x, linear(ops.depthwise(y, w_smooth), w_out), keep)
+        q, k, v = map(self._split_heads, (q, k, v))
+        y = (
+            self.row_norm(q, k, v, tuple(x.shape[1:3]))
+            if polynomial
+            else ops.poly_attention(q, k, v)
+        )
+        y = ops.depthwise(y.transpose(1, 2).reshape(*x.shape[:3], -1), w_smooth)
+        if polynomial:
+            y = self.smooth_norm(y, gate)
+        return ops.residual(x, linear(y, w_out), keep)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """View (B, H, W, heads * 32) as (B, heads, H * W, 32)."""
@@ -195,12 +230,14 @@ class PolyAttn(Branch):
         scale = self.scale_logit.sigmoid()[:, None, None, None]
         return (weight.unflatten(0, (self.num_heads, -1)) * scale[..., None]).flatten(0, 1)
 
-    def gated_layer(self) -> DepthwiseConv:
-        return self.smooth
+    def gated_layer(self) -> nn.Module:
+        return self.smooth if self.smooth_norm is None else self.smooth_norm
 
     @torch.no_grad()
     def fuse(self, gate: Tensor) -> None:
         super().fuse(gate)
         self.q_conv.weight.copy_(self._scaled_q_weight())
         self.scale_logit = None
-        _fold_norm(self.norm, self.proj_in)
+        self.norm.fold_forward(self.proj_in)
+        if self.smooth_norm is not None:
+            self.smooth_norm.fold_forward(self.proj_out)

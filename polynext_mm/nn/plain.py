@@ -7,6 +7,7 @@ that training adds, is left out.
 """
 
 import math
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -40,6 +41,55 @@ class ChannelNorm(nn.Module):
         return x / torch.sqrt(variance + 1e-5) * self.weight[:, None, None]
 
 
+class RunningNorm(nn.Module):
+    """A norm of a fully polynomial network, with statistics for every position of one map.
+
+    In training statistics are the batch's, and the running ones follow them; in inference they are
+    the running ones.
+    """
+
+    def statistics(self, **batch: Tensor) -> Iterator[Tensor]:
+        for name, value in batch.items():
+            running = getattr(self, name)
+            if self.training:
+                running.copy_(0.9 * running + 0.1 * value.detach())
+            yield value if self.training else running
+        self.num_batches_tracked += self.training
+
+
+class ChannelBatchNorm(RunningNorm):
+    """Norm over the batch and the channels at each position."""
+
+    def __init__(self, channels: int, size: tuple[int, int]):
+        super().__init__()
+        self.gamma_c = nn.Parameter(torch.ones(channels))
+        self.gamma_hw = nn.Parameter(torch.ones(1, 1, *size))
+        self.register_buffer('running_mean', torch.zeros(1, 1, *size))
+        self.register_buffer('running_var', torch.ones(1, 1, *size))
+        self.register_buffer('num_batches_tracked', torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((0, 1), keepdim=True)
+        variance = (x - mean).square().mean((0, 1), keepdim=True)
+        mean, variance = self.statistics(running_mean=mean, running_var=variance)
+        x = (x - mean) / torch.sqrt(variance + 1e-5)
+        return x * self.gamma_hw * self.gamma_c[:, None, None]
+
+
+class RowSumNorm(RunningNorm):
+    """Division of attention by the mean row sum of batches."""
+
+    def __init__(self, heads: int, size: tuple[int, int]):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(1, heads, size[0] * size[1], 1))
+        self.register_buffer('running_denom', torch.ones_like(self.gamma))
+        self.register_buffer('num_batches_tracked', torch.tensor(0))
+
+    def forward(self, a: Tensor) -> Tensor:
+        (denom,) = self.statistics(running_denom=a.sum(-1, keepdim=True).mean(0, keepdim=True))
+        return a / (denom + 1e-6) * self.gamma
+
+
 class Scale(nn.Module):
     """One learned factor per channel."""
 
@@ -54,7 +104,7 @@ class Scale(nn.Module):
 class PolyAttn(nn.Module):
     """Attention with the weights (1 + s q k^T)^4, without the norm before it."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, size: tuple[int, int] | None):
         super().__init__()
         self.heads = math.ceil(channels / 64)
         width = HEAD_WIDTH * self.heads
@@ -65,14 +115,16 @@ class PolyAttn(nn.Module):
         self.v_conv = depthwise(width, 3)
         self.final_conv = depthwise(width, 3)
         self.proj = conv(width, channels)
+        self.norm = RowSumNorm(self.heads, size) if size else None
+        self.norm2 = ChannelBatchNorm(width, size) if size else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         qk, v = self.qkv(x).chunk(2, 1)
         q, k, v = (self.tokens(t) for t in (self.q_conv(qk), self.k_conv(qk), self.v_conv(v)))
         a = (1 + self.scale.sigmoid() * (q @ k.transpose(2, 3))) ** 4
-        a = a / a.sum(-1, keepdim=True).clamp(min=1e-12)
+        a = self.norm(a) if self.norm else a / a.sum(-1, keepdim=True).clamp(min=1e-12)
         y = (a @ v).transpose(2, 3).reshape(len(x), -1, *x.shape[2:])
-        return self.proj(self.final_conv(y))
+        return self.proj(self.norm2(self.final_conv(y)))
 
     def tokens(self, x: Tensor) -> Tensor:
         """(B, heads * 32, H, W) to (B, heads, H * W, 32)."""
@@ -94,34 +146,35 @@ def poly_mlp(project: nn.Module, finish: nn.Module, x: Tensor) -> Tensor:
 class Cell(nn.Module):
     """Map (s0, s1) to the next feature. ``ops`` holds the layers of all stacks in one list."""
 
-    def __init__(self, arch: Arch, stage: int):
+    def __init__(self, arch: Arch, stage: int, size: tuple[int, int] | None):
         super().__init__()
         width = arch.widths[stage]
+        norm = partial(ChannelBatchNorm, size=size) if size else ChannelNorm
         self.attends = arch.mixers[stage] == 'attn'
         self.gates = [arch.gates(stack) for stack in range(arch.stacks[stage])]
         self.preprocess0 = Scale(width)
         self.preprocess1 = Scale(width)
-        self.postprocess = ChannelNorm(width)
+        self.postprocess = norm(width)
         self.skip_weight = nn.Parameter(torch.tensor(arch.gate_init))
         inner = int(width * arch.conv_ratios[stage])
         hidden = int(width * arch.mlp_ratios[stage])
         self.ops = nn.ModuleList()
         for _ in self.gates:
             if self.attends:
-                self.ops.append(nn.Sequential(ChannelNorm(width), PolyAttn(width)))
+                self.ops.append(nn.Sequential(norm(width), PolyAttn(width, size)))
             else:
                 self.ops.extend(
                     [
                         conv(width, inner),
                         depthwise(inner, arch.coarse_sizes[stage], dilation=2),
                         depthwise(inner, 3),
-                        nn.Sequential(depthwise(inner, 3), conv(inner, width), ChannelNorm(width)),
+                        nn.Sequential(depthwise(inner, 3), conv(inner, width), norm(width)),
                     ]
                 )
             self.ops.extend(
                 [
                     conv(width, hidden),
-                    nn.Sequential(ChannelNorm(hidden // 2), conv(hidden // 2, width)),
+                    nn.Sequential(norm(hidden // 2), conv(hidden // 2, width)),
                 ]
             )
 
@@ -139,19 +192,23 @@ class Cell(nn.Module):
 
 class PlainPolyNeXt(nn.Module):
     """Stem and cells; returns the feature of every stage, (B, C, ceil(H / s), ceil(W / s)) for the
-    strides s = 4, 8, 16, 32.
+    strides s = 4, 8, 16, 32 (low resolution: 1, 2, 4).
 
     Args:
         arch: As of :class:`polynext_mm.nn.PolyNeXt`.
+        norm_size: Height and width of the images of a fully polynomial network (norm 'bn'), or None
+            for one with LN.
     """
 
-    def __init__(self, arch):
+    def __init__(self, arch, norm_size: tuple[int, int] | None = None):
         super().__init__()
         arch = get_arch(arch)
         self.depths = arch.depths
-        self.stem = nn.Conv2d(3, arch.widths[0], 7, 4, 3, bias=False)
+        self.stem = conv(3, arch.widths[0], arch.stem_size, arch.stem_stride)
         self.cells = nn.ModuleList(
-            Cell(arch, stage) for stage, depth in enumerate(arch.depths) for _ in range(depth)
+            Cell(arch, stage, norm_size and [math.ceil(n / stride) for n in norm_size])
+            for stage, (depth, stride) in enumerate(zip(arch.depths, arch.strides))
+            for _ in range(depth)
         )
         self.reductions = nn.ModuleList(
             conv(before, after, 3, 2)

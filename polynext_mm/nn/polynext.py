@@ -5,21 +5,25 @@ MetaFormer-Style Vision Models" (ICML 2026, arXiv 2605.20839) and its authors' r
 network without a thought of time and memory is :mod:`polynext_mm.nn.plain`.
 """
 
+import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from . import ops
-from .arch import STEM_STRIDE, Arch, get_arch, is_number
-from .layers import HEAD_WIDTH, DepthwiseConv, LayerNorm, PolyAttn, PolyConv, PolyMLP
+from .arch import Arch, get_arch, is_number
+from .batch_norm import BatchNorms, PositionNorm, many_processes, map_size
+from .layers import HEAD_WIDTH, DepthwiseConv, LayerNorm, MakeNorm, PolyAttn, PolyConv, PolyMLP
 from .ops import dispatch
 
 WEIGHT_INITS = ('imagenet', 'trunc_normal')
+NORMS = ('ln', 'bn')
+NORM_SIZE = 224  # of the released fully polynomial networks
 
 
 class Stack(nn.Module):
@@ -28,16 +32,17 @@ class Stack(nn.Module):
     Args:
         arch: The network's.
         stage: Which of its stages, from 0.
+        norm: Makes the norms.
     """
 
-    def __init__(self, arch: Arch, stage: int):
+    def __init__(self, arch: Arch, stage: int, norm: MakeNorm = LayerNorm):
         super().__init__()
         width = arch.widths[stage]
         if arch.mixers[stage] == 'attn':
-            self.mixer = PolyAttn(width)
+            self.mixer = PolyAttn(width, norm)
         else:
-            self.mixer = PolyConv(width, arch.conv_ratios[stage], arch.coarse_sizes[stage])
-        self.mlp = PolyMLP(width, arch.mlp_ratios[stage])
+            self.mixer = PolyConv(width, arch.conv_ratios[stage], arch.coarse_sizes[stage], norm)
+        self.mlp = PolyMLP(width, arch.mlp_ratios[stage], norm)
 
     def forward(
         self,
@@ -73,21 +78,25 @@ class Cell(nn.Module):
         arch: The network's.
         stage: Which of its stages, from 0.
         drop_path_rate: Of every branch.
+        norm: Makes the norms.
     """
 
-    def __init__(self, arch: Arch, stage: int, drop_path_rate: float):
+    def __init__(self, arch: Arch, stage: int, drop_path_rate: float, norm: MakeNorm = LayerNorm):
         super().__init__()
         width = arch.widths[stage]
         self.drop_path_rate = drop_path_rate
         self.scale0 = nn.Parameter(torch.ones(width))
         self.scale1 = nn.Parameter(torch.ones(width))
-        self.norm = LayerNorm(width)
+        self.norm = norm(width)
         self.gate_logits = nn.Parameter(torch.tensor(arch.gate_init, dtype=torch.float32))
-        self.stacks = nn.ModuleList(Stack(arch, stage) for _ in range(arch.stacks[stage]))
+        self.stacks = nn.ModuleList(Stack(arch, stage, norm) for _ in range(arch.stacks[stage]))
         self._gate_indices = [arch.gates(i) for i in range(arch.stacks[stage])]
 
     def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
-        x = ops.norm_of_pair(s0, s1, self.scale0, self.scale1, self.norm.weight)
+        if isinstance(self.norm, LayerNorm):
+            x = ops.norm_of_pair(s0, s1, self.scale0, self.scale1, self.norm.weight)
+        else:
+            x = self.norm(self.scale0 * s0 + self.scale1 * s1)
         for stack, gates in zip(self.stacks, self._gates()):
             x = stack(x, gates, self._keep(x))
         return x
@@ -117,6 +126,8 @@ class Cell(nn.Module):
         for stack, gates in zip(self.stacks, self._gates()):
             stack.fuse(gates)
         self.gate_logits = None
+        if isinstance(self.norm, PositionNorm):
+            self.norm.fold_back(self.scale0, self.scale1)
 
 
 class Downsample(nn.Module):
@@ -154,6 +165,7 @@ class Stage(nn.Module):
         drop_path_rates: One for each cell.
         with_cp: Checkpoint every cell in training: less memory, more time.
         grad_clip_norm: Largest norm of the gradient at a cell's output, or None.
+        norm: Makes the norms.
     """
 
     def __init__(
@@ -163,6 +175,7 @@ class Stage(nn.Module):
         drop_path_rates: list[float],
         with_cp: bool,
         grad_clip_norm: float | None,
+        norm: MakeNorm = LayerNorm,
     ):
         super().__init__()
         self.with_cp = with_cp
@@ -174,7 +187,7 @@ class Stage(nn.Module):
             )
         else:
             self.downsample = None
-        self.cells = nn.ModuleList(Cell(arch, index, rate) for rate in drop_path_rates)
+        self.cells = nn.ModuleList(Cell(arch, index, rate, norm) for rate in drop_path_rates)
 
     def forward(self, s0: Tensor, s1: Tensor, loss_scale: float = 1.0) -> tuple[Tensor, Tensor]:
         """Map the pair to the last two features.
@@ -193,7 +206,10 @@ class Stage(nn.Module):
     def _call(self, cell: Cell, s0: Tensor, s1: Tensor) -> Tensor:
         if not (self.with_cp and torch.is_grad_enabled()):
             return cell(s0, s1)
-        options = {'context_fn': dispatch.checkpoint_contexts} if dispatch.plain_wanted() else {}
+        # without need, for a compiler takes no functions of ours here
+        tracks = isinstance(cell.norm, PositionNorm)
+        needed = tracks or dispatch.plain_wanted()
+        options = {'context_fn': dispatch.checkpoint_contexts} if needed else {}
         return checkpoint(cell, s0, s1, use_reentrant=False, **options)
 
     def _clipped(self, x: Tensor, loss_scale: float) -> Tensor:
@@ -215,6 +231,14 @@ class PolyNeXt(nn.Module):
             training, Kaiming normal in PolyConv, PolyMLP and downsampling, PyTorch's default
             elsewhere. 'trunc_normal': as the release's dense-prediction code before it loads a
             checkpoint, std .02; with it the branch of a PolyConv starts dead.
+        norm: 'ln', or 'bn' for the paper's fully polynomial network, whose inference is additions
+            and multiplications: ChannelBatchNorm instead of LN, and attention divided by a running
+            average of its row sums.
+        norm_size: For 'bn', the side, or height and width, of the images that the norms' weights and
+            statistics are for; 224 by default. A state dict that is loaded tells another. Images of
+            other sizes get resized ones. The first batch of a training makes its size this one,
+            except in several processes, where it stays the one given here.
+        sync_norm: For 'bn', take statistics over the batches of all processes in training.
 
     Raises:
         ValueError: For an unknown arch or a value out of range.
@@ -228,6 +252,9 @@ class PolyNeXt(nn.Module):
         with_cp: bool = False,
         grad_clip_norm: float | None = None,
         weight_init: str = 'imagenet',
+        norm: str = 'ln',
+        norm_size: int | Sequence[int] | None = None,
+        sync_norm: bool = False,
     ):
         super().__init__()
         if not is_number(drop_path_rate) or not 0 <= drop_path_rate <= 1:
@@ -240,12 +267,26 @@ class PolyNeXt(nn.Module):
             raise ValueError(f'weight_init must be one of {WEIGHT_INITS}, got {weight_init!r}')
         self.arch = get_arch(arch)
         self.weight_init = weight_init
+        self.norm = norm
         self.loss_scale: float | None = None
-        self.stem = nn.Conv2d(in_channels, self.arch.widths[0], 7, STEM_STRIDE, 3, bias=False)
+        self._given_norm_size = _checked_norm_size(norm, norm_size, sync_norm)
+        self._norm_size_is_settled = False
+        self._sync_norm = sync_norm
+        size = self.arch.stem_size
+        self.stem = nn.Conv2d(
+            in_channels, self.arch.widths[0], size, self.arch.stem_stride, size // 2, bias=False
+        )
         last = max(1, sum(self.arch.depths) - 1)
         rates = (drop_path_rate * cell / last for cell in range(last + 1))
         self.stages = nn.ModuleList(
-            Stage(self.arch, i, [next(rates) for _ in range(depth)], with_cp, grad_clip_norm)
+            Stage(
+                self.arch,
+                i,
+                [next(rates) for _ in range(depth)],
+                with_cp,
+                grad_clip_norm,
+                self._norm_maker(i),
+            )
             for i, depth in enumerate(self.arch.depths)
         )
         self.reset_parameters()
@@ -256,6 +297,8 @@ class PolyNeXt(nn.Module):
         for module in self.modules():
             if isinstance(module, LayerNorm):
                 nn.init.ones_(module.weight)
+            elif isinstance(module, PositionNorm):
+                module.reset_parameters()
             elif isinstance(module, Cell):
                 nn.init.ones_(module.scale0)
                 nn.init.ones_(module.scale1)
@@ -270,9 +313,90 @@ class PolyNeXt(nn.Module):
         if self.weight_init == 'imagenet':
             for module in self.modules():
                 if isinstance(module, (PolyConv, PolyMLP, Downsample)):
-                    for weight in module.parameters():
-                        if weight.ndim > 1:
-                            nn.init.kaiming_normal_(weight, nonlinearity='relu')
+                    for layer in module.children():
+                        if not isinstance(layer, (LayerNorm, PositionNorm)):
+                            nn.init.kaiming_normal_(layer.weight, nonlinearity='relu')
+
+    def _norm_maker(self, stage: int) -> MakeNorm:
+        if self.norm == 'ln':
+            return LayerNorm
+        return BatchNorms(self._given_norm_size, self.arch.strides[stage], self._sync_norm)
+
+    @property
+    def norm_size(self) -> tuple[int, int] | None:
+        """Height and width of the images that the norms' statistics are for; None for 'ln'."""
+        if self.norm == 'ln':
+            return None
+        norm = self.cells()[0].norm
+        if norm.size == map_size(self._given_norm_size, norm.stride):
+            return self._given_norm_size
+        return tuple(side * norm.stride for side in norm.size)
+
+    def position_shapes(self, image_size: tuple[int, int]) -> dict[str, torch.Size]:
+        """Return the shapes at a size of image of what a state dict holds for every position."""
+        return {
+            f'{name}.{table}': torch.Size(
+                (*getattr(norm, table).shape[:-2], *map_size(image_size, norm.stride))
+            )
+            for name, norm in self.named_modules()
+            if isinstance(norm, PositionNorm)
+            for table in norm.tables
+        }
+
+    def set_norm_size(self, size: int | Sequence[int]) -> None:
+        """Resize the norms' weights and statistics for good.
+
+        Parameters stay the same objects: an optimizer without state goes on with them.
+
+        Args:
+            size: The side, or height and width, of the images that they are for from now on.
+
+        Raises:
+            ValueError: With ``norm='ln'``, or for what is no size.
+        """
+        size = _checked_norm_size(self.norm, size, False)
+        for norm in self.modules():
+            if isinstance(norm, PositionNorm):
+                norm.resize_(map_size(size, norm.stride))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        super()._load_from_state_dict(state_dict, prefix, *args)  # hooks may rename what is in it
+        table = state_dict.get(f'{prefix}stages.0.cells.0.norm.position_weight')
+        if self.norm == 'bn' and table is not None and table.ndim == 2:
+            self.set_norm_size(tuple(side * self.arch.stem_stride for side in table.shape))
+
+    def keep_norm_size(self) -> None:
+        """Let the size of the norms stay as it is in training, as it must when one is resumed."""
+        self._norm_size_is_settled = True
+
+    def _settle_norm_size(self, image_size: tuple[int, int]) -> None:
+        """Give the norms the size of the first batch of a training, once.
+
+        DistributedDataParallel has taken the sizes of parameters when it wrapped them, so in several
+        processes that size is the one from the constructor.
+        """
+        self._norm_size_is_settled = True
+        fixed = many_processes()
+        before, size = self.norm_size, self._given_norm_size if fixed else image_size
+        if not self._same_maps(before, size):
+            self.set_norm_size(size)
+            self._log(
+                "the norms' weights and statistics, for images of {}x{}, are resized to the {}x{} "
+                'of {}'.format(*before, *size, 'norm_size' if fixed else 'this training')
+            )
+        if not self._same_maps(size, image_size):
+            self._log(
+                "the norms' weights and statistics stay those for images of {}x{}, resized for "
+                'every map: to train them at {}x{} in several processes, set norm_size to that'
+                ''.format(*size, *image_size)
+            )
+
+    def _same_maps(self, *image_sizes: tuple[int, int]) -> bool:
+        """Return whether images of these sizes have maps of the same sizes."""
+        return len({map_size(size, self.arch.stem_stride) for size in image_sizes}) == 1
+
+    def _log(self, message: str) -> None:
+        logging.getLogger(__name__).info(message)
 
     def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
         """Yield the feature of every stage.
@@ -281,8 +405,12 @@ class PolyNeXt(nn.Module):
             x: Images, (B, in_channels, H, W).
 
         Yields:
-            (B, C, ceil(H / stride), ceil(W / stride)) in channels-last memory, from stride 4 to 32.
+            (B, C, ceil(H / stride), ceil(W / stride)) in channels-last memory, from stride 4 to 32
+            (low resolution: from 1 to 4).
         """
+        if self.training and self.norm == 'bn' and not self._norm_size_is_settled:
+            if not torch.compiler.is_compiling():
+                self._settle_norm_size(tuple(x.shape[-2:]))
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         s0 = x.permute(0, 2, 3, 1).contiguous()
         s1 = s0.view_as(s0)  # the same as a second tensor, for Dynamo allows a Function none twice
@@ -322,15 +450,55 @@ class PolyNeXt(nn.Module):
                 stack.compile(dynamic=True)
         return self
 
-    def fuse(self) -> 'PolyNeXt':
+    def fuse(self, size: int | Sequence[int] | None = None) -> 'PolyNeXt':
         """Fold gates, attention scales and scales of norms into neighbouring weights, in place.
 
         For deployment: the outputs are the same to rounding, there is no way back, and no training.
+
+        With ``norm='bn'``, what the norms do is then a multiplication and an addition for every
+        position. Those of one size of image are kept as buffers, and a graph that is exported at this
+        size holds additions and multiplications alone. Images of other sizes still get resized ones,
+        which are not folded beforehand.
+
+        Args:
+            size: With ``norm='bn'``, the side, or height and width, of these images; by default
+                :attr:`norm_size`. Fusing again chooses another.
+
+        Raises:
+            ValueError: For a size with ``norm='ln'``, or for what is no size.
         """
+        if size is not None:
+            size = _checked_norm_size(self.norm, size, False)
         self.eval().requires_grad_(False)
         for cell in self.cells():
             cell.fuse()
+        for norm in self.modules():
+            if isinstance(norm, PositionNorm):
+                norm.fuse(map_size(size or self.norm_size, norm.stride))
         return self
+
+
+def _checked_norm_size(
+    norm: str, size: int | Sequence[int] | None, sync: bool
+) -> tuple[int, int] | None:
+    """Return the height and the width of the images of the norms; None for LN."""
+    if norm not in NORMS:
+        raise ValueError(f'norm must be one of {NORMS}, got {norm!r}')
+    if not isinstance(sync, bool):
+        raise ValueError(f'sync_norm must be True or False, got {sync!r}')
+    if norm == 'ln':
+        if size is not None or sync:
+            raise ValueError("norm_size and sync_norm are for norm='bn': LN keeps no statistics")
+        return None
+    size = NORM_SIZE if size is None else size
+    sides = (size, size) if type(size) is int else size
+    if (
+        not isinstance(sides, Sequence)
+        or len(sides) != 2
+        or not all(type(side) is int and side > 0 for side in sides)
+    ):
+        raise ValueError(f'norm_size must be a positive integer or two (H, W), got {size!r}')
+    return tuple(sides)
 
 
 class Classifier(nn.Module):
@@ -342,20 +510,30 @@ class Classifier(nn.Module):
         channels: C, of the last stage.
         num_classes: Of the logits.
         dropout: Before the last layer.
+        norm: Makes the norm.
     """
 
-    def __init__(self, channels: int, num_classes: int, dropout: float = 0.0):
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        dropout: float = 0.0,
+        norm: MakeNorm = LayerNorm,
+    ):
         super().__init__()
-        self.norm = LayerNorm(channels)
+        self.norm = norm(channels)
         self.proj = nn.Linear(channels, 4 * channels, bias=False)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(2 * channels, num_classes)
 
     def forward(self, feature: Tensor) -> Tensor:
         """Return the logits (B, num_classes) of a feature (B, C, H, W)."""
+        return self.fc(self.dropout(self.products(feature).mean((1, 2))))
+
+    def products(self, feature: Tensor) -> Tensor:
+        """Return ``l + l * r`` of a feature (B, C, H, W), (B, H, W, 2C)."""
         left, right = self.proj(self.norm(feature.permute(0, 2, 3, 1))).chunk(2, -1)
-        pooled = (left + left * right).mean((1, 2))
-        return self.fc(self.dropout(pooled))
+        return left + left * right
 
 
 class PolyNeXtClassifier(PolyNeXt):
@@ -366,6 +544,8 @@ class PolyNeXtClassifier(PolyNeXt):
         num_classes: Of the logits.
         in_channels: As of :class:`PolyNeXt`.
         drop_path_rate: As of :class:`PolyNeXt`.
+        norm: As of :class:`PolyNeXt`.
+        norm_size: As of :class:`PolyNeXt`.
     """
 
     def __init__(
@@ -374,9 +554,12 @@ class PolyNeXtClassifier(PolyNeXt):
         num_classes: int = 1000,
         in_channels: int = 3,
         drop_path_rate: float = 0.0,
+        norm: str = 'ln',
+        norm_size: int | Sequence[int] | None = None,
     ):
-        super().__init__(arch, in_channels, drop_path_rate)
-        self.head = Classifier(self.arch.widths[-1], num_classes)
+        super().__init__(arch, in_channels, drop_path_rate, norm=norm, norm_size=norm_size)
+        last = len(self.arch.widths) - 1
+        self.head = Classifier(self.arch.widths[-1], num_classes, norm=self._norm_maker(last))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (B, num_classes) of images (B, in_channels, H, W)."""

@@ -85,7 +85,7 @@ def _rename(
         raise CheckpointError(f'{source} has {_NAMINGS[to]} already')
     stem = backbone.get('stem.weight')
     with torch.device('meta'):
-        network = PolyNeXt(arch, 3 if stem is None else stem.shape[1])
+        network = PolyNeXt(arch, 3 if stem is None else stem.shape[1], norm=names.norm_of(backbone))
     loading.adapt(network, backbone.copy(), '', source)
     # not a weight, and unused here: kept for the way back
     kept = {key: value for key, value in backbone.items() if key == names.DROPOUT_RATE}

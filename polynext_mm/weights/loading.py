@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Collection, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from ..nn import ARCHS
@@ -11,9 +12,10 @@ from .names import (
     DROPOUT_RATE,
     infer_arch,
     is_authors,
+    norm_of,
+    norm_size,
     split_backbone,
     translate,
-    unsupported,
     unwrapped,
 )
 from .reading import CheckpointError, read
@@ -74,13 +76,10 @@ def adapt(
         inner, heads = split_backbone(weights)
         if inner:
             weights, left_over = inner, list(heads)
-    problem = unsupported(weights)
-    if problem:
-        raise CheckpointError(f'{_named(source)}: {problem}')
     given = weights
     if is_authors(weights):
         weights = translate(weights, backbone.arch)
-    expected = backbone.state_dict()
+    expected = _expected(backbone, weights)
     optional = [
         key
         for key in weights
@@ -91,7 +90,7 @@ def adapt(
         del weights[key]
     missing = [key for key in expected if key not in weights]
     fresh = [key for key in missing if key.startswith('out_norms.')]
-    _raise_unless_equal(
+    raise_unless_equal(
         expected,
         weights,
         [key for key in missing if key not in fresh],
@@ -100,6 +99,18 @@ def adapt(
     )
     state_dict.update({prefix + key: value for key, value in weights.items()})
     return report('PolyNeXt', len(weights), len(expected), source, fresh, left_over)
+
+
+def _expected(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a state dict of a PolyNeXt holds, its norms having the size of ``weights``."""
+    expected = backbone.state_dict()
+    size = norm_size(weights, backbone.arch)
+    if size is not None:
+        expected |= {
+            key: torch.empty(shape, device='meta')
+            for key, shape in backbone.position_shapes(size).items()
+        }
+    return expected
 
 
 def check(
@@ -156,7 +167,7 @@ def check(
             )
         return 'the file is from another kind of model'
 
-    _raise_unless_equal(expected, heads, [key for key in missing if key not in reset], source, hint)
+    raise_unless_equal(expected, heads, [key for key in missing if key not in reset], source, hint)
     return report(what, len(heads), len(expected), source, reset, [])
 
 
@@ -219,12 +230,15 @@ def _hint(weights: Mapping[str, Tensor], backbone: nn.Module) -> str:
         arch = infer_arch(weights)
     except ValueError:
         return 'check that arch and checkpoint belong together'
+    norm = norm_of(weights)
     if ARCHS[arch] != backbone.arch:
         return f'the file is of arch {arch!r}: set arch to that'
+    if norm != backbone.norm:
+        return f'the file is of a network with norm={norm!r}: set norm to that'
     return 'check in_channels, and that the file is complete'
 
 
-def _raise_unless_equal(
+def raise_unless_equal(
     expected: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
     missing: Collection[str],

@@ -1,8 +1,8 @@
 """Parameter names: the authors', ours, and what training frameworks put in front of either.
 
 Everything that differs between the authors' checkpoints and ours is here: names (one table per
-arch), shapes (a 1x1 convolution is a matrix here, a scale a vector) and the order of PolyConv's
-inner channels.
+arch and norm), shapes (a 1x1 convolution is a matrix here, a scale a vector, what a norm has for
+every position a table (..., H, W)) and the order of PolyConv's inner channels.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -73,25 +73,80 @@ CLASSIFIER = {
 #: A buffer in the authors' files: the rate of their dropout, not a weight.
 DROPOUT_RATE = 'head.2.p'
 
+# What a fully polynomial network (norm 'bn') has in the place of the weight of an LN.
+_BATCH_NORM = (
+    ('weight', 'gamma_c'),
+    ('position_weight', 'gamma_hw'),
+    ('running_mean', 'running_mean'),
+    ('running_var', 'running_var'),
+    ('num_batches_tracked', 'num_batches_tracked'),
+)
+# What its attention has besides: the norm in the place of row sums, and one before the last matrix.
+_ROW_NORM = (
+    ('mixer.row_norm.weight', (0, '1.norm.gamma')),
+    ('mixer.row_norm.running_sum', (0, '1.norm.running_denom')),
+    ('mixer.row_norm.num_batches_tracked', (0, '1.norm.num_batches_tracked')),
+    *((f'mixer.smooth_norm.{ours}', (0, f'1.norm2.{theirs}')) for ours, theirs in _BATCH_NORM),
+)
+# How the authors' names of what belongs to single positions, or queries, end.
+_PER_POSITION = ('gamma_hw', 'running_mean', 'running_var')
+_PER_QUERY = ('.norm.gamma', '.norm.running_denom')
+
 # A key that every backbone has, in the authors' names and in ours.
 _AUTHORS_MARK = 'cells.0.skip_weight'
 _OUR_MARK = 'stages.0.cells.0.gate_logits'
-# How keys end in released networks of another kind only, and what those networks are.
-_UNSUPPORTED = (('.gamma_hw', 'a fully polynomial network (norm "bn")'),)
+# A key that every fully polynomial backbone has, in the authors' names and in ours.
+_BATCH_NORM_MARKS = ('cells.0.postprocess.gamma_hw', 'stages.0.cells.0.norm.position_weight')
 
 
-def authors_to_ours(arch: Arch) -> dict[str, str]:
+def norm_of(keys: Collection[str]) -> str:
+    """Return the norm, 'ln' or 'bn', of a network, from its keys without a prefix."""
+    return 'bn' if any(mark in keys for mark in _BATCH_NORM_MARKS) else 'ln'
+
+
+def norm_size(state_dict: Mapping[str, Tensor], arch: Arch) -> tuple[int, int] | None:
+    """Return the height and width of the images that the norms are for; None for LN."""
+    for mark in _BATCH_NORM_MARKS:
+        if mark in state_dict and state_dict[mark].ndim > 1:
+            return tuple(side * arch.stem_stride for side in state_dict[mark].shape[-2:])
+    return None
+
+
+def authors_to_ours(arch: Arch, norm: str = 'ln') -> dict[str, str]:
     """Return our name for every name in the authors' checkpoints of an arch.
 
     Classifier and output norms are among them.
+
+    Args:
+        arch: The network's arch.
+        norm: 'ln', or 'bn' for a fully polynomial network.
     """
+    names = _names_with_ln(arch, norm)
+    return names if norm == 'ln' else dict(_with_batch_norms(names))
+
+
+def _with_batch_norms(names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for theirs, ours in names.items():
+        of_output = ours.startswith('out_norms.') and ours.endswith('.weight')
+        if ours.endswith('.norm.weight') or of_output:
+            for our_part, their_part in _BATCH_NORM:
+                yield (
+                    theirs.removesuffix('weight') + their_part,
+                    ours.removesuffix('weight') + our_part,
+                )
+        else:
+            yield theirs, ours
+
+
+def _names_with_ln(arch: Arch, norm: str) -> dict[str, str]:
     names = {'stem.weight': 'stem.weight'}
     cell = 0
     for stage, depth in enumerate(arch.depths):
         if stage > 0:
             names.update(_downsampling_names(arch, stage))
         for i in range(depth):
-            names.update(_cell_names(arch, stage, f'cells.{cell}.', f'stages.{stage}.cells.{i}.'))
+            our_cell = f'stages.{stage}.cells.{i}.'
+            names.update(_cell_names(arch, norm, stage, f'cells.{cell}.', our_cell))
             cell += 1
         for kind in ('weight', 'bias'):
             names[f'extra_norms.{stage}.{kind}'] = f'out_norms.{stage}.{kind}'
@@ -107,12 +162,14 @@ def _downsampling_names(arch: Arch, stage: int) -> Iterator[tuple[str, str]]:
 
 
 def _cell_names(
-    arch: Arch, stage: int, their_cell: str, our_cell: str
+    arch: Arch, norm: str, stage: int, their_cell: str, our_cell: str
 ) -> Iterator[tuple[str, str]]:
     """Yield the authors' names and ours of a cell's parameters."""
     for ours, theirs in _CELL:
         yield their_cell + theirs, our_cell + ours
     ops, stack_names = _STACKS[arch.mixers[stage]]
+    if norm == 'bn' and arch.mixers[stage] == 'attn':
+        stack_names += _ROW_NORM
     for stack in range(arch.stacks[stage]):
         for ours, (op, rest) in stack_names:
             yield f'{their_cell}ops.{ops * stack + op}.{rest}', f'{our_cell}stacks.{stack}.{ours}'
@@ -162,10 +219,12 @@ def translate(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]
 
     Names that the arch does not have are kept, so that the strict check reports them.
     """
-    names = authors_to_ours(arch)
+    names = authors_to_ours(arch, norm_of(state_dict))
     ours = {}
     for key, value in state_dict.items():
         if key in names:
+            if key.endswith(_PER_QUERY):
+                value = _on_map(value, state_dict.get(_sibling(key)))
             ours[names[key]] = _reordered(_our_shape(value, key), names[key], arch, back=False)
         elif key != DROPOUT_RATE:
             ours[key] = value
@@ -178,7 +237,8 @@ def translate_back(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Te
     Raises:
         ValueError: If a name is not one of this arch.
     """
-    names = {ours: theirs for theirs, ours in authors_to_ours(arch).items()}
+    authors = authors_to_ours(arch, norm_of(state_dict))
+    names = {ours: theirs for theirs, ours in authors.items()}
     unknown = [key for key in state_dict if key not in names]
     if unknown:
         raise ValueError(f'not weights of this arch: {", ".join(unknown[:5])}')
@@ -192,36 +252,21 @@ def infer_arch(state_dict: Mapping[str, Tensor]) -> str:
     """Return the name of the arch that weights without a prefix, in either naming, belong to.
 
     Raises:
-        ValueError: If they belong to none of ours; it says what they are where that can be told.
+        ValueError: If they belong to none of ours.
     """
     stem = state_dict.get('stem.weight')
     keys = {key for key in state_dict if key.startswith(('cells.', 'reductions.', 'stages.'))}
+    norm = norm_of(state_dict)
     for name, arch in ARCHS.items():
         names = {
             k: v
-            for k, v in authors_to_ours(arch).items()
+            for k, v in authors_to_ours(arch, norm).items()
             if k.startswith(('cells.', 'reductions.'))
         }
         expected = set(names if is_authors(state_dict) else names.values())
         if keys == expected and stem is not None and stem.shape[0] == arch.widths[0]:
             return name
-    raise ValueError(
-        unsupported(state_dict) or f'not the weights of a known arch ({", ".join(ARCHS)})'
-    )
-
-
-def unsupported(state_dict: Mapping[str, Tensor]) -> str | None:
-    """Say which released network these are the weights of, if it is one that is missing here."""
-    for ending, network in _UNSUPPORTED:
-        if any(key.endswith(ending) for key in state_dict):
-            return f'these are the weights of {network}, which this version does not have'
-    stem = state_dict.get('stem.weight')
-    if is_authors(state_dict) and stem is not None and tuple(stem.shape[2:]) == (3, 3):
-        return (
-            'these are the weights of a low-resolution network (LR), which this version does not '
-            'have'
-        )
-    return None
+    raise ValueError(f'not the weights of a known arch ({", ".join(ARCHS)})')
 
 
 def _reordered(value: Tensor, name: str, arch: Arch, back: bool) -> Tensor:
@@ -241,9 +286,23 @@ def _reordered(value: Tensor, name: str, arch: Arch, back: bool) -> Tensor:
     return value.index_select(dim, (order.argsort() if back else order).to(value.device))
 
 
+def _sibling(key: str) -> str:
+    """Return the name of the other norm's table, which has the height and width of the map."""
+    return key.rpartition('.norm.')[0] + '.norm2.gamma_hw'
+
+
+def _on_map(value: Tensor, table: Tensor | None) -> Tensor:
+    """Return what belongs to queries, (1, heads, H * W, 1), as (heads, H, W)."""
+    if table is None or value.ndim != 4 or value.shape[2] != table.numel():
+        return value  # for the strict check to report
+    return value.reshape(-1, *table.shape[-2:])
+
+
 def _our_shape(value: Tensor, key: str) -> Tensor:
     if key.endswith('.scale'):
         return value.flatten()
+    if key.endswith(_PER_POSITION):
+        return value.reshape(value.shape[-2:])
     return value.flatten(1) if _is_pointwise(key, value) else value
 
 
@@ -254,6 +313,10 @@ def _is_pointwise(key: str, value: Tensor) -> bool:
 def _authors_shape(value: Tensor, key: str) -> Tensor:
     if key.endswith('.scale'):
         return value.reshape(1, -1, 1, 1)
+    if key.endswith(_PER_POSITION):
+        return value[None, None]
+    if key.endswith(_PER_QUERY):
+        return value.reshape(1, len(value), -1, 1)
     if value.ndim == 2 and key != 'head.3.weight':
         return value[:, :, None, None]
     return value

@@ -15,14 +15,17 @@ class Published:
     Args:
         file: Name of the file.
         arch: Its network, a name in ``polynext_mm.nn.ARCHS``.
-        holds: 'imagenet', a backbone with its classifier, or 'ade20k', a UperNet segmentor.
+        holds: 'imagenet', a backbone with its classifier, or 'ade20k', a UperNet segmentor; of the
+            low-resolution network 'cifar10', 'svhn' or 'tiny_imagenet', with the classifier too.
         figure: Published top-1 accuracy or mIoU, in percent.
+        norm: 'ln', or 'bn' for a fully polynomial network.
     """
 
     file: str
     arch: str
     holds: str
     figure: float
+    norm: str = 'ln'
 
     @property
     def url(self) -> str:
@@ -32,8 +35,8 @@ class Published:
 
 #: The files by name; ``polynext://NAME`` stands for one wherever a checkpoint's path or url goes.
 PUBLISHED: dict[str, Published] = {
-    file.rpartition('.')[0]: Published(file, arch, holds, figure)
-    for file, arch, holds, figure in (
+    file.rpartition('.')[0]: Published(file, arch, holds, figure, *norm)
+    for file, arch, holds, figure, *norm in (
         ('cpolynext_t.pt', 'cpolynext_t', 'imagenet', 80.2),
         ('cpolynext_s.pt', 'cpolynext_s', 'imagenet', 83.9),
         ('cpolynext_b.pt', 'cpolynext_b', 'imagenet', 84.7),
@@ -42,6 +45,12 @@ PUBLISHED: dict[str, Published] = {
         ('apolynext_s.pt', 'apolynext_s', 'imagenet', 84.3),
         ('apolynext_b.pt', 'apolynext_b', 'imagenet', 84.9),
         ('apolynext_l.pt', 'apolynext_l', 'imagenet', 85.2),
+        ('cpolynext_t_bn.pt', 'cpolynext_t', 'imagenet', 78.3, 'bn'),
+        ('cpolynext_s_bn.pt', 'cpolynext_s', 'imagenet', 82.7, 'bn'),
+        ('apolynext_t_bn.pt', 'apolynext_t', 'imagenet', 78.0, 'bn'),
+        ('cpolynext_lr_cifar10.pt', 'cpolynext_lr', 'cifar10', 97.1),
+        ('cpolynext_lr_svhn.pt', 'cpolynext_lr', 'svhn', 98.1),
+        ('cpolynext_lr_tiny_imagenet.pt', 'cpolynext_lr', 'tiny_imagenet', 74.0),
         ('uper_cpolynexts.pth', 'cpolynext_s', 'ade20k', 50.6),
         ('uper_apolynexts.pth', 'apolynext_s', 'ade20k', 49.9),
     )

@@ -27,7 +27,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
-from .names import is_backbone, join_backbone, split_backbone, unsupported, unwrapped
+from .names import is_backbone, join_backbone, split_backbone, unwrapped
 from .published import PUBLISHED
 
 #: Prefix of the names in ``PUBLISHED`` where a path or url is expected.
@@ -284,7 +284,7 @@ def normalize(checkpoint: Any, source: str | os.PathLike) -> dict:
         source: The file, for messages, here and when the weights are loaded.
 
     Raises:
-        CheckpointError: If there are no weights in it, or those of a network that is missing here.
+        CheckpointError: If there are no weights in it.
     """
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f'{source} holds a {type(checkpoint).__name__}, not a checkpoint')
@@ -309,9 +309,6 @@ def normalize(checkpoint: Any, source: str | os.PathLike) -> dict:
     backbone, others = split_backbone(weights)
     if is_backbone(others):  # a bare backbone, with its classifier
         backbone, others = others, {}
-    problem = unsupported(backbone or others)
-    if problem:
-        raise CheckpointError(f'{source}: {problem}')
     state_dict = OrderedDict(join_backbone(backbone, others))
     # torch hands this to the module of each prefix, so that its messages can name the file
     state_dict._metadata = {prefix: {'source': str(source)} for prefix in ('', 'backbone')}

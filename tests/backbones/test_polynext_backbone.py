@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from golden import image
 from helpers import TINY_ARCH, build, imagenet_weights, randomized
-from polynext_mm.backbones.polynext import OutNorm
+from polynext_mm.backbones.multiscale import OutNorm
 from polynext_mm.nn import ARCHS, get_arch
 
 CELLS = sum(TINY_ARCH['depths'])
@@ -417,28 +417,37 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize('autocast', [False, True])
-def test_compiled_cells_compute_the_same(autocast, graphs):
-    """In evaluation and training, with drop path; exact in float64, to roundings in bfloat16."""
-    plain, compiled = (
-        backbone(compile_cells=option, drop_path_rate=0.3) for option in (False, True)
-    )
-    assert list(plain.state_dict()) == list(compiled.state_dict())
-    dtype = torch.float32 if autocast else torch.float64
-    x = torch.randn(2, 3, 64, 96, dtype=dtype)
-    results = []
-    for model in (plain, compiled):
-        torch.manual_seed(0)
-        model.to(dtype)
-        with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
-            with torch.no_grad():
-                evaluated = model.eval()(x)
-            features = model.train()(x)
-        sum(f.square().mean() for f in features).backward()
-        results.append([*evaluated, *features, *(p.grad for p in model.parameters())])
+def evaluated_and_trained(compile_cells, dtype, autocast):
+    """Features in evaluation, features in training, and all gradients as one vector."""
+    model = backbone(compile_cells=compile_cells, drop_path_rate=0.3).to(dtype)
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 64, 96).to(dtype)
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        with torch.no_grad():
+            evaluated = model.eval()(x)
+        features = model.train()(x)
+    sum(f.square().mean() for f in features).backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    return [*evaluated, *features, gradient]
+
+
+def test_compiled_cells_compute_the_same(graphs):
+    """In both directions, with paths dropped."""
+    expected = evaluated_and_trained(False, torch.float64, autocast=False)
+    actual = evaluated_and_trained(True, torch.float64, autocast=False)
     assert graphs()
-    for actual, expected in zip(results[1], results[0], strict=True):
-        assert (actual - expected).norm() <= (0.01 if autocast else 1e-12) * expected.norm()
+    for a, b in zip(actual, expected, strict=True):
+        assert (a - b).norm() <= 1e-12 * b.norm()
+
+
+def test_compiled_cells_are_as_exact_under_autocast(graphs):
+    """Compiled code rounds to bfloat16 in other places than kernels do, and no more often."""
+    exact = evaluated_and_trained(False, torch.float32, autocast=False)
+    eager = evaluated_and_trained(False, torch.float32, autocast=True)
+    compiled = evaluated_and_trained(True, torch.float32, autocast=True)
+    assert graphs()
+    for a, b, c in zip(compiled, eager, exact, strict=True):
+        assert (a - c).norm() <= 1.2 * (b - c).norm() <= 0.06 * c.norm()
 
 
 @pytest.mark.parametrize('train', [False, True])

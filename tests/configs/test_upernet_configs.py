@@ -17,7 +17,9 @@ IMAGENET_DROP_PATH = {
     'apolynext_b': 0.4,
     'apolynext_l': 0.55,
 }
-EVERY = pytest.mark.parametrize('arch', ARCHS)
+FOUR_STAGES = [arch for arch in ARCHS if arch != 'cpolynext_lr']
+EVERY = pytest.mark.parametrize('arch', FOUR_STAGES)
+FULLY_POLYNOMIAL = ('cpolynext_t', 'cpolynext_s', 'apolynext_t')
 
 
 def config(arch: str) -> Config:
@@ -175,33 +177,64 @@ def test_configs_inherit_from_this_repository_alone():
         assert '::' not in path.read_text().split('model = dict(', 1)[0], path
 
 
+@pytest.mark.parametrize('arch', FULLY_POLYNOMIAL)
+def test_fully_polynomial_networks_take_the_recipe_of_those_with_ln(arch):
+    cfg, with_ln = config(f'{arch}_bn'), config(arch)
+    backbone = cfg.model.backbone
+    assert (backbone.pop('norm'), backbone.pop('norm_size')) == ('bn', (512, 512))
+    assert tuple(cfg.crop_size) == (512, 512)
+    backbone.init_cfg = with_ln.model.backbone.init_cfg
+    assert cfg.to_dict() == with_ln.to_dict()
+    comment = (ROOT / 'configs' / f'upernet_{arch}_bn_ade20k.py').read_text().split('_base_')[0]
+    assert 'No result is\n# published' in comment
+
+
+STEPPED = [*FOUR_STAGES, *(f'{arch}_bn' for arch in FULLY_POLYNOMIAL)]
+
+
 @pytest.mark.parametrize(
     'arch',
-    [arch if arch[-1] in 'ts' else pytest.param(arch, marks=pytest.mark.slow) for arch in ARCHS],
+    [
+        arch
+        if arch.removesuffix('_bn')[-1] in 'ts' and arch != 'cpolynext_s_bn'
+        else pytest.param(arch, marks=pytest.mark.slow)
+        for arch in STEPPED
+    ],
 )
 def test_a_step_of_training(arch):
     """With the heads of the recipe and a small crop."""
+    assert_a_step_trains_everything(config(arch), 150)
+
+
+def test_a_step_of_the_low_resolution_example():
+    cfg = Config.fromfile(ROOT / 'configs' / 'upernet_cpolynext_lr_landcover.py')
+    assert_a_step_trains_everything(cfg, 6, 32)
+
+
+def assert_a_step_trains_everything(cfg, num_classes, crop=64):
     from mmengine.model import revert_sync_batchnorm
     from mmengine.optim import build_optim_wrapper
     from mmseg.structures import SegDataSample
 
-    cfg = config(arch)
     cfg.model.backbone.init_cfg = None
     # a branch that is dropped for the whole batch would learn nothing
     cfg.model.backbone.drop_path_rate = 0.0
-    cfg.model.data_preprocessor['size'] = (64, 64)
+    cfg.model.data_preprocessor['size'] = (crop, crop)
     model = revert_sync_batchnorm(build_segmentor(cfg)).train()
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     before = {name: param.detach().clone() for name, param in model.named_parameters()}
     generator = torch.Generator().manual_seed(0)
     samples = [
         SegDataSample(
-            gt_sem_seg=PixelData(data=torch.randint(0, 150, (1, 64, 64), generator=generator))
+            gt_sem_seg=PixelData(
+                data=torch.randint(0, num_classes, (1, crop, crop), generator=generator)
+            )
         )
         for _ in range(2)
     ]
     images = [
-        torch.randint(0, 256, (3, 64, 64), generator=generator, dtype=torch.uint8) for _ in range(2)
+        torch.randint(0, 256, (3, crop, crop), generator=generator, dtype=torch.uint8)
+        for _ in range(2)
     ]
     losses = model.train_step(dict(inputs=images, data_samples=samples), wrapper)
     assert {'decode.loss_ce', 'aux.loss_ce'} <= set(losses)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from helpers import ROOT, build_model
 
-CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*_coco_*.py'))
+CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*polynext*_coco_*.py'))
 
 
 def load(name: str) -> Config:

@@ -1,7 +1,9 @@
 """SIGTERM and SIGINT: the iteration is finished, the state saved, and exit code 75 says so."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
 
 import pytest
 from runs import At, config, differences, saved, train
@@ -55,6 +57,20 @@ def test_an_interrupted_run_is_finished_by_resuming(tmp_path, whole, moment):
     hub, expected = (run['message_hub']['runtime_info'] for run in (last, whole[by_epoch]))
     assert hub['best_score'] == expected['best_score']
     assert not list(tmp_path.glob('interrupted*'))
+
+
+def test_workers_outlive_a_signal_to_all_processes_of_a_job(tmp_path, whole):
+    def signal_all(runner):
+        workers = [str(worker.pid) for worker in multiprocessing.active_children()]
+        assert len(workers) == 2
+        subprocess.run(['kill', '-TERM', *workers, str(os.getpid())], check=True)
+
+    options = dict(settings(False), **{'train_dataloader.num_workers': 2})
+    with pytest.raises(SystemExit) as left:
+        train(config(work_dir=tmp_path, **options), hooks=[At('before_train_iter', 2, signal_all)])
+    assert left.value.code == 75
+    train(config(work_dir=tmp_path, **options), resume=True)
+    assert differences(saved(tmp_path / 'iter_6.pth'), whole[False]) == []
 
 
 def test_a_second_sigint_interrupts_at_once(tmp_path):

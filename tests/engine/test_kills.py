@@ -44,9 +44,11 @@ class Killer:
                 file = os.fstat(arguments[0])
                 if stat.S_ISREG(file.st_mode):  # as if only half had reached the disk
                     os.ftruncate(arguments[0], file.st_size // 2)
-            if self.when == 'after':
-                operation(*arguments, **settings)
-            os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                if self.when == 'after':
+                    operation(*arguments, **settings)
+            finally:
+                os.kill(os.getpid(), signal.SIGKILL)
 
         return operate
 

@@ -168,7 +168,7 @@ def test_a_model_of_another_backbone():
     model = nn.Module()
     model.backbone = nn.Conv2d(3, 3, 1)
     constructor = PolyNeXtOptimWrapperConstructor(dict(optimizer=dict(type='SGD', lr=0.1)))
-    with pytest.raises(ValueError, match='whose backbone is a PolyNeXt, got Conv2d'):
+    with pytest.raises(ValueError, match='is a PolyNeXt or a MetaFormer, got Conv2d'):
         constructor(model)
 
 

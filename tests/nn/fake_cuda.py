@@ -12,6 +12,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from polynext_mm.nn import PolyNeXt
 
+# small, with both kinds of mixer and of downsampling
+ARCH = dict(
+    widths=(16, 32, 64, 96),
+    depths=(1, 2, 1, 1),
+    stacks=(1, 2, 1, 1),
+    mixers=('conv', 'conv', 'attn', 'attn'),
+    conv_ratios=(1, 1, 0.75, 0.75),
+    mlp_ratios=(2, 2, 1.75, 1.75),
+    coarse_sizes=(3, 5, 5, 5),
+    downsampling=('sep3x3', 'full3x3'),
+    gate_init=(0, -0.5, -1, -1.5),
+)
 HALF = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
@@ -29,22 +41,22 @@ def autocast(dtype):
         torch.set_autocast_enabled('cuda', False)
 
 
-def build(arch, dtype):
+def build(dtype):
     """Fake parameters cannot be cast: they are made in their dtype."""
     torch.set_default_dtype(dtype)
     try:
         with torch.device('cuda'):
-            return PolyNeXt(arch, drop_path_rate=0.3)
+            return PolyNeXt(ARCH, drop_path_rate=0.3)
     finally:
         torch.set_default_dtype(torch.float32)
 
 
-def check(arch, train, precision, size):
+def check(train, precision, size):
     half = HALF.get(precision.removeprefix('model in '))
     of_model = half if precision.startswith('model in ') else torch.float32
     context = autocast(half) if half and of_model is torch.float32 else contextlib.nullcontext()
     with FakeTensorMode(), torch.set_grad_enabled(train):
-        model = build(arch, of_model).train(train)
+        model = build(of_model).train(train)
         image = torch.empty(2, 3, *size, device='cuda', dtype=of_model)
         with context:
             features = model(image)
@@ -62,9 +74,7 @@ def main():
     precisions = ['float32', *HALF, *(f'model in {name}' for name in HALF)]
     for cudnn in (True, False):
         with torch.backends.cudnn.flags(enabled=cudnn):
-            for case in itertools.product(
-                ('cpolynext_t', 'apolynext_t'), (False, True), precisions, ((64, 64), (33, 95))
-            ):
+            for case in itertools.product((False, True), precisions, ((64, 64), (33, 95))):
                 try:
                     check(*case)
                 except Exception as error:

@@ -21,7 +21,6 @@ PUBLISHED = {
     'cpolynext_l': ('57', 12.6, 12.62),
     'apolynext_l': ('57', 13.3, 13.35),
 }
-SIZES = ((64, 64), (96, 160))
 TOLERANCE = {torch.float32: (1e-4, 1e-3), torch.float64: (1e-9, 1e-7)}
 
 
@@ -33,12 +32,12 @@ def network(request):
 @pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
 def test_outputs_and_gradients_are_the_releases(network, dtype):
     numbers, name = network
-    model = PolyNeXtClassifier(name).to(dtype).eval()
-    model.load_state_dict(translate(numbers.state_dict(), model.arch), strict=True)
+    weights = numbers.state_dict()
+    model = PolyNeXtClassifier(name, len(weights['head.3.bias'])).to(dtype).eval()
+    model.load_state_dict(translate(weights, model.arch), strict=True)
     theirs = {ours: key for key, ours in authors_to_ours(model.arch).items()}
     close, close_norm = TOLERANCE[dtype]
-    for size in SIZES:
-        case = numbers.cases[size]
+    for size, case in numbers.cases.items():
         model.zero_grad()
         features = list(model.forward_stages(golden.image(size).to(dtype)))
         for stage, feature in enumerate(features):
@@ -54,7 +53,7 @@ def test_outputs_and_gradients_are_the_releases(network, dtype):
                 assert abs(param.grad.norm().item() - expected) <= close_norm * expected, key
 
 
-@pytest.mark.parametrize('name', ARCHS)
+@pytest.mark.parametrize('name', PUBLISHED)
 def test_parameters_and_operations_are_the_published(name):
     millions, gmacs, counted = PUBLISHED[name]
     with torch.device('meta'):
@@ -67,6 +66,15 @@ def test_parameters_and_operations_are_the_published(name):
     macs = counter.get_total_flops() / 2 / 1e9
     assert abs(macs - gmacs) <= 0.06
     assert abs(macs - counted) <= 0.005
+
+
+def test_low_resolution_has_the_published_parameters_and_strides():
+    with torch.device('meta'):
+        model = PolyNeXtClassifier('cpolynext_lr', num_classes=10)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 5.46
+    assert model.arch.strides == (1, 2, 4)
+    assert model.arch.widths == (72, 144, 288)
+    assert len(PUBLISHED) + 1 == len(ARCHS)
 
 
 def test_backward_counts_twice_the_operations_and_no_less():
@@ -111,6 +119,9 @@ def test_a_custom_arch_is_a_dict_of_the_same_fields():
         (dict(stacks=3), 'stacks'),
         (dict(conv_ratios=(1, 1, 1, 'x')), 'conv_ratios'),
         (dict(coarse_sizes=(3, 4, 5, 5)), 'odd'),
+        (dict(stem_size=4), 'stem_size must be an odd positive integer'),
+        (dict(stem_stride=0), 'stem_stride must be a positive integer'),
+        (dict(stem_stride=(4,)), 'stem_stride'),
         (dict(norm='bn'), 'unknown fields'),
     ],
 )

@@ -6,25 +6,31 @@ from helpers import ROOT, Config
 from polynext_mm.nn import ARCHS
 from polynext_mm.weights import PUBLISHED
 
-CONFIGS = sorted((ROOT / 'configs').glob('*polynext_?_ade20k.py'))
+CONFIGS = sorted((ROOT / 'configs').glob('upernet_?polynext_*_ade20k.py'))
+IMAGENET = [name for name, file in PUBLISHED.items() if file.holds == 'imagenet']
 
 
-def test_every_arch_has_its_imagenet_file():
-    archs = {file.arch for file in PUBLISHED.values() if file.holds == 'imagenet'}
-    assert archs == set(ARCHS)
+def test_every_arch_has_its_files():
+    imagenet = {PUBLISHED[name].arch for name in IMAGENET}
+    assert imagenet | {'cpolynext_lr'} == set(ARCHS)
+    low = {file.holds for file in PUBLISHED.values() if file.arch == 'cpolynext_lr'}
+    assert low == {'cifar10', 'svhn', 'tiny_imagenet'}
 
 
 def test_entries_are_consistent():
-    assert len({file.url for file in PUBLISHED.values()}) == len(PUBLISHED) == 10
+    assert len({file.url for file in PUBLISHED.values()}) == len(PUBLISHED) == 16
     folder = PUBLISHED['cpolynext_t'].url.rpartition('/')[0]
     assert folder.startswith('https://')
     for name, file in PUBLISHED.items():
         assert file.arch in ARCHS
         assert file.file.rpartition('.')[0] == name
         assert file.url == f'{folder}/{file.file}'
-        assert name == (
-            file.arch if file.holds == 'imagenet' else 'uper_' + file.arch.replace('_', '')
-        )
+        ending = '_bn' if file.norm == 'bn' else ''
+        expected = {
+            'imagenet': file.arch + ending,
+            'ade20k': 'uper_' + file.arch.replace('_', ''),
+        }
+        assert name == expected.get(file.holds, f'{file.arch}_{file.holds}')
 
 
 def test_the_address_of_the_release_stands_in_one_file():
@@ -48,6 +54,12 @@ def test_the_address_of_the_release_stands_in_one_file():
         ('apolynext_s', 84.3),
         ('apolynext_b', 84.9),
         ('apolynext_l', 85.2),
+        ('cpolynext_t_bn', 78.3),
+        ('cpolynext_s_bn', 82.7),
+        ('apolynext_t_bn', 78.0),
+        ('cpolynext_lr_cifar10', 97.1),
+        ('cpolynext_lr_svhn', 98.1),
+        ('cpolynext_lr_tiny_imagenet', 74.0),
         ('uper_cpolynexts', 50.6),
         ('uper_apolynexts', 49.9),
     ],
@@ -59,9 +71,12 @@ def test_figures(name, figure):
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_configs_start_from_the_file_of_their_arch(path):
     backbone = Config.fromfile(path).model.backbone
-    assert backbone.init_cfg.checkpoint == f'polynext://{backbone.arch}'
-    assert PUBLISHED[backbone.arch].holds == 'imagenet'
+    norm = backbone.get('norm', 'ln')
+    name = backbone.arch + ('_bn' if norm == 'bn' else '')
+    assert backbone.init_cfg.checkpoint == f'polynext://{name}'
+    published = PUBLISHED[name]
+    assert (published.arch, published.norm, published.holds) == (backbone.arch, norm, 'imagenet')
 
 
-def test_there_is_a_config_for_every_arch():
-    assert {path.stem for path in CONFIGS} == {f'upernet_{arch}_ade20k' for arch in ARCHS}
+def test_there_is_a_config_for_every_imagenet_file():
+    assert {path.stem for path in CONFIGS} == {f'upernet_{name}_ade20k' for name in IMAGENET}

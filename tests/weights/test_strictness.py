@@ -210,22 +210,23 @@ def test_heads_alone(path, config):
 
 
 @pytest.mark.parametrize(
+    ('file', 'network', 'setting'),
+    [
+        ('cpolynext_t_bn', dict(), "norm='bn'"),
+        ('cpolynext_t', dict(norm='bn'), "norm='ln'"),
+        ('apolynext_t_bn', dict(norm='bn'), "arch 'apolynext_t'"),
+        ('cpolynext_lr', dict(), "arch 'cpolynext_lr'"),
+    ],
+)
+@pytest.mark.parametrize(
     'container',
     [lambda w: w, lambda w: dict(ema=w), lambda w: {f'module.{k}': v for k, v in w.items()}],
 )
-def test_released_files_of_networks_that_are_not_here_say_so(path, container):
-    bn = {
-        (k[:-6] + 'gamma_c' if 'postprocess' in k else k): v for k, v in imagenet_weights().items()
-    }
-    bn['cells.0.postprocess.gamma_hw'] = torch.ones(1, 1, 56, 56)
-    torch.save(container(bn), path)
-    assert 'fully polynomial network' in refusal(path)
-    low = dict(imagenet_weights(), **{'stem.weight': torch.ones(72, 3, 3, 3)})
-    torch.save(container(low), path)
-    assert 'low-resolution network' in refusal(path)
-    for load in (weights.read, lambda path: load_checkpoint(build(arch=ARCH), str(path))):
-        with pytest.raises(CheckpointError, match='this version does not have'):
-            load(path)
+def test_a_file_of_another_kind_of_network_says_what_to_set(
+    path, container, file, network, setting
+):
+    torch.save(container(imagenet_weights(file)), path)
+    assert setting in refusal(path, **network)
 
 
 # What may be missing or left over is reported

@@ -3,11 +3,13 @@
 Maps are (B, H, W, C). :mod:`~polynext_mm.nn.ops.dispatch` chooses between plain form and kernel.
 """
 
+from .channel_batch_norm import channel_batch_norm
 from .clip_gradient import clip_gradient
 from .depthwise import depthwise
 from .dispatch import plain_ops, triton_ops
 from .norm_of_pair import norm_of_pair
 from .poly_attention import poly_attention
+from .poly_attention_sums import poly_attention_sums
 from .poly_conv import add_poly_conv, partner_order
 from .poly_mlp import add_poly_mlp
 from .residual import residual
@@ -15,12 +17,14 @@ from .residual import residual
 __all__ = [
     'add_poly_conv',
     'add_poly_mlp',
+    'channel_batch_norm',
     'clip_gradient',
     'depthwise',
     'norm_of_pair',
     'partner_order',
     'plain_ops',
     'poly_attention',
+    'poly_attention_sums',
     'residual',
     'triton_ops',
 ]

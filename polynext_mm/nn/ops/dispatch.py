@@ -12,6 +12,7 @@ from torch import Tensor
 
 _plain = False
 _triton = True
+_recomputing = False
 
 
 @contextlib.contextmanager
@@ -64,13 +65,23 @@ def plain_wanted() -> bool:
 
 def checkpoint_contexts() -> tuple[contextlib.AbstractContextManager, ...]:
     """Let what ``torch.utils.checkpoint`` computes again take the forms it took (``context_fn``)."""
-    return contextlib.nullcontext(), _forms(_plain, _triton)
+    return contextlib.nullcontext(), _computing_again(_plain, _triton)
 
 
 @contextlib.contextmanager
-def _forms(plain: bool, triton: bool) -> Iterator[None]:
-    with plain_ops(plain), triton_ops(triton):
-        yield
+def _computing_again(plain: bool, triton: bool) -> Iterator[None]:
+    global _recomputing
+    before, _recomputing = _recomputing, True
+    try:
+        with plain_ops(plain), triton_ops(triton):
+            yield
+    finally:
+        _recomputing = before
+
+
+def recomputing() -> bool:
+    """Return whether a checkpointed forward runs once more, for backward: it tracks nothing."""
+    return _recomputing
 
 
 def exporting() -> bool:

@@ -10,6 +10,8 @@ The kernel keeps x for backward, in the dtype of the products, five more maps an
 norm.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -64,9 +66,24 @@ def add_poly_conv(
 
 
 def plain(x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
+    weights = (w_in, w_coarse, w_fine, w_smooth, w_out)
+    return plain_with_norm(lambda y: layer_norm(y, w_norm), x, keep, *weights)
+
+
+def plain_with_norm(
+    norm: Callable[[Tensor], Tensor],
+    x: Tensor,
+    keep: Tensor | None,
+    w_in: Tensor,
+    w_coarse: Tensor,
+    w_fine: Tensor,
+    w_smooth: Tensor,
+    w_out: Tensor,
+) -> Tensor:
+    """Compute the same with any norm of (B, H, W, C) in the place of LN."""
     b = linear(x, w_in)
     product = depthwise(b, w_coarse, dilation=2) * _swap(depthwise(b, w_fine))
-    return x + scaled(layer_norm(linear(depthwise(product, w_smooth), w_out), w_norm), keep)
+    return x + scaled(norm(linear(depthwise(product, w_smooth), w_out)), keep)
 
 
 def partner_order(channels: int) -> Tensor:

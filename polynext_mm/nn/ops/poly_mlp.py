@@ -6,6 +6,8 @@
 The kernel keeps x, u and v for backward, in the dtype of the products, and forms the rest again.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,8 +48,15 @@ def add_poly_mlp(
 
 
 def plain(x, keep, w_in, w_norm, w_out):
+    return plain_with_norm(lambda y: layer_norm(y, w_norm), x, keep, w_in, w_out)
+
+
+def plain_with_norm(
+    norm: Callable[[Tensor], Tensor], x: Tensor, keep: Tensor | None, w_in: Tensor, w_out: Tensor
+) -> Tensor:
+    """Compute the same with any norm of (B, H, W, E) in the place of LN."""
     u, v = linear(x, w_in).chunk(2, -1)
-    return x + scaled(linear(layer_norm(u * v, w_norm), w_out), keep)
+    return x + scaled(linear(norm(u * v), w_out), keep)
 
 
 class _Kernel(torch.autograd.Function):

@@ -5,6 +5,8 @@ returns the dtype of its input. Its statistics, powers and sums are float32, or 
 input is.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,14 +40,18 @@ def wide(x: Tensor) -> Tensor:
 def narrow(x: Tensor, *weights: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return weights in the dtype of matrix products on ``x``; None stays None.
 
-    On a GPU that is one launch for all of them, and one for their gradients.
+    On a GPU that is one launch for all of them, and one for their gradients. The weights of norms,
+    which are vectors, stay as they are on a CPU, where a norm of a half map takes wide weights.
     """
     dtype = matmul_dtype(x)
-    given = [weight for weight in weights if weight is not None]
-    if all(weight.dtype is dtype for weight in given):
+    on_cpu = x.device.type == 'cpu'
+    casts = [
+        w is not None and w.dtype is not dtype and not (on_cpu and w.ndim == 1) for w in weights
+    ]
+    if not any(casts):
         return weights
-    cast = iter(dispatch.run(_cast, _Cast, dtype, *given))
-    return tuple(None if weight is None else next(cast) for weight in weights)
+    cast = iter(dispatch.run(_cast, _Cast, dtype, *itertools.compress(weights, casts)))
+    return tuple(next(cast) if is_cast else w for w, is_cast in zip(weights, casts))
 
 
 def _cast(dtype, *weights):

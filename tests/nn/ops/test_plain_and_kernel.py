@@ -66,6 +66,22 @@ def poly_attention(dtype, keep, **size):
     return ops.poly_attention, tokens
 
 
+def poly_attention_sums(dtype, keep, **size):
+    tokens = [t.detach().flatten(1, 2).requires_grad_() for t in maps(dtype, 2, 4, 3, **size)]
+
+    def both(q, k, v):
+        values, weights = ops.poly_attention_sums(q, k, v)
+        return torch.cat((values, weights[..., None]), -1)
+
+    return both, tokens
+
+
+def channel_batch_norm(dtype, keep, height=HEIGHT, width=WIDTH):
+    inputs = maps(dtype, 2, 7, height=height, width=width)
+    inputs += tensors(dtype, (height, width), (7,))
+    return lambda *tensors: ops.channel_batch_norm(*tensors)[0], inputs
+
+
 def depthwise(dtype, keep, **size):
     inputs = maps(dtype, 2, 7, **size) + tensors(dtype, (7, 1, 5, 5))
     return lambda x, weight: ops.depthwise(x, weight, 2), inputs
@@ -78,6 +94,8 @@ OPS = [
     poly_conv,
     poly_conv_even,
     poly_attention,
+    poly_attention_sums,
+    channel_batch_norm,
     depthwise,
 ]
 every_op = pytest.mark.parametrize('make', OPS, ids=lambda make: make.__name__)
@@ -166,7 +184,11 @@ def test_some_inputs_need_no_gradient(make):
         assert_equal([grad], [expected[i]])
 
 
-@every_op
+@pytest.mark.parametrize(
+    'make',
+    [make for make in OPS if make is not channel_batch_norm],  # no batch, no statistics
+    ids=lambda make: make.__name__,
+)
 def test_an_empty_batch(make):
     op, inputs = make(torch.float64, False)
     empty = [t.detach()[:0].requires_grad_() if t.ndim > 2 and len(t) == 2 else t for t in inputs]

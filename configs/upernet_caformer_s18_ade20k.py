@@ -1,0 +1,22 @@
+# CAFormer-S18 with UperNet on ADE20K, the peer of APolyNeXt-S. Published: 48.9 mIoU, in the table
+# of PolyNeXt's paper, with UperNet, batch 16 and 160k iterations. No config of that run is public:
+# all else is the recipe of APolyNeXt-S without its clips, so that only the backbone differs. The
+# drop path rate is that of ImageNet, .15, and .05 more, as for APolyNeXt-S.
+_base_ = [
+    '_base_/models/upernet_polynext.py',
+    '_base_/datasets/ade20k.py',
+    '_base_/schedules/ade20k_160k.py',
+    '_base_/default_runtime.py',
+]
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='MetaFormer',
+        arch='caformer_s18',
+        out_indices=(0, 1, 2, 3),
+        drop_path_rate=0.2,
+        init_cfg=dict(type='Pretrained', checkpoint='timm://caformer_s18.sail_in1k'),
+    ),
+    decode_head=dict(in_channels=[64, 128, 320, 512]),
+    auxiliary_head=dict(in_channels=320),
+)

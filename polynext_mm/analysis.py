@@ -1,0 +1,235 @@
+"""Parameters and multiply-adds of a network, without computing anything.
+
+The network runs once on the meta device, which knows shapes alone, under torch's FlopCounterMode:
+that counts convolutions and matrix products, attention whichever way it is computed, and this
+package's operators by their own formulas. Elementwise operations, norms, pooling and resizing are
+not counted, as is the field's convention.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+# what torch's counter has no formula for
+_FORMULAS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda q_shape, k_shape, v_shape, *_, **__: sdpa_flop_count(q_shape, k_shape, v_shape)
+    )
+}
+# Heads of regions that run as they are counted here: each head once on all of its regions.
+_ROI_HEADS = ('StandardRoIHead', 'CascadeRoIHead')
+_MASKED_REGIONS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A module's share.
+
+    Args:
+        parameters: Of the module and its children.
+        macs: Multiply-adds while the module runs, its children included. If it is not called as a
+            module but its children are, theirs; None if nothing of it is called.
+    """
+
+    parameters: int
+    macs: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a network costs in inference.
+
+    Args:
+        shape: Of the image, (channels, H, W).
+        parameters: Of the whole network, heads that only train included.
+        macs: Multiply-adds for one image: what papers of this field call MACs, and often FLOPs.
+        parts: Of every module, by its name, outer ones first.
+    """
+
+    shape: tuple[int, int, int]
+    parameters: int
+    macs: int
+    parts: dict[str, Part]
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations: a multiplication and an addition for each multiply-add."""
+        return 2 * self.macs
+
+
+class _Probe(nn.Module):
+    """A network and what it does to an image, so that the counter sees both as one module."""
+
+    def __init__(self, model: nn.Module, run: Callable[[Tensor], Any]):
+        super().__init__()
+        self.model = model
+        self.run = run
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(x)
+
+
+def count(
+    model: nn.Module, shape: Sequence[int], run: Callable[[Tensor], Any] | None = None
+) -> Cost:
+    """Count what a network costs on one image, on the device where it is.
+
+    Args:
+        model: Built under ``torch.device('meta')`` it is counted at once; elsewhere it computes. It
+            is put into eval mode.
+        shape: Of the image, (channels, H, W).
+        run: What inference does to a batch of images, if not ``model(images)``.
+    """
+    probe = _Probe(model.eval(), run or model)
+    device = next(model.parameters()).device
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    with device, counter, torch.no_grad(), _no_fused_layers():
+        probe(torch.zeros(1, *shape))
+    flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    prefix = f'{_Probe.__name__}.model.'
+
+    def macs(module: nn.Module, name: str) -> int | None:
+        if prefix + name in flops:
+            return flops[prefix + name] // 2
+        children = [macs(child, f'{name}.{key}') for key, child in module.named_children()]
+        return None if set(children) <= {None} else sum(filter(None, children))
+
+    parts = {
+        name: Part(_parameters(module), macs(module, name))
+        for name, module in model.named_modules()
+        if name
+    }
+    return Cost(tuple(shape), _parameters(model), counter.get_total_flops() // 2, parts)
+
+
+@contextlib.contextmanager
+def _no_fused_layers() -> Iterator[None]:
+    """Let torch's attention layers call operators that the counter knows, not one for all."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(param.numel() for param in module.parameters())
+
+
+def count_config(config: Any, shape: Sequence[int] | None = None, device: str = 'meta') -> Cost:
+    """Count what the model of a config costs.
+
+    A segmentor is counted as it segments a whole image, without the heads that only train; a
+    two-stage detector with the number of regions that its ``test_cfg`` allows, and 100 masks.
+
+    Args:
+        config: An ``mmengine.Config`` of a segmentor, a detector or a bare backbone.
+        shape: H and W of the image; None for :func:`default_shape`.
+        device: 'meta', or 'cpu' for a model whose forward pass depends on values.
+
+    Raises:
+        ValueError: For a detector in two stages whose heads are not counted here.
+        RuntimeError: If the forward pass needs values and the device is 'meta'.
+    """
+    model = _build(config, device)
+    height, width = shape or default_shape(model)
+    channels = config.model.get('backbone', config.model).get('in_channels', 3)
+    try:
+        return count(model, (channels, height, width), _inference(model, (height, width)))
+    except (NotImplementedError, RuntimeError) as error:
+        if device != 'meta':
+            raise
+        raise RuntimeError(
+            f'{type(model).__name__} does not run on the meta device, which has no values '
+            f'({type(error).__name__}: {str(error).splitlines()[0]}): set the device to cpu'
+        ) from error
+
+
+def default_shape(model: nn.Module) -> tuple[int, int]:
+    """Return the H and W at which papers count.
+
+    These are 512x2048 for segmentors, 800x1280 for detectors, and 224x224 for backbones.
+    """
+    if hasattr(model, 'decode_head'):
+        return 512, 2048
+    return (800, 1280) if hasattr(model, 'extract_feat') else (224, 224)
+
+
+def _build(config: Any, device: str) -> nn.Module:
+    from mmengine.registry import MODELS, init_default_scope
+
+    scope = config.get('default_scope')
+    if scope:
+        importlib.import_module(f'{scope}.models')
+        init_default_scope(scope)
+    # built where there are values: drop-path rates, for one, are often taken from a tensor
+    return MODELS.build(config.model).to(device).requires_grad_(False)
+
+
+def _inference(model: nn.Module, size: tuple[int, int]) -> Callable[[Tensor], Any]:
+    """Return what inference computes of one image, up to where results are sorted out."""
+    meta = dict(
+        img_shape=size,
+        ori_shape=size,
+        pad_shape=size,
+        batch_input_shape=size,
+        scale_factor=(1.0, 1.0),
+    )
+    if hasattr(model, 'decode_head'):
+        return lambda images: model.encode_decode(images, [meta])
+    if hasattr(model, 'roi_head'):
+        return lambda images: _detect_in_two_stages(model, images)
+    if hasattr(model, 'extract_feat'):
+        from mmdet.structures import DetDataSample
+
+        return lambda images: model(images, [DetDataSample(metainfo=meta)], mode='tensor')
+    return model
+
+
+def _detect_in_two_stages(model: nn.Module, images: Tensor) -> None:
+    """Run a detector's parts on as many regions as it may propose, wherever these would be."""
+    roi_head = model.roi_head
+    kind = type(roi_head).__name__
+    if kind not in _ROI_HEADS or roi_head.with_shared_head:
+        raise ValueError(
+            f'the heads of {type(model).__name__} ({kind}) are not counted here: of detectors in '
+            f'two stages, those with {" or ".join(_ROI_HEADS)} are'
+        )
+    model.rpn_head(model.extract_feat(images))
+    regions = model.test_cfg.rpn.max_per_img
+    heads = [('bbox', regions)]
+    if roi_head.with_mask:
+        heads.append(('mask', min(regions, _MASKED_REGIONS)))
+    for name, number in heads:
+        extractor = getattr(roi_head, f'{name}_roi_extractor')
+        head = getattr(roi_head, f'{name}_head')
+        cascade = isinstance(head, nn.ModuleList)
+        for extract, predict in zip(extractor, head) if cascade else [(extractor, head)]:
+            size = extract.roi_layers[0].output_size
+            predict(images.new_zeros(number, extract.out_channels, *size))
+
+
+def table(cost: Cost, depth: int = 1) -> str:
+    """Lay out the parts of a cost, one line for each module.
+
+    Args:
+        cost: Of the network.
+        depth: Of names: 1 for the network's own parts, 2 for theirs as well, and so on.
+    """
+    parts = {name: part for name, part in cost.parts.items() if name.count('.') < depth}
+    rows = [*parts.items(), ('total', Part(cost.parameters, cost.macs))]
+    width = max(len('module'), *(len(name) for name, _ in rows))
+    lines = [f'{"module":<{width}} {"parameters, M":>14} {"MACs, G":>10} {"share":>7}']
+    for name, part in rows:
+        line = f'{name:<{width}} {part.parameters / 1e6:>14.3f}'
+        if part.macs is not None:
+            line += f' {part.macs / 1e9:>10.3f} {part.macs / max(cost.macs, 1):>7.1%}'
+        lines.append(line)
+    return '\n'.join(lines)

@@ -1,0 +1,206 @@
+"""ConvFormer and CAFormer, the peers that PolyNeXt is compared with, as backbones of mm.
+
+timm has the networks (``timm/models/metaformer.py``); this module gives them the arguments, the
+outputs and the strict loading of :class:`~polynext_mm.backbones.PolyNeXt`.
+Source: "MetaFormer Baselines for Vision" (TPAMI 2024, arXiv 2210.13452).
+"""
+
+import collections
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
+
+import torch
+from mmengine.registry import MODELS
+from mmengine.runner import CheckpointLoader
+from torch import Tensor
+
+from ..compat.optional import require_timm
+from ..nn.arch import is_number
+from ..weights import loading, timm_hub
+from ..weights.names import BACKBONE, split_backbone, unwrapped
+from .multiscale import MultiScale, check_bools, refuse_pretrained
+
+METAFORMERS = tuple(
+    f'{family}_{size}' for family in ('convformer', 'caformer') for size in ('s18', 's36', 'm36')
+)
+# keys that tell whose file it is: timm's names, and those of the authors' release
+_TIMM_MARK = 'stem.conv.weight'
+_AUTHORS_MARK = 'downsample_layers.0.conv.weight'
+_CLASSIFIER = ('head.', 'norm.')
+
+
+@MODELS.register_module()
+class MetaFormer(MultiScale):
+    """ConvFormer or CAFormer backbone with multi-scale outputs, over timm.
+
+    The arguments mean what they mean for :class:`~polynext_mm.backbones.PolyNeXt`. Names of weights
+    are timm's.
+
+    Args:
+        arch: 'convformer_s18', '_s36', '_m36', or 'caformer_s18', '_s36', '_m36'.
+        in_channels: Of the image.
+        out_indices: Stages to return, from 0.
+        drop_path_rate: Stochastic depth of the last block; rises linearly from 0.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with the
+            downsampling before each of them. Output norms are never frozen.
+        out_norm: Pass every output through an LN of its own.
+        with_cp: Checkpoint every block in training: less memory, more time.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` takes 'timm://NAME', NAME being a name
+            of timm's such as 'convformer_s18.sail_in1k' (or its arch alone, for timm's default), or
+            the path or url of a file in timm's names or the names of the authors' release.
+        pretrained: Must be None. mmseg's segmentors pass it on to their backbone.
+
+    Raises:
+        ImportError: Without timm.
+        ValueError: For values that are not valid, naming those that are.
+
+    Attributes:
+        out_channels: Channels of the outputs.
+        out_strides: Strides of the outputs. The first of the sizes is floor((H + 1) / 4), since the
+            stem pads by 2; every other is half of the one before, rounded up.
+    """
+
+    scales = (
+        *(f'res_scale{i}.scale' for i in (1, 2)),
+        *(f'{act}.{kind}' for act in ('act', 'act1') for kind in ('scale', 'bias')),
+    )
+
+    def __init__(
+        self,
+        arch: str = 'convformer_s18',
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        out_norm: bool = True,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+        pretrained: None = None,
+    ):
+        refuse_pretrained(pretrained, f'timm://{arch}')
+        check_bools(out_norm=out_norm, with_cp=with_cp)
+        if arch not in METAFORMERS:
+            raise ValueError(f'unknown arch {arch!r}: choose one of {", ".join(METAFORMERS)}')
+        if type(in_channels) is not int or in_channels < 1:
+            raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
+        if not is_number(drop_path_rate) or not 0 <= drop_path_rate <= 1:
+            raise ValueError(f'drop_path_rate must be within [0, 1], got {drop_path_rate!r}')
+        super().__init__()
+        self.arch = arch
+        network = require_timm().create_model(
+            arch, in_chans=in_channels, num_classes=0, drop_path_rate=drop_path_rate
+        )
+        self.stem = network.stem
+        self.stages = network.stages
+        for stage in self.stages:
+            stage.set_grad_checkpointing(with_cp)
+        features = network.feature_info
+        self.set_outputs(
+            [feature['num_chs'] for feature in features],
+            [feature['reduction'] for feature in features],
+            out_indices,
+            frozen_stages,
+            out_norm,
+            init_cfg,
+        )
+
+    def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield the feature of every stage, (B, C, H, W) in channels-last memory."""
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        for stage in self.stages:
+            x = stage(x)
+            yield x
+
+    def adapt(
+        self, state_dict: dict[str, Tensor], prefix: str, source: str | os.PathLike | None = None
+    ) -> str:
+        weights = {
+            unwrapped(key.removeprefix(prefix)): state_dict.pop(key)
+            for key in list(state_dict)
+            if key.startswith(prefix)
+        }
+        left_over = []
+        if not prefix:
+            inner, heads = split_backbone(weights)
+            if inner:
+                weights, left_over = inner, list(heads)
+        classifier = [key for key in weights if key.startswith(_CLASSIFIER)]
+        for key in classifier:
+            del weights[key]
+        if _AUTHORS_MARK in weights:
+            weights = _in_timms_names(weights, self)
+        expected = self.state_dict()
+        unused_norms = [k for k in weights if k.startswith('out_norms.') and k not in expected]
+        for key in unused_norms:
+            del weights[key]
+        missing = [key for key in expected if key not in weights]
+        fresh = [key for key in missing if key.startswith('out_norms.')]
+
+        loading.raise_unless_equal(
+            expected,
+            weights,
+            [key for key in missing if key not in fresh],
+            source,
+            lambda: _hint(weights, self),
+        )
+        state_dict.update({prefix + key: value for key, value in weights.items()})
+        return loading.report(
+            'MetaFormer',
+            len(weights),
+            len(expected),
+            source,
+            fresh,
+            [*left_over, *classifier, *unused_norms],
+        )
+
+    def get_layer_depth(self, param_name: str, prefix: str = BACKBONE) -> tuple[int, int]:
+        """Return the depth of a parameter and the number of depths, for layer-wise learning rates.
+
+        0 is the stem; then comes one depth per block, the first of a stage with the downsampling
+        before it; output norms are last.
+
+        Args:
+            param_name: Name of the parameter in the whole model.
+            prefix: Of the backbone in the model.
+        """
+        depths = [len(stage.blocks) for stage in self.stages]
+        total = sum(depths) + 2
+        parts = param_name.removeprefix(prefix).split('.')
+        if parts[0] == 'stem':
+            return 0, total
+        if parts[0] != 'stages':
+            return total - 1, total
+        stage = int(parts[1])
+        block = int(parts[3]) if parts[2] == 'blocks' else 0
+        return 1 + sum(depths[:stage]) + block, total
+
+
+@CheckpointLoader.register_scheme(timm_hub.SCHEME, force=True)
+def _load_from_timm(filename: str, map_location: str | None = None) -> dict:
+    return timm_hub.read_timm(filename)
+
+
+def _in_timms_names(weights: dict[str, Tensor], backbone: MetaFormer) -> dict[str, Tensor]:
+    """Translate the names and shapes of the authors' release by timm's own table."""
+    from timm.models.metaformer import checkpoint_filter_fn
+
+    # timm looks every name up in the model; one that is not there is for the strict check to find
+    known = collections.defaultdict(lambda: torch.empty(0), backbone.state_dict())
+    return checkpoint_filter_fn(weights, SimpleNamespace(state_dict=lambda: known))
+
+
+def _hint(weights: Mapping[str, Tensor], backbone: MetaFormer) -> str:
+    """Say what the file is, if that can be told."""
+    if _TIMM_MARK not in weights:
+        return (
+            'it has no weights of the backbone at all (a file that holds a backbone alone is given '
+            'as init_cfg of the backbone)'
+        )
+    family = 'caformer' if any('.qkv.' in key for key in weights) else 'convformer'
+    width = 'm' if weights[_TIMM_MARK].shape[0] == 96 else 's'
+    third_stage = {key.split('.')[3] for key in weights if key.startswith('stages.2.blocks.')}
+    arch = f'{family}_{width}{2 * len(third_stage)}'  # half of all blocks are in the third stage
+    if arch in METAFORMERS and arch != backbone.arch:
+        return f'the file is of arch {arch!r}: set arch to that'
+    return 'check in_channels, that the file is whole, and that arch and checkpoint belong together'

@@ -1,0 +1,213 @@
+"""What the backbones of this package share in mm: outputs, output norms, freezing, safe loading."""
+
+import copy
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..weights import safe_reading
+from ..weights.names import BACKBONE
+
+SMALLEST_IMAGE = 32
+
+
+class OutNorm(nn.LayerNorm):
+    """LN over the channels of (B, C, H, W), with weight and bias, float32 or wider."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        x = super().forward(x if x.dtype is torch.float64 else x.float())
+        return x.permute(0, 3, 1, 2)
+
+
+class MultiScale(BaseModule):
+    """A stem and stages, some of whose features are returned.
+
+    A subclass has ``stem`` and ``stages``, defines :meth:`forward_stages`, :meth:`adapt` and
+    :meth:`get_layer_depth`, and calls :meth:`set_outputs` at the end of its constructor.
+
+    Attributes:
+        out_indices: Stages to return, from 0.
+        out_channels: Channels of the outputs.
+        out_strides: Strides of the outputs.
+        out_norms: The LN of each output, by the index of its stage; empty without ``out_norm``.
+        frozen_stages: As given.
+    """
+
+    #: Endings of the names of learned scales, which no recipe decays.
+    scales: tuple[str, ...] = ()
+
+    def set_outputs(
+        self,
+        widths: Sequence[int],
+        strides: Sequence[int],
+        out_indices: Sequence[int],
+        frozen_stages: int,
+        out_norm: bool,
+        init_cfg: dict | list[dict] | None,
+    ) -> None:
+        """Check the arguments that all backbones have in common, and act on them.
+
+        Args:
+            widths: Channels of every stage.
+            strides: Stride of every stage.
+            out_indices: Stages to return, ascending, from 0.
+            frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
+            out_norm: Pass every output through an LN of its own.
+            init_cfg: As of mmengine's BaseModule.
+
+        Raises:
+            ValueError: For values that are not valid, naming those that are.
+        """
+        num_stages = len(widths)
+        if (
+            isinstance(out_indices, int)
+            or not set(out_indices) <= set(range(num_stages))
+            or (not out_indices or list(out_indices) != sorted(set(out_indices)))
+        ):
+            raise ValueError(
+                f'out_indices must be ascending and of {tuple(range(num_stages))}, '
+                f'got {out_indices!r}'
+            )
+        if type(frozen_stages) is not int or not -1 <= frozen_stages <= num_stages:
+            raise ValueError(
+                f'frozen_stages must be within -1 (nothing), 0 (the stem), ..., '
+                f'{num_stages} (everything), got {frozen_stages!r}'
+            )
+        self.init_cfg = copy.deepcopy(init_cfg)
+        self.out_indices = tuple(out_indices)
+        self.out_channels = tuple(widths[i] for i in self.out_indices)
+        self.out_strides = tuple(strides[i] for i in self.out_indices)
+        self.frozen_stages = frozen_stages
+        self.out_norms = nn.ModuleDict()
+        if out_norm:
+            for index, channels in zip(self.out_indices, self.out_channels):
+                self.out_norms[str(index)] = self.make_out_norm(index, channels)
+        for module in self._frozen():
+            module.requires_grad_(False)
+        self.register_load_state_dict_pre_hook(_adapt_state_dict)
+
+    def make_out_norm(self, stage: int, channels: int) -> nn.Module:
+        """Return the norm of the output of a stage."""
+        return OutNorm(channels)
+
+    def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield the feature (B, C, H / stride, W / stride) of every stage."""
+        raise NotImplementedError
+
+    def adapt(
+        self, state_dict: dict[str, Tensor], prefix: str, source: str | os.PathLike | None = None
+    ) -> str:
+        """Replace this backbone's weights in ``state_dict`` by what it loads, after a strict check.
+
+        Args:
+            state_dict: Weights, changed in place; keys that begin with ``prefix`` are the backbone's.
+                If ``prefix`` is empty, they may be a whole model's, whose heads are left over.
+            prefix: Where the backbone is in the model: '' or a name and a dot.
+            source: The file, for messages.
+
+        Returns:
+            The report, "loaded N of M tensors ...".
+
+        Raises:
+            CheckpointError: If a shape is wrong, or anything is missing or left over but output norms
+                and a classifier.
+        """
+        raise NotImplementedError
+
+    def get_layer_depth(self, param_name: str, prefix: str = BACKBONE) -> tuple[int, int]:
+        """Return the depth of a parameter and the number of depths, for layer-wise learning rates.
+
+        Args:
+            param_name: Name of the parameter in the whole model.
+            prefix: Prefix of the backbone's parameters in the model.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the features of ``out_indices``, in channels-last memory.
+
+        Args:
+            x: Images, (B, in_channels, H, W), H and W from 32 up.
+
+        Raises:
+            ValueError: For smaller images.
+        """
+        if min(x.shape[-2:]) < SMALLEST_IMAGE:
+            raise ValueError(
+                f'images must be at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE}, '
+                f'got {x.shape[-2]}x{x.shape[-1]}'
+            )
+        outs = []
+        for index, feature in enumerate(self.forward_stages(x)):
+            if index in self.out_indices:
+                norm = str(index)
+                outs.append(self.out_norms[norm](feature) if norm in self.out_norms else feature)
+            if index == self.out_indices[-1]:
+                break
+        return tuple(outs)
+
+    def init_weights(self) -> None:
+        """Initialize as ``init_cfg`` says, reading checkpoints safely and strictly.
+
+        Raises:
+            FileNotFoundError: If the checkpoint is a path that does not exist.
+            CheckpointError: If the checkpoint cannot be downloaded or read, or does not fit.
+        """
+        with safe_reading():
+            super().init_weights()
+
+    def train(self, mode: bool = True) -> 'MultiScale':
+        """Set the training mode; frozen stages stay in eval mode."""
+        super().train(mode)
+        for module in self._frozen():
+            module.eval()
+        return self
+
+    def _frozen(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        return [self.stem, *self.stages[: self.frozen_stages]]
+
+
+def _adapt_state_dict(
+    backbone: MultiScale, state_dict: dict, prefix: str, local_metadata: dict, *_
+) -> None:
+    report = backbone.adapt(state_dict, prefix, local_metadata.get('source'))
+    print_log(report, logger='current')
+
+
+def check_bools(**settings: bool) -> None:
+    """Check that every setting is True or False: the string ``'no'`` would count as true.
+
+    Raises:
+        ValueError: If one is not, naming it.
+    """
+    for name, value in settings.items():
+        if not isinstance(value, bool):
+            raise ValueError(f'{name} must be True or False, got {value!r}')
+
+
+def refuse_pretrained(pretrained: object, checkpoint: str) -> None:
+    """Check that ``pretrained``, which mmseg's segmentors pass on to their backbone, is None.
+
+    Args:
+        pretrained: As given to the backbone.
+        checkpoint: What its ``init_cfg`` could name instead.
+
+    Raises:
+        ValueError: If it is not None, saying where weights are set.
+    """
+    if pretrained is not None:
+        raise ValueError(
+            f'pretrained={pretrained!r}: the weights of a backbone are set by init_cfg. Write '
+            "pretrained=None in the model, and in its backbone init_cfg=dict(type='Pretrained', "
+            f"checkpoint='{checkpoint}'), or no init_cfg to train from scratch"
+        )

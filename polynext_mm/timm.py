@@ -1,0 +1,305 @@
+"""PolyNeXt in timm: importing this registers every arch.
+
+::
+
+    import polynext_mm.timm
+    import timm
+
+    timm.create_model('cpolynext_s', pretrained=True)
+    timm.create_model('apolynext_t', features_only=True, out_indices=(1, 2, 3))
+
+Neither mmengine nor any other package of OpenMMLab is needed. Names of weights are those of
+:class:`polynext_mm.nn.PolyNeXtClassifier`; files in the names of the authors' release are
+translated wherever timm loads them: with ``pretrained=True``,
+``pretrained_cfg_overlay=dict(file=PATH)`` or ``checkpoint_path=PATH``, and by the ``--checkpoint``
+of its scripts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .compat.optional import require_timm
+from .nn import ARCHS, PolyNeXtClassifier
+from .nn import PolyNeXt as Network
+from .nn.polynext import Classifier
+from .weights import PUBLISHED, Published, loading, names
+
+require_timm()
+
+from timm.models import (  # noqa: E402 - the line above says how to install it
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+)
+from timm.models._features import feature_take_indices  # noqa: E402
+
+__all__ = ['PolyNeXt']
+_POOLS = ('avg', '')
+
+
+class Head(Classifier):
+    """The released classifier with timm's options.
+
+    Args:
+        channels: C, of the last stage.
+        num_classes: Of the logits; 0 leaves the last layer out.
+        drop_rate: Dropout before the last layer.
+        global_pool: 'avg', or '' for a map in place of its mean.
+    """
+
+    def __init__(self, channels: int, num_classes: int, drop_rate: float, global_pool: str):
+        super().__init__(channels, num_classes, drop_rate)
+        self.reset(num_classes, global_pool)
+
+    def reset(self, num_classes: int, global_pool: str) -> None:
+        """Replace the last layer and the pooling.
+
+        Raises:
+            ValueError: For another pooling, or logits of a map.
+        """
+        if global_pool not in _POOLS:
+            raise ValueError(f'global_pool must be one of {_POOLS}, got {global_pool!r}')
+        if num_classes and not global_pool:
+            raise ValueError("logits need pooling: set global_pool='avg', or num_classes=0")
+        self.global_pool = global_pool
+        weight = self.proj.weight
+        self.fc = (
+            nn.Linear(len(weight) // 2, num_classes, device=weight.device, dtype=weight.dtype)
+            if num_classes
+            else nn.Identity()
+        )
+
+    def forward(self, feature: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the logits of a feature (B, C, H, W), or what goes into the last layer."""
+        x = self.products(feature)
+        x = self.dropout(x.mean((1, 2)) if self.global_pool else x.permute(0, 3, 1, 2))
+        return x if pre_logits else self.fc(x)
+
+
+class PolyNeXt(Network):
+    """PolyNeXt with the released ImageNet classifier and the methods of timm's models.
+
+    Args:
+        arch: A name of ``polynext_mm.nn.ARCHS``, or a custom arch.
+        num_classes: Of the logits; 0 leaves the last layer out.
+        in_chans: Of the image.
+        global_pool: 'avg', or '' for no pooling, which goes with ``num_classes=0``.
+        drop_rate: Dropout before the last layer.
+        drop_path_rate: Stochastic depth of the last cell; rises linearly from 0.
+
+    Raises:
+        ValueError: For values that are not valid, naming those that are.
+
+    Attributes:
+        num_features: Channels of :meth:`forward_features`.
+        head_hidden_size: Channels of :meth:`forward_head` before the last layer.
+        feature_info: Channels, stride and module of the feature of every stage.
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping = 'cpolynext_s',
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = 'avg',
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ):
+        super().__init__(arch, in_chans, drop_path_rate)
+        widths, strides = self.arch.widths, self.arch.strides
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.num_features = widths[-1]
+        self.head_hidden_size = 2 * widths[-1]
+        self.feature_info = [
+            dict(num_chs=width, reduction=stride, module=f'stages.{stage}')
+            for stage, (width, stride) in enumerate(zip(widths, strides))
+        ]
+        self.head: Head | None = Head(widths[-1], num_classes, drop_rate, global_pool)
+        self.register_load_state_dict_pre_hook(_translate)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last feature of images (B, in_chans, H, W): (B, C, H / 32, W / 32)."""
+        *_, last = self.forward_stages(x)
+        return last
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the logits of a feature, or what goes into the last layer."""
+        return x if self.head is None else self.head(x, pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (B, num_classes) of images (B, in_chans, H, W)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return features of several stages, and the last one.
+
+        Args:
+            x: Images, (B, in_chans, H, W).
+            indices: Stages, -1 being the last; a number n for the last n, None for all.
+            norm: Must be False: released networks have no norms of features.
+            stop_early: Compute no stage after the last of ``indices``.
+            output_fmt: Must be 'NCHW'.
+            intermediates_only: Return the features of ``indices`` alone.
+
+        Raises:
+            ValueError: For another ``norm`` or ``output_fmt``.
+        """
+        if norm:
+            raise ValueError('norm must be False: PolyNeXt has no norms of its features')
+        if output_fmt != 'NCHW':
+            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+        taken, last = feature_take_indices(len(self.stages), indices)
+        features = []
+        for stage, feature in enumerate(self.forward_stages(x)):
+            features.append(feature)
+            if stop_early and stage == last:
+                break
+        intermediates = [features[index] for index in sorted(set(taken))]
+        return intermediates if intermediates_only else (features[-1], intermediates)
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Remove what the features of ``indices`` do not need, and return their stages.
+
+        Args:
+            indices: As of :meth:`forward_intermediates`.
+            prune_norm: Without effect: there are no norms of features.
+            prune_head: Remove the classifier even if all stages are kept.
+        """
+        taken, last = feature_take_indices(len(self.stages), indices)
+        pruned = last < len(self.stages) - 1
+        self.stages = self.stages[: last + 1]
+        if pruned:
+            self.num_features = self.head_hidden_size = self.feature_info[last]['num_chs']
+        if pruned or prune_head:
+            self.head = None
+            self.num_classes = 0
+        return taken
+
+    def get_classifier(self) -> nn.Module:
+        """Return the last layer."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the last layer.
+
+        Args:
+            num_classes: Of the logits; 0 leaves the last layer out.
+            global_pool: 'avg' or '', None for what it is.
+
+        Raises:
+            ValueError: For another pooling.
+        """
+        self.num_classes = num_classes
+        self.head.reset(num_classes, self.head.global_pool if global_pool is None else global_pool)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Checkpoint every cell in training: less memory, more time."""
+        for stage in self.stages:
+            stage.with_cp = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Return what timm groups parameters by for layer-wise learning rates: cells, or stages."""
+        cells = [
+            (r'^stages\.(\d+)\.downsample', (0,)),
+            (r'^stages\.(\d+)\.cells\.(\d+)', None),
+            (r'^head\.(?:norm|proj)', (99999,)),  # with the last cell
+        ]
+        return dict(stem=r'^stem', blocks=r'^stages\.(\d+)' if coarse else cells)
+
+
+def _translate(model: PolyNeXt, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
+    """Give a model weights in the authors' names under ours, in place."""
+    keys = [key for key in state_dict if key.startswith(prefix)]
+    if names.is_authors({key.removeprefix(prefix) for key in keys}):
+        weights = {key.removeprefix(prefix): state_dict.pop(key) for key in keys}
+        weights = names.translate(weights, model.arch)
+        state_dict.update({prefix + key: value for key, value in weights.items()})
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: PolyNeXt) -> dict[str, Tensor]:
+    """Translate and check pretrained weights, before timm fits them to other images and classes.
+
+    Args:
+        state_dict: In the authors' names or ours.
+        model: Which may have another number of classes or of channels of the image.
+
+    Raises:
+        CheckpointError: If anything is missing or left over, or of another shape than that of the
+            arch, but for the stem's channels and the classes.
+    """
+    weights = dict(state_dict)
+    stem = weights.get('stem.weight')
+    logits = weights.get('head.3.bias', weights.get('head.fc.bias'))
+    with torch.device('meta'):
+        network = PolyNeXtClassifier(
+            model.arch,
+            num_classes=1000 if logits is None else len(logits),
+            in_channels=3 if stem is None else stem.shape[1],
+        )
+    loading.adapt(network, weights, '', 'the pretrained file')
+    return weights
+
+
+def _pretrained_cfg(published: Published) -> dict:
+    return dict(
+        url=published.url,
+        input_size=(3, 224, 224),
+        min_input_size=(3, 32, 32),
+        pool_size=(7, 7),
+        num_classes=1000,
+        interpolation='bicubic',
+        crop_pct=0.965,  # the release's: resize the shorter side to 232, crop 224
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        first_conv='stem',
+        classifier='head.fc',
+        description=f'Published top-1 accuracy on ImageNet-1K: {published.figure} percent',
+        origin_url='https://github.com/jjwang8/PolyNeXt',
+        paper_name='Activation-Free Backbones for Image Recognition: Polynomial Alternatives '
+        'within MetaFormer-Style Vision Models',
+        paper_ids='arXiv:2605.20839',
+    )
+
+
+default_cfgs = generate_default_cfgs(
+    {f'{arch}.in1k': _pretrained_cfg(PUBLISHED[arch]) for arch in ARCHS if arch in PUBLISHED}
+)
+
+
+def _entrypoint(arch: str) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, **options) -> nn.Module:
+        return build_model_with_cfg(
+            PolyNeXt,
+            arch,
+            pretrained,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            feature_cfg=dict(
+                out_indices=tuple(range(len(ARCHS[arch].widths))), feature_cls='getter'
+            ),
+            arch=arch,
+            **options,
+        )
+
+    create.__name__ = create.__qualname__ = arch
+    create.__doc__ = f'Build {arch} with the options of :class:`PolyNeXt` and of timm.'
+    return create
+
+
+for _arch in ARCHS:
+    globals()[_arch] = register_model(_entrypoint(_arch))
