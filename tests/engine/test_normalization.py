@@ -14,6 +14,7 @@ from helpers import (
     ARCH,
     ROOT,
     Config,
+    build,
     build_model,
     imagenet_weights,
     sample_as_ade20k,
@@ -80,6 +81,14 @@ def test_all_configs_normalize_as_the_weights_expect(path):
     cfg = Config.fromfile(path)
     kind = f'{cfg.default_scope}.{cfg.model.data_preprocessor.pop("type")}'
     assert find_mismatch(model_with(type=kind, **cfg.model.data_preprocessor)) is None
+
+
+def test_the_low_resolution_network_has_other_normalizations():
+    model = model_with(type='mmseg.SegDataPreProcessor', **CAFFE)
+    model.backbone = build(arch='cpolynext_lr')
+    assert find_mismatch(model) is None
+    model.backbone = build()
+    assert find_mismatch(model)
 
 
 # Runs of segmentors and detectors
