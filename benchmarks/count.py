@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import flop_registry
 
 from report import Record
 from subjects import MEMORY_FORMATS, Setting, Subject, build_model
@@ -170,7 +171,7 @@ class Counter(TorchDispatchMode):
             launches = 3  # that of the weight is two more
             moved += size(args[0]) + size(args[1])
         elif name.startswith('poly_attention'):
-            flops = _attention_flops(name, args)
+            flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
         if name in ('_to_copy', 'copy_'):
             name += ' of a map' if written[0].ndim > 2 and written[0].numel() > 2e5 else ''
         self.operations.append(Operation(name, launches, moved, flops))
@@ -194,13 +195,6 @@ def _implementation(func) -> Callable:
 def _channels_last(value):
     is_map = isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] > 1
     return value.contiguous(memory_format=torch.channels_last) if is_map else value
-
-
-def _attention_flops(name: str, args: tuple) -> int:
-    q, k, v = args[1:4] if name.endswith('backward') else args[:3]
-    pairs = q[..., 0].numel() * k.shape[-2]
-    widths = q.shape[-1] + v.shape[-1]
-    return 2 * pairs * (5 * widths // 2 if name.endswith('backward') else widths)
 
 
 class _Autocast(TorchFunctionMode):

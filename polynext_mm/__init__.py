@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ['MetaFormer', 'PolyNeXt']
 __version__ = '0.1.0'
 
-_SUBPACKAGES = ('backbones', 'engine', 'nn', 'weights')
+_SUBPACKAGES = ('backbones', 'datasets', 'engine', 'nn', 'weights')
 
 
 def __getattr__(name: str) -> Any:

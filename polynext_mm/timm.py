@@ -277,8 +277,11 @@ def _pretrained_cfg(published: Published) -> dict:
     )
 
 
+#: The archs with published ImageNet weights, which timm knows by name.
+IMAGENET_ARCHS = [arch for arch in ARCHS if arch in PUBLISHED]
+
 default_cfgs = generate_default_cfgs(
-    {f'{arch}.in1k': _pretrained_cfg(PUBLISHED[arch]) for arch in ARCHS if arch in PUBLISHED}
+    {f'{arch}.in1k': _pretrained_cfg(PUBLISHED[arch]) for arch in IMAGENET_ARCHS}
 )
 
 
@@ -301,5 +304,5 @@ def _entrypoint(arch: str) -> Callable[..., nn.Module]:
     return create
 
 
-for _arch in ARCHS:
+for _arch in IMAGENET_ARCHS:
     globals()[_arch] = register_model(_entrypoint(_arch))

@@ -1,5 +1,10 @@
 """Data sets looked at before and while they are trained on: broken files, wrong labels, useless boxes."""
 
+from ..compat import require_mmengine
+
+require_mmengine()
+
+# ruff: noqa: E402 - the error above says more than theirs
 from .coco import audit_coco
 from .findings import DataError, Finding
 from .loading import CheckedPipeline, check_loading, leaves

@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..compat import check_stack
-from ..datasets import DataError
+from ..datasets.findings import DataError
 from ..weights import CheckpointError, safe_reading
 from . import checkpoint_checks, config_checks, data_checks
 from .checkpointing import NonFiniteError

@@ -107,7 +107,7 @@ def test_whole_checkpoints_are_checked_strictly():
     cfg = config(RECIPES[0], 'convformer_s18')
     with torch.device('meta'):
         model = build_segmentor(cfg)
-    runner = SimpleNamespace(model=model, _load_from='peer.pth', _train_loop=None)
+    runner = SimpleNamespace(model=model, _load_from='peer.pth', _resume=False, _train_loop=None)
     weights = model.state_dict()
     guard = CheckpointGuardHook()
     guard.after_load_checkpoint(runner, dict(state_dict=weights.copy()))

@@ -48,13 +48,17 @@ def test_a_row_says_what_the_config_is(row):
     name = re.match(r'\[(.+)\]', link)[1]
     cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
     arch = cfg.model.backbone.get('arch') or name.split('_')[1]
-    assert backbone.lower().replace('-', '') == arch.replace('_', '')
+    norm = cfg.model.backbone.get('norm', 'ln')
+    assert backbone.removesuffix(', bn').lower().replace('-', '') == arch.replace('_', '')
+    assert backbone.endswith(', bn') == (norm == 'bn')
     assert head == HEADS[cfg.model.type]
     assert data == next(said for key, said in DATA.items() if key in name)
     assert said_schedule.removesuffix(', multi-scale') == schedule(cfg)
     if arch in ARCHS:
         kind = (data.lower(), arch)
-        files = [file for file in PUBLISHED.values() if (file.holds, file.arch) == kind]
+        files = [
+            file for file in PUBLISHED.values() if (file.holds, file.arch) == kind and norm == 'ln'
+        ]
         figures = [f'{file.figure} mIoU' for file in files]
         assert published == (figures[0] if figures else 'none')
     assert measured

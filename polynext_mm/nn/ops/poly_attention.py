@@ -13,9 +13,7 @@ On GPUs the same is done by :mod:`~polynext_mm.nn.ops.poly_attention_triton`, wh
 and takes the dtype.
 """
 
-import functools
 import importlib.util
-import os
 from collections.abc import Iterator
 
 import torch
@@ -24,6 +22,11 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import dispatch
 from .precision import wide, wide_dtype
+
+if importlib.util.find_spec('triton') is None:  # it is not made for every platform
+    poly_attention_triton = None
+else:
+    from . import poly_attention_triton
 
 EPS = 1e-12  # the smallest divisor, as in the authors' release
 
@@ -59,25 +62,10 @@ def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _kernel(q, k, v):
-    kernels = _triton_kernels() if dispatch.triton_allowed() and _may_run_triton(q) else None
-    if kernels is not None and kernels.supports(q, k, v):
-        return kernels.attend(q, k, v, EPS)
+    with_triton = poly_attention_triton is not None and dispatch.triton_allowed()
+    if with_triton and poly_attention_triton.supports(q, k, v):
+        return poly_attention_triton.attend(q, k, v, EPS)
     return _in_blocks(q, k, v)
-
-
-def _may_run_triton(x):
-    # ROCm devices are 'cuda', too; meta tensors stand for an accelerator.
-    return x.device.type in ('cuda', 'meta') or os.environ.get('TRITON_INTERPRET') == '1'
-
-
-@functools.cache
-def _triton_kernels():
-    """Return the Triton kernels, or None where there is no Triton, which takes time to import."""
-    if importlib.util.find_spec('triton') is None:  # it is not made for every platform
-        return None
-    from . import poly_attention_triton
-
-    return poly_attention_triton
 
 
 def _in_blocks(q, k, v):
