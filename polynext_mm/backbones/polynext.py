@@ -72,9 +72,9 @@ class PolyNeXt(network.PolyNeXt, MultiScale):
             statistics are for; 224 if None. A checkpoint brings its own, and a training in one
             process takes that of its first batch; for several processes, set the crop here.
         sync_norm: For 'bn', whether training takes statistics over the batches of all processes.
-        init_cfg: ``dict(type='Pretrained', checkpoint='polynext://cpolynext_s')``, or a path or url,
-            loads weights in the authors' names or in ours and checks every key. mmengine's other
-            initializers work too. None keeps ``weight_init``.
+        init_cfg: ``dict(type='Pretrained', checkpoint='polynext://cpolynext_s')``, or a path or
+            url, loads weights in the authors' names or in ours and checks every key. mmengine's
+            other initializers work too. None keeps ``weight_init``.
         pretrained: Must be None. mmseg's segmentors pass it on to their backbone.
 
     Attributes:

@@ -29,13 +29,13 @@ class CheckpointGuardHook(Hook):
     checkpoint brings the backbone's weights, those of ``init_cfg`` are not fetched.
 
     A ``data_preprocessor`` that normalizes images in another way than the published weights expect
-    is an error where those weights are used as they are: when training starts from ``init_cfg``, and
-    when a file in the authors' names is loaded. Where a checkpoint of another training replaces the
-    weights of ``init_cfg``, it is a warning.
+    is an error where those weights are used as they are: when training starts from ``init_cfg``,
+    and when a file in the authors' names is loaded. Where a checkpoint of another training replaces
+    the weights of ``init_cfg``, it is a warning.
 
     Args:
-        reset_mismatched_heads: Whether layers of the heads that have another shape in the checkpoint
-            (for another number of classes) keep their initialization instead.
+        reset_mismatched_heads: Whether layers of the heads that have another shape in the
+            checkpoint (for another number of classes) keep their initialization instead.
         allow_other_normalization: Whether another normalization is meant.
 
     Raises:
@@ -115,9 +115,9 @@ class MachineHook(Hook):
     - A per-cell gradient clip (``grad_clip_norm``) under an optimizer wrapper that scales the loss
       without telling the backbone.
     - Outputs of the backbone that nothing uses, with DistributedDataParallel, which would stop with
-      an error about reduction in the second iteration. They are found after the first backward pass:
-      that sees what any head or neck really uses, whatever its settings are called. In a single
-      process they only cost time, so there the hook warns.
+      an error about reduction in the second iteration. They are found after the first backward
+      pass: that sees what any head or neck really uses, whatever its settings are called. In a
+      single process they only cost time, so there the hook warns.
 
     Raises:
         ValueError: In each of these cases, naming the setting to change.

@@ -1,8 +1,8 @@
 """The normalization that published weights expect, and whether a model applies it.
 
-All published files, the ImageNet backbones and the ADE20K segmentors, were trained on RGB images
-from which :data:`MEAN` was subtracted before the division by :data:`STD`. Images in BGR, which is
-how mmcv reads them, or in another range give features that look fine and are not. In mm's configs::
+The published ImageNet backbones and ADE20K segmentors were trained on RGB images from which
+:data:`MEAN` was subtracted before the division by :data:`STD`. Images in BGR, which is how mmcv
+reads them, or in another range give features that look fine and are not. In mm's configs::
 
     data_preprocessor = dict(
         mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True
@@ -10,6 +10,8 @@ how mmcv reads them, or in another range give features that look fine and are no
 """
 
 from torch import nn
+
+from ..nn import ARCHS
 
 MEAN = (123.675, 116.28, 103.53)  # of R, G, B from 0 to 255
 STD = (58.395, 57.12, 57.375)
@@ -23,9 +25,12 @@ def find_mismatch(model: nn.Module) -> str | None:
         model: A segmentor or detector of mm, without wrappers.
 
     Returns:
-        What the model's ``data_preprocessor`` does to images and what it should do, or None if they
-        agree or if the preprocessor is of an unknown kind.
+        What the model's ``data_preprocessor`` does to images and what it should do. None if they
+        agree, if the preprocessor is of an unknown kind, or if the backbone is the low-resolution
+        network: its data sets have normalizations of their own.
     """
+    if getattr(getattr(model, 'backbone', None), 'arch', None) == ARCHS['cpolynext_lr']:
+        return None
     preprocessor = getattr(model, 'data_preprocessor', None)
     while hasattr(preprocessor, 'data_preprocessor'):  # such as mmdet's MultiBranchDataPreprocessor
         preprocessor = preprocessor.data_preprocessor

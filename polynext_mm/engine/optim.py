@@ -39,7 +39,7 @@ class PolyNeXtOptimWrapperConstructor:
       (block of a MetaFormer) between a parameter and the output, or None (default).
 
     Args:
-        optim_wrapper_cfg: Config of the wrapper, whose ``optimizer`` has ``lr`` and ``weight_decay``.
+        optim_wrapper_cfg: Config of the wrapper; its ``optimizer`` has ``lr`` and ``weight_decay``.
         paramwise_cfg: The options above.
 
     Raises:
@@ -152,8 +152,8 @@ def _table(groups: list[dict]) -> str:
 class AutocastOptimWrapper(OptimWrapper):
     """Mixed precision on every device that has autocast, CPUs included.
 
-    mmengine's AmpOptimWrapper refuses CPUs and scales the loss for bfloat16 too, which does not need
-    it and which would make the per-cell gradient clip cut every gradient to almost nothing. This
+    mmengine's AmpOptimWrapper refuses CPUs and scales the loss for bfloat16 too, which does not
+    need it; the per-cell gradient clip would cut every scaled gradient to almost nothing. This
     wrapper scales the loss for float16 only, and tells the backbone the factor. On a GPU without
     bfloat16 it trains in float32 and logs that.
 
@@ -162,16 +162,16 @@ class AutocastOptimWrapper(OptimWrapper):
         dtype: 'bfloat16', 'float16' or 'float32'.
         loss_scale: Initial loss scale for float16, which is then adapted.
         accumulative_counts: Number of iterations whose gradients are summed for a step.
-        clip_grad: Arguments of gradient clipping, as for mmengine's OptimWrapper. Norms are those of
-            the unscaled gradients.
+        clip_grad: Arguments of gradient clipping, as for mmengine's OptimWrapper. Norms are those
+            of the unscaled gradients.
         modules: Names of the submodules to run under autocast, such as ``('backbone', 'neck')``.
             Their outputs are cast to float32, and everything else is computed in float32. Detectors
             need that, since bfloat16 rounds the coordinates of boxes to 8 bits. None runs the whole
             model under autocast.
 
     Raises:
-        ValueError: If ``dtype`` is unknown, or, in training, if the model has no submodule of a name
-            in ``modules``.
+        ValueError: If ``dtype`` is unknown, or, in training, if the model has no submodule of a
+            name in ``modules``.
     """
 
     def __init__(

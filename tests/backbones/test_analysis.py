@@ -1,4 +1,4 @@
-"""Tools that trace a model: mmengine's count of operations and parameters, and torch.jit.trace.
+"""mmengine's count of operations and parameters, which traces a model, and torch.jit.trace.
 
 Detectors are counted in tests/detection.
 """
@@ -25,7 +25,7 @@ from polynext_mm.compat.packages import stack_name
 
 
 def tiny_segmentor() -> Config:
-    """The tiny network with narrow UperNet heads."""
+    """Return the config of the tiny network with narrow UperNet heads."""
     cfg = Config.fromfile(CONFIG)
     widths = TINY_ARCH['widths']
     cfg.model.backbone.update(arch=TINY_ARCH, init_cfg=None)
@@ -53,7 +53,7 @@ def test_mmsegs_get_flops(tmp_path):
     tool = mm_folder('mmseg') / 'tools' / 'analysis_tools' / 'get_flops.py'
     printed = python('-m', 'polynext_mm', 'run', tool, config, '--shape', 64, 96)
     segmentor = build_model(cfg)
-    segmentor.auxiliary_head = None  # as in the tool
+    segmentor.auxiliary_head = None  # the tool removes it
     params = sum(param.numel() for param in segmentor.parameters())
     (printed_params,) = re.findall(r'Params: ([\d.]+)K', printed)
     assert float(printed_params) == pytest.approx(params / 1000, rel=1e-3)
@@ -73,4 +73,4 @@ def test_a_trace_is_right_at_another_size(arch):
 def test_a_trace_with_a_clip_can_be_saved():
     model = randomized(build(grad_clip_norm=5.0)).eval()
     traced = torch.jit.trace(model, torch.randn(1, 3, 64, 64), check_trace=False)
-    torch.jit.save(traced, io.BytesIO())  # which refuses calls of Python functions
+    torch.jit.save(traced, io.BytesIO())  # fails if the trace calls a Python function

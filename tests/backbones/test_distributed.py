@@ -1,4 +1,4 @@
-"""DDP: checkpointing and freezing compose with it, in two processes on the CPU."""
+"""Checkpointing and freezing under DDP, in two processes on the CPU."""
 
 import textwrap
 

@@ -1,4 +1,4 @@
-"""The per-cell clip of the A recipe: what it computes, and under loss scaling and accumulation."""
+"""The per-cell gradient clip of the A recipe, also under loss scaling and accumulation."""
 
 from types import SimpleNamespace
 
@@ -22,7 +22,7 @@ def gradients(model):
 
 
 def plainly_clipped(x, max_norm):
-    """Gradients by the published rule, with hooks on a backbone that does not clip, and the norms."""
+    """Return gradients clipped by hooks as published, and the norms before clipping."""
     model, norms = randomized(build()), []
 
     def clip(grad):
@@ -31,7 +31,7 @@ def plainly_clipped(x, max_norm):
         return grad * max_norm / (norm + 1e-6) if norm > max_norm else None
 
     for cell in model.cells():
-        # autograd calls it with the sum over all that used the output
+        # the hook of a tensor gets the sum of the gradients from all its consumers
         cell.register_forward_hook(lambda cell, inputs, out: out.register_hook(clip) and None)
     loss_of(model, x).backward()
     return gradients(model), norms
@@ -66,7 +66,7 @@ def test_a_large_norm_clips_nothing(x):
 
 
 def scaled_gradients(x, dtype, counts=1):
-    """Gradients after one backward of AutocastOptimWrapper, and the factor on them."""
+    """Return gradients after a backward of AutocastOptimWrapper, and the factor on the loss."""
     model = randomized(build(grad_clip_norm=MAX_NORM))
     wrapper = AutocastOptimWrapper(
         torch.optim.SGD(model.parameters(), lr=0.1),
@@ -103,17 +103,17 @@ def test_half_precision_clips_the_unscaled_gradient(x, dtype, counts, scale):
 
 
 def test_gradients_that_overflow_stay_visible(x):
-    """For the scaler, which skips the step."""
+    """The loss scaler has to see them to skip the step."""
     model = randomized(build(grad_clip_norm=MAX_NORM))
     (loss_of(model, x) * float('inf')).backward()
     assert not gradients(model)['stem.weight'].isfinite().all()
 
 
-# An unknown scale is refused
+# An unknown loss scale is refused
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_autocast_of_somebody_who_does_not_tell(x, dtype):
+def test_autocast_without_a_known_loss_scale(x, dtype):
     model = build(grad_clip_norm=5.0)
     with torch.autocast('cpu', dtype):
         with pytest.raises(ValueError, match=r"type='AutocastOptimWrapper'.*set_loss_scale\(1.\)"):
@@ -129,7 +129,7 @@ def test_autocast_of_somebody_who_does_not_tell(x, dtype):
 
 
 def test_mms_amp_wrapper_is_refused_before_the_first_step():
-    wrapper = object.__new__(AmpOptimWrapper)  # it refuses to be built without a GPU
+    wrapper = object.__new__(AmpOptimWrapper)  # its constructor wants a GPU
     wrapper._accumulative_counts = 1
     wrapper.optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=0.1)
     runner = SimpleNamespace(

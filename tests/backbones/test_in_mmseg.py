@@ -9,7 +9,7 @@ from mmengine.config import Config
 from helpers import ROOT, build, build_model, mm_folder
 
 WIDTHS = (72, 144, 288, 432)
-# what a head needs besides the lines of the README: the widths of the outputs that it uses
+# what heads need besides the README's lines: the widths of the outputs that they use
 HEADS = {
     'pspnet_r50-d8': dict(
         decode_head=dict(in_channels=WIDTHS[3]), auxiliary_head=dict(in_channels=WIDTHS[2])
@@ -21,22 +21,23 @@ HEADS = {
     'fpn_r50': dict(),
     'ocrnet_r50-d8': {
         'decode_head.0.in_channels': WIDTHS[2],
-        'decode_head.1.in_channels': WIDTHS[2],  # at the stride of the other, as in mmseg
+        'decode_head.1.in_channels': WIDTHS[2],  # the two heads share a stride, as in mmseg
         'decode_head.1.in_index': 2,
     },
 }
 
 
 def readme_lines() -> dict:
-    """The model settings of the README's example, without the checkpoint."""
-    text = (ROOT / 'README.md').read_text().split('## In your own mmseg or mmdet project')[1]
-    lines = Config.fromstring(re.search(r'```python\n(.*?)```', text, re.DOTALL)[1], '.py').model
+    """Return the model settings of the README's example, without the checkpoint."""
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if "type='PolyNeXt'" in block]
+    lines = Config.fromstring(block, '.py').model
     assert lines.backbone.pop('init_cfg').type == 'Pretrained'
     return lines
 
 
 def config(name: str, **settings) -> Config:
-    """A config of mmseg's with the README's lines and ``settings`` merged into its model."""
+    """Merge the README's lines and settings of the model into a config of mmseg's."""
     cfg = Config.fromfile(mm_folder('mmseg') / 'configs' / '_base_' / 'models' / f'{name}.py')
     cfg.default_scope = 'mmseg'
     lines = readme_lines()

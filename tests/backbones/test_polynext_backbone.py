@@ -1,4 +1,4 @@
-"""The backbone as a user of mm meets it."""
+"""The PolyNeXt backbone as users of mm see it."""
 
 import copy
 import math
@@ -24,12 +24,12 @@ def seed():
 
 
 def backbone(**settings):
-    """A tiny PolyNeXt with weights under which everything matters."""
+    """Build a tiny PolyNeXt, with weights that let every part matter."""
     return randomized(build(**settings))
 
 
 def gradients(model, x) -> tuple[list, dict]:
-    """Features, and the gradient of every parameter that has one."""
+    """Return features, and the gradient of every parameter that has one."""
     model.zero_grad()
     features = model(x)
     sum((f.float() * (i + 1)).square().mean() for i, f in enumerate(features)).backward()
@@ -181,7 +181,7 @@ def test_more_channels():
 
 
 class ProductTypes(TorchDispatchMode):
-    """The types in which matrix products and convolutions are computed, by operator."""
+    """Record the dtypes of matrix products and convolutions, by operator."""
 
     NAMES = ('mm', 'convolution')
 
@@ -215,7 +215,7 @@ def test_autocast_is_finite_and_keeps_the_stream_wide(dtype, scale):
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_autocast_stays_close(dtype):
-    """Within 8 roundings and 3 %. The last map is 3x5: of 2x2, the mean would say little."""
+    """The bound is 8 roundings or 3 %, on maps of at least 3x5, whose means are meaningful."""
     model = build(arch='apolynext_t', out_norm=False).eval()
     model.load_state_dict(imagenet_weights('apolynext_t'), strict=False)
     with torch.no_grad():
@@ -254,7 +254,7 @@ def test_in_eval_mode_options_of_training_change_nothing(settings):
 
 
 def expected_frozen(k: int) -> set[str]:
-    """Prefixes, written out."""
+    """Return the prefixes of frozen parameters."""
     return {
         -1: set(),
         0: {'stem'},
@@ -319,12 +319,12 @@ def test_checkpointing_computes_cells_again():
 
 
 def branch_at_the_start(weight_init: dict, stage: int) -> tuple[float, float]:
-    """Rms of a PolyConv's branch at unit input, and of the gradient of its first projection."""
+    """Return the rms of a PolyConv branch at unit input, and that of its first gradient."""
     mixer = build(arch='cpolynext_t', **weight_init).stages[stage].cells[0].stacks[0].mixer
     x = torch.randn(2, 16, 16, mixer.proj_in.in_features)
     branch = mixer(x) - x
     (branch * torch.randn_like(branch)).sum().backward()
-    grad = mixer.proj_in.weight.grad / (2 * 16 * 16) ** 0.5  # of the rms over positions
+    grad = mixer.proj_in.weight.grad / (2 * 16 * 16) ** 0.5  # an average position's
     return tuple(t.square().mean().sqrt().item() for t in (branch, grad))
 
 
@@ -401,7 +401,7 @@ def test_compiled_cells_keep_their_names(monkeypatch, by_argument):
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """The count of the graphs that are compiled, by a backend that needs no compiler."""
+    """Compile without a compiler; return a function that counts the graphs."""
     monkeypatch.setattr('shutil.which', lambda name: f'/usr/bin/{name}')
     compile_module = nn.Module.compile
     monkeypatch.setattr(
@@ -461,7 +461,7 @@ def test_equal_stacks_share_code_for_any_size(train, graphs):
             sum(f.mean() for f in features).backward()
 
     run(64, 96)
-    assert graphs() == 4  # one a stage
+    assert graphs() == 4  # one per stage
     run(96, 160)
     once_more = graphs()
     assert once_more <= 8
@@ -484,7 +484,7 @@ def test_compilation_without_a_compiler_is_one_line(monkeypatch, tmp_path):
 
 
 def test_deep_copies_load_for_themselves():
-    """Averaging hooks copy models."""
+    """As hooks that average weights copy models."""
     model = build(arch='cpolynext_t')
     twin = copy.deepcopy(model)
     twin.load_state_dict(imagenet_weights(), strict=False)

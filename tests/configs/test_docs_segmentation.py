@@ -1,4 +1,4 @@
-"""The examples of docs/segmentation.md, pasted and run."""
+"""The examples of docs/segmentation.md, as configs."""
 
 import re
 import shutil
@@ -35,7 +35,7 @@ def example(mark: str) -> str:
 
 @pytest.fixture(scope='module')
 def roofs(tmp_path_factory):
-    """Write tiles in the example's layout, with the labels 0, 1, 2 and 255, and return the folder."""
+    """Write tiles with labels 0, 1, 2 and 255 in the example's layout; return their folder."""
     root = tmp_path_factory.mktemp('roofs')
     tiles = sorted((ROOT / 'demo' / 'landcover' / 'images' / 'training').glob('*.jpg'))[:2]
     for split in ('train', 'val'):
@@ -74,10 +74,10 @@ def load_config(tool: str, *arguments) -> Config:
 
 
 def labels_in(dataset: dict) -> set[int]:
-    """Return the labels that a data set's pipeline loads with its first image."""
+    """Return the labels in the first sample of a data set."""
     init_default_scope('mmseg')
     sample = DATASETS.build(dataset)[0]['data_samples']
-    sample = sample[0] if isinstance(sample, list) else sample  # of the variants of TTA
+    sample = sample[0] if isinstance(sample, list) else sample  # TTA makes several
     return set(sample.gt_sem_seg.data.unique().tolist())
 
 
@@ -139,11 +139,15 @@ def test_the_example_in_mmsegs_configs(tmp_path):
         assert model(torch.randn(1, 3, 64, 64)).shape[1] == 19
 
 
-def test_the_hooks_and_the_normalization_of_the_examples():
+def test_the_example_of_fine_tuning():
     text = example('reset_mismatched_heads').replace('PATH/TO/polynext_mm', str(ROOT))
-    hooks = Config.fromstring(text, '.py').custom_hooks
-    assert len(hooks) == len(Config.fromfile(CONFIG).custom_hooks)
-    assert (hooks[0].type, hooks[0].reset_mismatched_heads) == ('CheckpointGuardHook', True)
+    cfg = Config.fromstring(text, '.py')
+    guard = dict(type='CheckpointGuardHook', reset_mismatched_heads=True)
+    assert cfg.custom_hooks == [guard, *Config.fromfile(CONFIG).custom_hooks[1:]]
+    assert cfg.load_from == 'polynext://uper_cpolynexts'
+
+
+def test_the_normalization_is_that_of_the_configs():
     shown = Config.fromstring(example('bgr_to_rgb'), '.py').data_preprocessor
     used = Config.fromfile(CONFIG).model.data_preprocessor
     assert shown.items() <= used.items()

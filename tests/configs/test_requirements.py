@@ -1,4 +1,4 @@
-"""The pinned requirements, without asking a package index."""
+"""The pinned requirements, checked offline."""
 
 import re
 from importlib import metadata

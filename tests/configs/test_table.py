@@ -1,4 +1,4 @@
-"""The table of configs in configs/README.md says what the configs are."""
+"""The table in configs/README.md describes every config, correctly."""
 
 import re
 

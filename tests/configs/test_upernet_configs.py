@@ -1,4 +1,4 @@
-"""The UperNet configs: the published recipe to the small print, and a step of training of each."""
+"""The UperNet configs follow the published recipe in every detail, and train."""
 
 import pytest
 import torch
@@ -85,7 +85,7 @@ def test_drop_path_is_published_or_told_to_be_ours(arch):
     if arch in DROP_PATH:
         assert rate == DROP_PATH[arch]
     else:
-        # above that of ImageNet by what the authors added for S: .2 and .25 became .3
+        # the authors' difference to ImageNet training for S: .2 and .25 became .3
         added = 0.1 if arch.startswith('c') else 0.05
         assert rate == pytest.approx(IMAGENET_DROP_PATH[arch] + added)
         comment = (ROOT / 'configs' / f'upernet_{arch}_ade20k.py').read_text().split('_base_')[0]
@@ -202,7 +202,7 @@ STEPPED = [*FOUR_STAGES, *(f'{arch}_bn' for arch in FULLY_POLYNOMIAL)]
     ],
 )
 def test_a_step_of_training(arch):
-    """The heads whole, the crop small."""
+    """With the heads of the recipe and a small crop."""
     assert_a_step_trains_everything(config(arch), 150)
 
 
@@ -217,9 +217,8 @@ def assert_a_step_trains_everything(cfg, num_classes, crop=64):
     from mmseg.structures import SegDataSample
 
     cfg.model.backbone.init_cfg = None
-    cfg.model.backbone.drop_path_rate = (
-        0.0  # a branch that is dropped for the whole batch learns nothing
-    )
+    # a branch that is dropped for the whole batch would learn nothing
+    cfg.model.backbone.drop_path_rate = 0.0
     cfg.model.data_preprocessor['size'] = (crop, crop)
     model = revert_sync_batchnorm(build_segmentor(cfg)).train()
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)

@@ -33,7 +33,7 @@ def test_a_step_and_a_prediction(name):
     loss, log = losses(model, wrapper, batch())
     assert loss.isfinite() and loss.dtype is torch.float32
     wrapper.backward(loss)
-    # whatever trains takes part in every step: DDP needs no find_unused_parameters
+    # every parameter has a gradient, so DDP needs no find_unused_parameters
     assert [
         name
         for name, param in model.named_parameters()
@@ -51,7 +51,7 @@ def test_a_step_and_a_prediction(name):
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_families_differ_in_the_backbone_alone(name):
-    """What the A recipe adds is the two clips; sizes differ in widths and drop path."""
+    """The A recipe adds the two clips; sizes differ in widths and drop path alone."""
 
     def common(name):
         cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
@@ -108,7 +108,7 @@ def test_learning_rates(name, lr, warmup, steps, epochs):
 
 @pytest.mark.parametrize('name', CONFIGS[::5])
 def test_parameter_groups(name):
-    """Heads learn as fast as the backbone, and decay as for ADE20K."""
+    """Heads have the learning rate of the backbone, and weight decay is as for ADE20K."""
     model, wrapper = build(load(name))
     groups = wrapper.optimizer.param_groups
     assert len({group['lr'] for group in groups}) == 1
@@ -119,7 +119,7 @@ def test_parameter_groups(name):
 
 @pytest.mark.parametrize('name', ['retinanet_cpolynext_t_coco_1x', 'mask_rcnn_cpolynext_t_coco_1x'])
 def test_operations_and_parameters_are_counted_right(name):
-    """As by mmdet's get_flops, which gives the detector a sample besides the image."""
+    """As in mmdet's get_flops, the detector gets a data sample along with the image."""
     cfg = load(name)
     cfg.model.backbone.arch = TINY_ARCH
     cfg.model.neck.in_channels = [TINY_ARCH['widths'][i] for i in cfg.model.backbone.out_indices]

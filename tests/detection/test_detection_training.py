@@ -34,7 +34,7 @@ def average_precisions(log: str) -> dict[str, float]:
 
 
 def test_two_processes(tmp_path):
-    """DDP without find_unused_parameters, resuming included."""
+    """Train and resume under DDP, without find_unused_parameters."""
     root = make_coco(tmp_path / 'coco', coco_classes())
     command = [
         '-m',
@@ -78,7 +78,7 @@ def test_without_coco_one_screen_says_what_to_do(tmp_path):
 
 @pytest.mark.parametrize('order', itertools.permutations(['mmseg', 'mmdet']), ids=' then '.join)
 def test_both_tasks_in_one_process(order, tmp_path):
-    """Runners of a segmentor and a detector, each at work after the other was built."""
+    """A segmentor and a detector both work after both were built."""
     runners = {}
     for scope in order:
         name = {'mmseg': 'upernet_cpolynext_t_ade20k', 'mmdet': 'retinanet_cpolynext_t_coco_1x'}[

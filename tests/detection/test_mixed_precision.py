@@ -1,4 +1,4 @@
-"""The backbone and the neck in bfloat16, all that computes with boxes in float32."""
+"""Backbone and neck run in bfloat16, everything that computes with boxes in float32."""
 
 import importlib
 
@@ -22,7 +22,7 @@ def built(name, weight_init='imagenet', **optim_wrapper):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """Types of tensors that box coding, RoI extraction and nms are called with."""
+    """Record the dtypes that box coding, RoI extraction and nms are called with."""
     from mmcv.ops import RoIAlign
     from mmdet.models.task_modules import DeltaXYWHBBoxCoder
 
@@ -70,13 +70,13 @@ def test_boxes_are_float32(name, seen):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_heads_are_those_of_float32(name):
-    """Given the same features, the losses are those of float32 to the last digit."""
+    """With the same features, the losses are exactly those of float32."""
     model, wrapper = built(name)
     extract, kept = model.extract_feat, []
 
     def keep_features(images):
         kept.append(extract(images))
-        torch.manual_seed(2)  # of the samplers
+        torch.manual_seed(2)  # for the samplers
         return kept[-1]
 
     model.extract_feat = keep_features
@@ -91,7 +91,7 @@ def test_heads_are_those_of_float32(name):
 
 
 def test_losses_are_near_those_of_float32():
-    name = 'retinanet_cpolynext_t_coco_1x'  # without anything random in its head
+    name = 'retinanet_cpolynext_t_coco_1x'  # nothing in its head is random
     _, mixed = losses(*built(name), batch())
     _, plain = losses(*built(name, dtype='float32'), batch())
     for key in plain:

@@ -1,4 +1,4 @@
-"""The published weights expect one normalization: what is told of others, in segmentors and detectors."""
+"""Segmentors and detectors whose normalization is not that of the published weights."""
 
 import importlib
 import re
@@ -14,6 +14,7 @@ from helpers import (
     ARCH,
     ROOT,
     Config,
+    build,
     build_model,
     imagenet_weights,
     sample_as_ade20k,
@@ -82,7 +83,15 @@ def test_all_configs_normalize_as_the_weights_expect(path):
     assert find_mismatch(model_with(type=kind, **cfg.model.data_preprocessor)) is None
 
 
-# Segmentors and detectors, from configs to the check
+def test_the_low_resolution_network_has_other_normalizations():
+    model = model_with(type='mmseg.SegDataPreProcessor', **CAFFE)
+    model.backbone = build(arch='cpolynext_lr')
+    assert find_mismatch(model) is None
+    model.backbone = build()
+    assert find_mismatch(model)
+
+
+# Runs of segmentors and detectors
 
 
 @pytest.fixture(scope='module')
@@ -113,7 +122,7 @@ def detector(tmp_path) -> Config:
 
 
 def normalized(cfg: Config, settings: dict) -> Config:
-    """Give a config another normalization, as mmdet's caffe-style configs and YOLOX have."""
+    """Replace the normalization of a config."""
     for key in IMAGENET:
         cfg.model.data_preprocessor.pop(key)
     cfg.model.data_preprocessor.update(settings)
@@ -156,7 +165,7 @@ def test_training_from_scratch_may_normalize_as_it_likes(tmp_path):
 
 
 def evaluate(cfg: Config, content: dict, tmp_path, tta: bool = False) -> str:
-    """Evaluate a checkpoint; return what was logged as a warning."""
+    """Evaluate a checkpoint and return the warnings in the log."""
     torch.save(content, tmp_path / 'model.pth')
     for key in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler'):
         cfg.pop(key)

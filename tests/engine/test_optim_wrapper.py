@@ -1,4 +1,4 @@
-"""AutocastOptimWrapper, and the learning rate over a training."""
+"""AutocastOptimWrapper, and the learning rate schedule of the recipe."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_products_run_in_the_type(x, dtype, expected):
     model.stem.register_forward_hook(lambda module, inputs, out: dtypes.append(out.dtype))
     step(model, wrapper_of(model, dtype=dtype), x)
     assert dtypes == [expected]
-    model(x)  # evaluation, outside of the context
+    model(x)  # outside the context, as in evaluation
     assert dtypes[1] is torch.float32
 
 
@@ -93,7 +93,7 @@ def test_float16_scales_unscales_and_clips(x):
     )
     step(model, wrapper, x)
     assert applied[0] == pytest.approx(1e-3, rel=1e-2)
-    assert grads[0] > 1  # scaled on its way
+    assert grads[0] > 1  # still scaled
 
 
 def test_float16_skips_what_overflows_and_lowers_the_scale(x):
@@ -117,7 +117,7 @@ def test_the_state_goes_round_with_the_scale(x, tmp_path):
     assert resumed.loss_scaler.get_scale() == 512.0
     steps = {int(s['step']) for s in resumed.optimizer.state.values()}
     assert steps == {1}
-    for other in ('bfloat16', 'float32'):  # another precision may go on from it
+    for other in ('bfloat16', 'float32'):  # training may continue in another precision
         wrapper_of(model, dtype=other).load_state_dict(state)
 
 

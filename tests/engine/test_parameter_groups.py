@@ -1,4 +1,4 @@
-"""The parameter groups of the recipe: every parameter of the real model is in the one it should be."""
+"""Every parameter of a real model is in the group that the recipe has it in."""
 
 import pytest
 from mmengine.optim import build_optim_wrapper
@@ -24,7 +24,7 @@ def model(request):
 
 
 def grouped(model, **paramwise) -> dict:
-    """Of every parameter's name: (lr, decay), by the real constructor and optimizer."""
+    """Return (lr, weight decay) of every parameter by name, from the optimizer."""
     wrapper = build_optim_wrapper(
         model,
         dict(
@@ -48,7 +48,7 @@ def grouped(model, **paramwise) -> dict:
 
 
 def kind(name: str) -> str:
-    """What a parameter is, told from its name in the way of the recipe's words."""
+    """Return the recipe's term for a parameter, from its name."""
     part, *rest = name.split('.')
     if part != 'backbone':
         return 'head norm' if 'bn' in rest else 'head'
@@ -90,7 +90,7 @@ def test_the_papers_groups(model):
 
 
 def test_layer_wise_decay(model):
-    """Cells from the output: .9 once for each that comes after."""
+    """The factor .9 applies once per cell between a parameter and the output."""
     depths = model.backbone.arch.depths
     first = [sum(depths[:stage]) for stage in range(4)]
     for name, (lr, _) in grouped(model, head_lr_mult=2.0, layer_decay_rate=0.9).items():

@@ -1,4 +1,4 @@
-"""How tools/train.py and tools/test.py read a config: data_root and visualization from the command line."""
+"""Settings from the command line of tools/train.py and tools/test.py."""
 
 import json
 
@@ -61,7 +61,7 @@ def test_other_options_win_over_data_root():
 
 @pytest.fixture
 def derived(tmp_path):
-    """Write a config that inherits from one here, with some lines of its own."""
+    """Return a function that writes a config derived from one here."""
 
     def write(name: str, lines: str) -> str:
         path = tmp_path / 'derived.py'
@@ -101,7 +101,7 @@ def test_a_data_root_that_nothing_reads_is_an_error(derived, lines):
 
 @VISBACKENDS.register_module(force=True)
 class RecordingVisBackend(LocalVisBackend):
-    """Stands for TensorBoard, which is not installed here."""
+    """A stand-in for TensorBoard, which is not installed."""
 
 
 def backends(cfg: Config, folder) -> list[type]:

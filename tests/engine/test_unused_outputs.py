@@ -1,4 +1,4 @@
-"""Outputs of the backbone that no head uses: found between the first backward pass and the step."""
+"""Outputs of the backbone that no head uses are found before the first optimizer step."""
 
 import copy
 import re
@@ -38,7 +38,7 @@ val_cfg, val_dataloader, val_evaluator = None, None, None
 
 @pytest.fixture
 def options(tmp_path):
-    """Write the config of a PSPHead on stage 3 alone; return its path and options for a tiny run."""
+    """Write a config with a PSPHead on stage 3 alone; return it and options for a tiny run."""
     path = tmp_path / 'psp.py'
     path.write_text(PSP_ON_THE_LAST_STAGE)
     kept = {
@@ -65,7 +65,9 @@ def test_several_processes_stop_before_the_first_step(options, tmp_path):
     )
     assert 'no neck or head uses the outputs of stages [0, 1, 2]' in printed
     assert 'out_indices=(3,)' in printed and 'out_norms.0.weight among them' in printed
-    assert 'find_unused_parameters=True' not in printed  # torch's message, in the next iteration
+    assert (
+        'find_unused_parameters=True' not in printed
+    )  # which torch advises in the second iteration
     assert 'Iter(train)' not in printed
 
 
@@ -103,7 +105,7 @@ def warnings(monkeypatch):
 
 
 def train_two_steps(model: nn.Module, uses: tuple[int, ...]) -> None:
-    """Train on a loss of some of the outputs, with a MachineHook."""
+    """Train with MachineHook on a loss that uses some of the outputs."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     runner = SimpleNamespace(
         model=model,
@@ -145,7 +147,7 @@ def test_ddp_is_stopped(settings, uses, unused, used):
     [
         (dict(), (0, 1, 2, 3)),
         (dict(out_indices=(1, 3), frozen_stages=1, drop_path_rate=0.9), (0, 1)),
-        # without norms, the parameters of early stages have a gradient from later ones
+        # without output norms, early stages get their gradient through later ones
         (dict(out_norm=False), (3,)),
     ],
     ids=str,

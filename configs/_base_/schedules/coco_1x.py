@@ -1,6 +1,6 @@
 # 12 epochs of COCO on 8 GPUs x 2 images. The optimizer is that of Mask R-CNN with MogaNet-S (46.6
-# box AP, 42.2 mask AP): AdamW, lr 2e-4, weight decay .05. The steps after epochs 8 and 11 and the 500
-# iterations of warm-up are those of mmdet's 1x schedule. Nobody has measured it with PolyNeXt yet.
+# box AP, 42.2 mask AP): AdamW, lr 2e-4, weight decay .05. The steps after epochs 8 and 11 and the
+# 500 iterations of warm-up are those of mmdet's 1x schedule. Nobody has measured it with PolyNeXt.
 optim_wrapper = dict(
     type='AutocastOptimWrapper',
     dtype='bfloat16',
