@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from report import Record
+from roofline import is_view
 from subjects import MEMORY_FORMATS, Setting, Subject, build_model
 
 aten = torch.ops.aten
@@ -100,13 +101,6 @@ def size(tensor: Tensor) -> int:
     return elements * tensor.element_size()
 
 
-def _is_view(func) -> bool:
-    returns = func._schema.returns
-    return bool(returns) and all(
-        value.alias_info is not None and not value.alias_info.is_write for value in returns
-    )
-
-
 class Counter(TorchDispatchMode):
     """Record the operations that run under it, in ``operations``."""
 
@@ -133,7 +127,7 @@ class Counter(TorchDispatchMode):
             out = tree_map(_channels_last, out)
         if name in _SYNCHRONIZING:
             self.synchronizations += 1
-        if func not in _FREE and not _is_view(func):
+        if func not in _FREE and not is_view(func):
             self._record(name, func, args, kwargs, out)
         return out
 

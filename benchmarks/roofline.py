@@ -35,7 +35,7 @@ class Roofline(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if not _is_view(func) and func._schema.name not in self.UNMOVED:
+        if not is_view(func) and func._schema.name not in self.UNMOVED:
             formula = flop_registry.get(func._overloadpacket)
             flops = formula(*args, **kwargs, out_val=out) if formula else 0
             tensors = (t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor))
@@ -46,7 +46,7 @@ class Roofline(TorchDispatchMode):
         return out
 
 
-def _is_view(func: torch._ops.OpOverload) -> bool:
+def is_view(func: torch._ops.OpOverload) -> bool:
     """Return whether an operator returns views of its inputs and writes to none."""
     aliases = [value.alias_info for value in func._schema.returns]
     return any(alias is not None and not alias.is_write for alias in aliases)
