@@ -244,9 +244,6 @@ def build_model(cfg: Config) -> nn.Module:
     return MODELS.build(cfg.model)
 
 
-build_segmentor = build_model  # its former name
-
-
 def sample_as_ade20k(folder: Path, images: int = 4) -> Path:
     """Copy tiles of the land cover sample into ADE20K's layout and return its root."""
     root = folder / 'ADEChallengeData2016'

@@ -8,7 +8,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.structures import PixelData
 
-from helpers import ROOT, Config, build_segmentor
+from helpers import ROOT, Config, build_model
 from polynext_mm.engine import CheckpointGuardHook
 from polynext_mm.weights import CheckpointError
 
@@ -58,7 +58,7 @@ def test_a_segmentors_step_and_prediction(arch):
     cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.0)  # a dropped branch learns nothing
     cfg.model.data_preprocessor['size'] = (64, 64)
     cfg.model.test_cfg.update(mode='whole')
-    model = revert_sync_batchnorm(build_segmentor(cfg)).train()
+    model = revert_sync_batchnorm(build_model(cfg)).train()
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     labels = torch.randint(0, 150, (1, 64, 64))
     sample = SegDataSample(
@@ -86,7 +86,7 @@ def test_parameter_groups(arch, no_decay):
     cfg.model.backbone.init_cfg = None
     cfg.optim_wrapper.paramwise_cfg.no_decay = no_decay
     with torch.device('meta'):
-        model = build_segmentor(cfg)
+        model = build_model(cfg)
     groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
     settings = {
         id(param): (group['lr'], group['weight_decay'])
@@ -106,7 +106,7 @@ def test_whole_checkpoints_are_checked_strictly():
     """mm itself only warns of heads that do not fit."""
     cfg = config(RECIPES[0], 'convformer_s18')
     with torch.device('meta'):
-        model = build_segmentor(cfg)
+        model = build_model(cfg)
     runner = SimpleNamespace(model=model, _load_from='peer.pth', _resume=False, _train_loop=None)
     weights = model.state_dict()
     guard = CheckpointGuardHook()

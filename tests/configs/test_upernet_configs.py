@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.structures import PixelData
 
-from helpers import ROOT, Config, build_segmentor
+from helpers import ROOT, Config, build_model
 from polynext_mm.nn import ARCHS
 
 WIDTHS = {'t': 48, 's': 72, 'b': 84, 'l': 96}
@@ -220,7 +220,7 @@ def assert_a_step_trains_everything(cfg, num_classes, crop=64):
     # a branch that is dropped for the whole batch would learn nothing
     cfg.model.backbone.drop_path_rate = 0.0
     cfg.model.data_preprocessor['size'] = (crop, crop)
-    model = revert_sync_batchnorm(build_segmentor(cfg)).train()
+    model = revert_sync_batchnorm(build_model(cfg)).train()
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     before = {name: param.detach().clone() for name, param in model.named_parameters()}
     generator = torch.Generator().manual_seed(0)

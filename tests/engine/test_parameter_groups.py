@@ -4,7 +4,7 @@ import pytest
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-from helpers import ROOT, Config, build, build_segmentor
+from helpers import ROOT, Config, build, build_model
 from polynext_mm.engine import PolyNeXtOptimWrapperConstructor
 
 LR, DECAY = 1e-4, 0.05
@@ -20,7 +20,7 @@ def model(request):
             'model.backbone.init_cfg': None,
         }
     )
-    return build_segmentor(cfg)
+    return build_model(cfg)
 
 
 def grouped(model, **paramwise) -> dict:

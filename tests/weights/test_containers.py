@@ -16,7 +16,7 @@ from helpers import (
     CONTAINERS,
     MM_PACKAGES,
     build,
-    build_segmentor,
+    build_model,
     head_weights,
     imagenet_weights,
     is_golden,
@@ -205,7 +205,7 @@ def test_a_segmentor_file_brings_backbone_norms_and_heads(config, tmp_path, pref
     runner.load_or_resume()  # as tools/test.py does
     assert is_whole(runner.model)
 
-    model = build_segmentor(config)
+    model = build_model(config)
     report = weights.load(model, path)
     assert is_whole(model)
     assert report.startswith('EncoderDecoder heads: loaded ')
@@ -245,7 +245,7 @@ def test_an_average_of_mms_hook_is_saved_and_resumed(config, tmp_path):
     key = 'backbone.stem.weight'
     assert not torch.equal(averaged[key], last[f'module.{key}'])
 
-    model = build_segmentor(config)
+    model = build_model(config)
     weights.load(model, path)
     assert torch.equal(model.backbone.stem.weight, averaged[key])
 
@@ -303,7 +303,7 @@ def test_reading_loading_and_converting_need_torch_alone(config, tmp_path):
     assert lines[3].startswith('ours.pth: cpolynext_t in our names, ')
     assert 'run `pip install safetensors`' in lines[4]
     assert lines[5] == 'set()'
-    model = build_segmentor(config)
+    model = build_model(config)
     weights.load(model, tmp_path / 'ours.pth')
     assert is_golden_and_normed(model.backbone)
 

@@ -11,7 +11,7 @@ from mmengine.runner import Runner, load_checkpoint
 from helpers import (
     ARCH,
     build,
-    build_segmentor,
+    build_model,
     imagenet_weights,
     is_golden,
     sample_as_ade20k,
@@ -391,7 +391,7 @@ def test_resuming_where_there_is_nothing_fetches_init_cfg(path, config):
 
 def test_a_segmentor_loads_a_backbone_alone(path, config):
     torch.save(imagenet_weights(), path)
-    model = build_segmentor(config)
+    model = build_model(config)
     before = model.decode_head.conv_seg.weight.clone()
     report = weights.load(model, path)
     assert report.startswith('EncoderDecoder heads: loaded 0 of ')
