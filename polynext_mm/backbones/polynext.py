@@ -184,8 +184,11 @@ class PolyNeXt(network.PolyNeXt, MultiScale):
         cell = int(parts[3]) if parts[2] == 'cells' else 0
         return 1 + sum(depths[:stage]) + cell, total
 
-    def set_loss_scale(self, scale: float) -> None:
+    def set_loss_scale(self, scale: float | Tensor) -> None:
         """Set the factor that the loss is multiplied by before backward.
+
+        A scalar on the device of the images is never waited for, and a captured CUDA graph reads
+        the value that it has when the graph is replayed; a number is recorded as it is.
 
         ``grad_clip_norm`` applies to gradients of the unscaled loss. ``AutocastOptimWrapper`` calls
         this in every iteration; a training loop that scales the loss itself must do so too.

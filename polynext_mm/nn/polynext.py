@@ -189,7 +189,9 @@ class Stage(nn.Module):
             self.downsample = None
         self.cells = nn.ModuleList(Cell(arch, index, rate, norm) for rate in drop_path_rates)
 
-    def forward(self, s0: Tensor, s1: Tensor, loss_scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, s0: Tensor, s1: Tensor, loss_scale: float | Tensor = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """Map the pair to the last two features.
 
         Args:
@@ -212,7 +214,7 @@ class Stage(nn.Module):
         options = {'context_fn': dispatch.checkpoint_contexts} if needed else {}
         return checkpoint(cell, s0, s1, use_reentrant=False, **options)
 
-    def _clipped(self, x: Tensor, loss_scale: float) -> Tensor:
+    def _clipped(self, x: Tensor, loss_scale: float | Tensor) -> Tensor:
         if self.grad_clip_norm is None or not x.requires_grad or dispatch.exporting():
             return x
         return ops.clip_gradient(x, self.grad_clip_norm, loss_scale)
@@ -268,7 +270,7 @@ class PolyNeXt(nn.Module):
         self.arch = get_arch(arch)
         self.weight_init = weight_init
         self.norm = norm
-        self.loss_scale: float | None = None
+        self.loss_scale: float | Tensor | None = None
         self._given_norm_size = _checked_norm_size(norm, norm_size, sync_norm)
         self._norm_size_is_settled = False
         self._sync_norm = sync_norm
@@ -414,8 +416,9 @@ class PolyNeXt(nn.Module):
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         s0 = x.permute(0, 2, 3, 1).contiguous()
         s1 = s0.view_as(s0)  # the same as a second tensor, for Dynamo allows a Function none twice
+        loss_scale = 1.0 if self.loss_scale is None else self.loss_scale
         for stage in self.stages:
-            s0, s1 = stage(s0, s1, self.loss_scale or 1.0)
+            s0, s1 = stage(s0, s1, loss_scale)
             yield s1.permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor) -> list[Tensor]:
