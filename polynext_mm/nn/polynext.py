@@ -22,6 +22,7 @@ from .layers import HEAD_WIDTH, DepthwiseConv, LayerNorm, MakeNorm, PolyAttn, Po
 from .ops import dispatch
 
 WEIGHT_INITS = ('imagenet', 'trunc_normal')
+COMPILE_MODES = ('default', 'reduce-overhead')  # those of torch.compile
 NORMS = ('ln', 'bn')
 NORM_SIZE = 224  # of the released fully polynomial networks
 
@@ -271,6 +272,7 @@ class PolyNeXt(nn.Module):
         self.weight_init = weight_init
         self.norm = norm
         self.loss_scale: float | Tensor | None = None
+        self.compile_mode: str | None = None
         self._given_norm_size = _checked_norm_size(norm, norm_size, sync_norm)
         self._norm_size_is_settled = False
         self._sync_norm = sync_norm
@@ -413,6 +415,9 @@ class PolyNeXt(nn.Module):
         if self.training and self.norm == 'bn' and not self._norm_size_is_settled:
             if not torch.compiler.is_compiling():
                 self._settle_norm_size(tuple(x.shape[-2:]))
+        if self.compile_mode == 'reduce-overhead':
+            # otherwise the graph of every stack would begin a step, and overwrite what it reads
+            torch.compiler.cudagraph_mark_step_begin()
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         s0 = x.permute(0, 2, 3, 1).contiguous()
         s1 = s0.view_as(s0)  # the same as a second tensor, for Dynamo allows a Function none twice
@@ -429,14 +434,21 @@ class PolyNeXt(nn.Module):
         """Return all cells, in order."""
         return [cell for stage in self.stages for cell in stage.cells]
 
-    def compile_cells(self) -> 'PolyNeXt':
+    def compile_cells(self, mode: str = 'default') -> 'PolyNeXt':
         """Compile the stacks of every cell, for images of any size.
 
         Equal stacks share their code, and the names of weights do not change.
 
+        Args:
+            mode: As of ``torch.compile``: 'default', or 'reduce-overhead', which records a CUDA graph
+                of every stack for every size of image, and on other devices is the default.
+
         Raises:
+            ValueError: For another mode.
             RuntimeError: Without a C++ compiler, which torch.compile needs.
         """
+        if mode not in COMPILE_MODES:
+            raise ValueError(f'mode must be one of {COMPILE_MODES}, got {mode!r}')
         compiler = os.environ.get('CXX', 'g++')
         if not any(shutil.which(name) for name in (compiler, 'clang++')):
             raise RuntimeError(
@@ -450,7 +462,8 @@ class PolyNeXt(nn.Module):
         dynamo.recompile_limit = max(dynamo.recompile_limit, 128)
         for cell in self.cells():
             for stack in cell.stacks:
-                stack.compile(dynamic=True)
+                stack.compile(dynamic=True, mode=mode)
+        self.compile_mode = mode
         return self
 
     def fuse(self, size: int | Sequence[int] | None = None) -> 'PolyNeXt':
