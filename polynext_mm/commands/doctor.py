@@ -7,22 +7,23 @@ which the report has the one command that mends it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
+import io
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polynext_mm.shipped import folder
-
-from .arguments import UsageError
+from polynext_mm.shipped import find_config, folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for title, rows in (('machine', machine()), ('packages', packages()), ('devices', devices())):
         print(title)
         for name, value in rows:
-            print(f'  {name:<16}{value}')
+            print(f'  {name:<24}{value}')
     print('checks')
     for check in _checks(args):
         print(f'  {check.state:<5} {check.name:<22}{check.text}', flush=True)
@@ -99,9 +100,15 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
 
 
 def _tried(name: str, check: Callable[[], Check]) -> Check:
-    """Return what a check finds, or that it was stopped by an error."""
+    """Return what a check finds, or that it was stopped by an error; without what mm prints."""
     try:
-        return check()
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter('ignore')
+            return check()
     except Exception as error:  # whatever is wrong with this installation is the finding
         return Check(name, 'FAIL', _one_line(error), getattr(error, 'remedy', ''))
 
@@ -352,32 +359,30 @@ CHECKS: dict[str, Callable[[], Check]] = {
 
 def check_model(config: str, checkpoint: str | None) -> Iterator[Check]:
     """Check that the model of a config can be built, that its data is there, and the checkpoint fits."""
-    try:
+    built = []
+
+    def check_config() -> Check:
         from mmengine.config import Config
 
-        from polynext_mm.shipped import find_config
+        import polynext_mm.backbones  # noqa: F401 - registers
+        from polynext_mm.analysis import build_model
 
         path = find_config(config)
         cfg = Config.fromfile(path)
-        model = _build(cfg)
-    except Exception as error:
-        yield Check('config', 'FAIL', _one_line(error))
-        return
-    millions = sum(param.numel() for param in model.parameters()) / 1e6
-    figure = _figure_of_config(Path(path).stem)
-    yield Check('config', 'ok', f'{path}: {type(model).__name__}, {millions:.1f} M{figure}')
-    yield _tried('data', lambda: check_data(cfg))
-    if checkpoint is not None:
-        yield _tried('checkpoint', lambda: check_checkpoint(model, checkpoint))
+        if 'model' not in cfg:
+            return Check('config', 'FAIL', f'{path} has no model')
+        model = build_model(cfg, 'cpu')
+        built.extend((cfg, model))
+        millions = sum(param.numel() for param in model.parameters()) / 1e6
+        figure = _figure_of_config(Path(path).stem)
+        return Check('config', 'ok', f'{path}: {type(model).__name__}, {millions:.1f} M{figure}')
 
-
-def _build(cfg) -> nn.Module:
-    import polynext_mm.backbones  # noqa: F401 - registers
-    from polynext_mm.analysis import build_model
-
-    if 'model' not in cfg:
-        raise UsageError('the config has no model')
-    return build_model(cfg, 'cpu')
+    yield _tried('config', check_config)
+    if built:
+        cfg, model = built
+        yield _tried('data', lambda: check_data(cfg))
+        if checkpoint is not None:
+            yield _tried('checkpoint', lambda: check_checkpoint(model, checkpoint))
 
 
 def check_data(cfg) -> Check:
@@ -415,9 +420,7 @@ def check_checkpoint(model: nn.Module, checkpoint: str) -> Check:
         report, remedy = str(error), 'it can start a training, and cannot be evaluated'
         loading.check(model, dict(content['state_dict']), checkpoint)
     backbone = model.backbone.adapt(dict(content['state_dict']), BACKBONE, checkpoint)
-    return Check(
-        'checkpoint', 'note' if remedy else 'ok', f'{backbone}; {report}{said}', remedy
-    )
+    return Check('checkpoint', 'note' if remedy else 'ok', f'{backbone}; {report}{said}', remedy)
 
 
 def _said_of(content: dict, checkpoint: str) -> str:
