@@ -385,7 +385,7 @@ CHECKS: dict[str, Callable[[], Check]] = {
 
 
 def check_model(config: str, checkpoint: str | None) -> Iterator[Check]:
-    """Check that the model of a config can be built, that its data is there, and the checkpoint fits."""
+    """Build a config's model, look for its data, and check that the checkpoint fits."""
     built = []
 
     def check_config() -> Check:
