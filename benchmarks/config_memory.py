@@ -72,7 +72,8 @@ def workload(cfg: Config, images: int, size: tuple[int, int]) -> tuple[Workload,
     """Return what to measure, and the bytes that AdamW keeps for this model."""
     torch.manual_seed(0)
     cfg.model.backbone.init_cfg = None
-    cfg.model.data_preprocessor.pop('size', None)
+    if 'size' in cfg.model.data_preprocessor:  # to which all images would be padded
+        cfg.model.data_preprocessor.update(size=None, size_divisor=32)
     init_default_scope(cfg.default_scope)
     importlib.import_module(f'{cfg.default_scope}.models')
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()

@@ -172,7 +172,7 @@ def _polynext(source: str) -> Subject:
 
     import polynext_mm.timm  # noqa: F401 - registers how images are prepared
 
-    weights = {names.unwrapped(key): value for key, value in read(source)['state_dict'].items()}
+    weights, _ = names.split_backbone(read(source)['state_dict'])
     bias = next((weights[key] for key in ('head.3.bias', 'head.fc.bias') if key in weights), None)
     if bias is None:
         raise CheckpointError(
