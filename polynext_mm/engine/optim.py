@@ -29,7 +29,10 @@ _NORMS = (
 class PolyNeXtOptimWrapperConstructor:
     """Build an optimizer wrapper with one parameter group per learning rate and weight decay.
 
-    The groups are logged. Options of ``paramwise_cfg``:
+    As few groups as possible, since a step launches kernels for each. The groups are logged.
+
+    Checkpoints of any implementation of the optimizer can be resumed: ``fused`` and ``foreach``
+    stay as the config has them. Options of ``paramwise_cfg``:
 
     - ``no_decay``: 'released' (default) exempts the backbone's output norms and learned scales from
       weight decay: skip scales, gates and attention scales of a PolyNeXt, residual scales and
@@ -68,9 +71,9 @@ class PolyNeXtOptimWrapperConstructor:
         optimizer_cfg['params'] = [
             {key: group[key] for key in ('params', 'lr', 'weight_decay')} for group in groups
         ]
-        return OPTIM_WRAPPERS.build(
-            wrapper_cfg, default_args=dict(optimizer=OPTIMIZERS.build(optimizer_cfg))
-        )
+        optimizer = OPTIMIZERS.build(optimizer_cfg)
+        optimizer.register_load_state_dict_pre_hook(_keep_implementation)
+        return OPTIM_WRAPPERS.build(wrapper_cfg, default_args=dict(optimizer=optimizer))
 
     def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict]:
         """Return groups with ``params``, their ``names``, ``lr`` and ``weight_decay``."""
@@ -117,6 +120,21 @@ class PolyNeXtOptimWrapperConstructor:
             if isinstance(module, kinds)
             for param, _ in module.named_parameters(recurse=False)
         }
+
+
+def _keep_implementation(optimizer: torch.optim.Optimizer, state_dict: dict) -> dict:
+    """Let a state that is loaded bring everything but the choice of kernels.
+
+    Otherwise a checkpoint from before ``fused=True`` would turn it off, for half of what a fused
+    optimizer does: loss scaling would go on to leave unscaling to it.
+    """
+    groups = [
+        loaded | {key: own[key] for key in ('fused', 'foreach') if key in own}
+        for loaded, own in zip(state_dict['param_groups'], optimizer.param_groups)
+    ]
+    if len(groups) != len(state_dict['param_groups']):  # which torch is about to say
+        return state_dict
+    return state_dict | {'param_groups': groups}
 
 
 def _options(
@@ -170,6 +188,9 @@ class AutocastOptimWrapper(OptimWrapper):
     wrapper scales the loss for float16 only, and tells the backbone the factor. On a GPU without
     bfloat16 it trains in float32 and logs that.
 
+    Nothing waits for the device before the whole step is queued. Then, with ``clip_grad``, the norm
+    is read for the log.
+
     Args:
         optimizer: The optimizer.
         dtype: 'bfloat16', 'float16' or 'float32'.
@@ -217,11 +238,20 @@ class AutocastOptimWrapper(OptimWrapper):
         self._clipping = [
             m for m in model.modules() if isinstance(m, PolyNeXt) and m.grad_clip_norm is not None
         ]
-        factor = self.scale_loss(torch.ones(())).item() * self.loss_scaler.get_scale()
-        for backbone in self._clipping:
-            backbone.set_loss_scale(factor)
+        if self._clipping:
+            factor = self._factor_on_the_loss()
+            for backbone in self._clipping:
+                backbone.set_loss_scale(factor)
         with super().optim_context(model), self._autocast(model):
             yield
+
+    def _factor_on_the_loss(self) -> float | Tensor:
+        """Return it as a number, or with loss scaling on the device, where the scale is."""
+        factor = self.scale_loss(1.0)
+        if not self.loss_scaler.is_enabled():
+            return factor
+        device = self.param_groups[0]['params'][0].device
+        return self.loss_scaler.scale(torch.full((), factor, device=device))
 
     def _autocast(self, model: nn.Module) -> contextlib.AbstractContextManager:
         if self.cast_dtype is torch.float32:
@@ -245,11 +275,20 @@ class AutocastOptimWrapper(OptimWrapper):
         self._inner_count += 1
 
     def step(self, **kwargs) -> None:
+        norm = None
         if self.clip_grad_kwargs:
             self.loss_scaler.unscale_(self.optimizer)
-            self._clip_grad()
+            norm = self._clip_grad()
         self.loss_scaler.step(self.optimizer, **kwargs)
         self.loss_scaler.update()
+        if norm is not None:
+            self.message_hub.update_scalar(f'train/{self.grad_name}', norm.item())
+
+    def _clip_grad(self) -> Tensor | None:
+        """Clip as mmengine's wrapper does, but return the norm, not waiting for it."""
+        params = [param for group in self.optimizer.param_groups for param in group['params']]
+        params = [param for param in params if param.grad is not None]
+        return self.clip_func(params, **self.clip_grad_kwargs) if params else None
 
     def state_dict(self) -> dict:
         state_dict = super().state_dict()
