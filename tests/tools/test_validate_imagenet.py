@@ -17,15 +17,9 @@ from torch import Tensor, nn
 
 from golden import Golden
 from helpers import ROOT, imagenet_weights, python
-from polynext_mm.commands.validate_imagenet import (
-    ALEXNET_ERRORS,
-    BENCHMARKS,
-    Result,
-    Score,
-    find_images,
-    load_subject,
-    main,
-)
+from polynext_mm.commands.imagenet_benchmarks import ALEXNET_ERRORS, BENCHMARKS, find_images
+from polynext_mm.commands.imagenet_scores import Result, Score, load_subject
+from polynext_mm.commands.validate_imagenet import main
 from polynext_mm.nn import PolyNeXtClassifier
 from polynext_mm.weights import load
 
