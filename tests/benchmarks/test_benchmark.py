@@ -129,7 +129,7 @@ def test_floor_counts_every_operation(model, mode):
 
 def test_peak_of_a_known_step():
     held, scratch = 3 * MIB, 64 * MIB
-    peak, method = measure._cpu_peak(Workload(lambda: torch.ones(scratch // 4), held))
+    peak, method = measure.cpu_peak(Workload(lambda: torch.ones(scratch // 4), held))
     if method != 'VmHWM':
         pytest.skip('this system cannot set the high-water mark back')
     assert abs(peak - held - scratch) < MIB
@@ -137,7 +137,7 @@ def test_peak_of_a_known_step():
 
 def test_peak_where_the_mark_cannot_be_set_back(monkeypatch):
     monkeypatch.setattr(measure, '_reset_high_water', lambda: False)
-    peak, method = measure._cpu_peak(Workload(lambda: None, 3 * MIB))
+    peak, method = measure.cpu_peak(Workload(lambda: None, 3 * MIB))
     assert method == 'ru_maxrss'
     assert 3 * MIB <= peak < 4 * MIB
 
