@@ -104,7 +104,7 @@ def export(args: argparse.Namespace) -> None:
     model, classes = load(args)
     network = make_network(model, args.output, args.preprocess)
     print('capturing the graph', flush=True)
-    program = capture(fused(network))
+    program = capture(fused(network), form.with_hints)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.export-', dir=args.out.parent) as folder:
         beside = Path(folder) / args.out.name

@@ -306,6 +306,11 @@ def make_network(model: nn.Module, output: str | None = None, preprocess: bool =
         _check_detector(model)
     elif not hasattr(model.backbone, 'out_indices'):
         raise UnsupportedModelError(f'{type(model.backbone).__name__} has no out_indices')
+    if getattr(model.backbone, 'norm', None) == 'bn':
+        raise UnsupportedModelError(
+            "a backbone with norm='bn' has constants for every position of one size of image: "
+            'export it at that size, as docs/fully_polynomial.md shows'
+        )
     preprocessing = _preprocessing(model) if preprocess else None
     return OUTPUTS[output](model, preprocessing).eval()
 
