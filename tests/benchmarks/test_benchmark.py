@@ -79,13 +79,11 @@ def test_models_are_compared(tmp_path):
 
 @pytest.mark.slow
 def test_exported_models_are_compared(tmp_path):
-    labels = ('cpolynext_t', 'onnxruntime:cpolynext_t', 'openvino:cpolynext_t')
-    options = ('--sizes', '64x64', '--rounds', '1', '--warmup', '1', '--threads', '1')
-    python(ROOT / 'benchmarks' / 'run.py', '--models', *labels, *options, '--out', tmp_path)
-    with open(tmp_path / 'results.csv') as file:
-        rows = list(csv.DictReader(file))
-    assert [row['model'] for row in rows] == list(labels)
-    assert all(float(row['median ms']) > 0 for row in rows)
+    labels = ['cpolynext_t', 'onnxruntime:cpolynext_t', 'openvino:cpolynext_t']
+    report = run(tmp_path, '--models', *labels, '--sizes', '64x64')
+    records = read_results(tmp_path, report, 'results')
+    assert [record['model'] for record in records] == labels
+    assert_positive(records, 'median ms', 'time ratio')
 
 
 def test_peak_memory_of_training(tmp_path):

@@ -172,6 +172,12 @@ def test_what_depends_on_a_size_is_an_error():
         capture(Odd())
 
 
+def test_align_corners_of_mmseg_is_refused():
+    network = make_network(small.model(two_stages(**{'decode_head.align_corners': True})))
+    with pytest.raises(ExportError, match='no graph for every size can be captured of this model'):
+        capture(fused(network))
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
