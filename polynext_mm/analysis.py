@@ -138,7 +138,7 @@ def count_config(config: Any, shape: Sequence[int] | None = None, device: str = 
         ValueError: For a detector in two stages whose heads are not counted here.
         RuntimeError: If the forward pass needs values and the device is 'meta'.
     """
-    model = _build(config, device)
+    model = build_model(config, device)
     height, width = shape or default_shape(model)
     channels = config.model.get('backbone', config.model).get('in_channels', 3)
     try:
@@ -162,7 +162,8 @@ def default_shape(model: nn.Module) -> tuple[int, int]:
     return (800, 1280) if hasattr(model, 'extract_feat') else (224, 224)
 
 
-def _build(config: Any, device: str) -> nn.Module:
+def build_model(config: Any, device: str) -> nn.Module:
+    """Build the model of a config, without loading weights and for inference alone."""
     from mmengine.registry import MODELS, init_default_scope
 
     scope = config.get('default_scope')

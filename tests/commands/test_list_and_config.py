@@ -1,0 +1,54 @@
+"""polynext-mm list and config."""
+
+import pytest
+from mmengine.config import Config
+
+from helpers import ROOT
+from polynext_mm.commands import config, list_all
+from polynext_mm.nn import ARCHS
+from polynext_mm.weights import PUBLISHED
+
+
+def listed(capsys, *arguments) -> list[str]:
+    assert list_all.main(arguments) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_names_of_everything(capsys):
+    assert listed(capsys, 'archs', '--names') == list(ARCHS)
+    configs = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
+    assert sorted(listed(capsys, 'configs', '--names')) == configs
+    assert listed(capsys, 'files', '--names') == [f'polynext://{name}' for name in PUBLISHED]
+    everything = listed(capsys, '--names')
+    assert len(everything) == len(ARCHS) + len(configs) + len(PUBLISHED)
+
+
+def test_words_filter_rows(capsys):
+    header, *rows = listed(capsys, 'configs', 'UperNet', 'apolynext', 's_ade')
+    assert header.split() == ['config', 'backbone', 'head', *header.split()[3:]]
+    assert [row.split()[0] for row in rows] == ['upernet_apolynext_s_ade20k']
+    assert '49.9 mIoU' in rows[0] and '](' not in rows[0]
+    assert [row.split()[-1] for row in listed(capsys, 'files', 'uper_c')] == ['published', '50.6']
+
+
+def test_nothing_found_is_an_error(capsys):
+    assert list_all.main(['configs', 'upernet', 'zebra']) == 1
+    assert 'nothing in configs has all of: upernet zebra' in capsys.readouterr().err
+
+
+def test_a_config_in_full_is_that_config(capsys, tmp_path):
+    name = 'upernet_cpolynext_s_ade20k'
+    assert config.main([name, '--cfg-options', 'model.decode_head.num_classes=7']) == 0
+    path = tmp_path / 'full.py'
+    path.write_text(capsys.readouterr().out)
+    expected = Config.fromfile(ROOT / 'configs' / f'{name}.py')
+    expected.merge_from_dict({'model.decode_head.num_classes': 7})
+    assert Config.fromfile(path).to_dict() == expected.to_dict()
+
+
+def test_the_path_of_a_config(capsys):
+    assert config.main(['retinanet_cpolynext_t_coco_1x', '--path']) == 0
+    expected = str(ROOT / 'configs' / 'retinanet_cpolynext_t_coco_1x.py')
+    assert capsys.readouterr().out.strip() == expected
+    with pytest.raises(SystemExit, match='there is no config absent'):
+        config.main(['absent', '--path'])

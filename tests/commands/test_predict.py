@@ -1,0 +1,291 @@
+"""polynext-mm predict: every kind of input, and what is written besides pictures."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+from pycocotools.coco import COCO
+
+from helpers import ROOT, TINY_ARCH, build_model
+from polynext_mm.commands.predict import main
+from polynext_mm.commands.predict_inputs import Clip, find_inputs
+
+CLASSES = ('field', 'wood', 'water')
+PALETTE = [[200, 180, 90], [20, 120, 40], [40, 80, 220]]
+
+
+def write_model(folder: Path, text: str) -> tuple[Path, Path]:
+    """Write a config and a checkpoint of a model that has learned nothing."""
+    config = folder / 'config.py'
+    config.write_text(text)
+    cfg = Config.fromfile(config)
+    torch.manual_seed(0)
+    weights = folder / 'weights.pth'
+    meta = dict(dataset_meta=dict(classes=CLASSES, palette=PALETTE))
+    torch.save(dict(state_dict=build_model(cfg).state_dict(), meta=meta), weights)
+    return config, weights
+
+
+@pytest.fixture(scope='module')
+def segmentor(tmp_path_factory):
+    return write_model(
+        tmp_path_factory.mktemp('segmentor'),
+        f"""
+_base_ = '{ROOT}/configs/upernet_cpolynext_t_ade20k.py'
+model = dict(
+    backbone=dict(_delete_=True, type='PolyNeXt', arch={TINY_ARCH!r}),
+    decode_head=dict(in_channels=[8, 16, 16, 24], channels=8, num_classes=3),
+    auxiliary_head=dict(in_channels=16, channels=8, num_classes=3),
+    test_cfg=dict(_delete_=True, mode='whole'))
+test_pipeline = [dict(type='LoadImageFromFile'),
+                 dict(type='Resize', scale=(128, 64), keep_ratio=True),
+                 dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+""",
+    )
+
+
+@pytest.fixture(scope='module')
+def detector(tmp_path_factory):
+    """Mask R-CNN, tiny."""
+    return write_model(
+        tmp_path_factory.mktemp('detector'),
+        f"""
+_base_ = '{ROOT}/configs/mask_rcnn_cpolynext_t_coco_1x.py'
+model = dict(
+    backbone=dict(_delete_=True, type='PolyNeXt', arch={TINY_ARCH!r}),
+    neck=dict(in_channels=[8, 16, 16, 24], out_channels=16),
+    rpn_head=dict(in_channels=16, feat_channels=16),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=16), mask_roi_extractor=dict(out_channels=16),
+        bbox_head=dict(in_channels=16, fc_out_channels=16, num_classes=3),
+        mask_head=dict(in_channels=16, conv_out_channels=16, num_classes=3)),
+    test_cfg=dict(rcnn=dict(score_thr=0.0, max_per_img=5)))
+test_pipeline = [dict(type='LoadImageFromFile'),
+                 dict(type='Resize', scale=(96, 96), keep_ratio=True),
+                 dict(type='PackDetInputs',
+                      meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))]
+test_dataloader = dict(dataset=dict(
+    pipeline=test_pipeline, metainfo=dict(classes={CLASSES!r}, palette={PALETTE!r})))
+""",
+    )
+
+
+def write_image(path: Path, size=(64, 96), seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A folder with three pictures, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    for index in range(3):
+        write_image(Path(f'photos/{index}.png'), seed=index)
+    return Path('photos')
+
+
+@pytest.fixture
+def video(tmp_path, monkeypatch):
+    """A video of five frames."""
+    monkeypatch.chdir(tmp_path)
+    writer = cv2.VideoWriter('clip.avi', cv2.VideoWriter_fourcc(*'MJPG'), 10, (96, 64))
+    for seed in range(5):
+        pixels = np.random.default_rng(seed).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+        writer.write(pixels)
+    writer.release()
+    return Path('clip.avi')
+
+
+def predict(model, *arguments) -> int:
+    config, weights = model
+    *inputs, options = arguments if isinstance(arguments[-1], list) else (*arguments, [])
+    options = map(str, [*options, '--device', 'cpu'])
+    return main([*map(str, inputs), str(config), str(weights), *options])
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+# Inputs
+
+
+def test_a_pattern_and_several_inputs(photos, segmentor, capsys):
+    write_image(photos / 'deep' / '0.png', seed=7)
+    assert predict(segmentor, 'photos/**/*.png', ['--out', 'drawn']) == 0
+    assert sorted(map(str, Path('drawn').rglob('*.png'))) == [
+        'drawn/0.png',
+        'drawn/1.png',
+        'drawn/2.png',
+        'drawn/deep/0.png',
+    ]
+    printed = capsys.readouterr()
+    assert 'wrote 4 pictures to drawn, drawn/deep' in printed.out
+    assert '4/4' in printed.err and 'task/s' in printed.err and 'ETA' in printed.err
+    assert predict(segmentor, 'photos/0.png', 'photos/1.png', ['--out', 'two']) == 0
+    assert sorted(path.name for path in Path('two').iterdir()) == ['0.png', '1.png']
+    assert (pixels('two/0.png') == pixels('drawn/0.png')).all()
+
+
+def test_broken_pictures_are_named_and_left_out(photos, segmentor, capsys):
+    whole = (photos / '1.png').read_bytes()
+    (photos / '1.png').write_bytes(whole[: len(whole) // 2])
+    (photos / '2.png').write_text('<html>not found</html>')
+    assert predict(segmentor, photos) == 1
+    assert [path.name for path in Path('predictions/photos').iterdir()] == ['0.png']
+    printed = capsys.readouterr().err
+    assert 'left out 2 of 3' in printed
+    assert '1.png' in printed and 'cut short' in printed
+    assert '2.png' in printed and 'a text or web page' in printed
+
+
+def test_a_video(video, segmentor):
+    assert predict(segmentor, video, ['--labels', 'labels', '--json', 'results.json']) == 0
+    written = cv2.VideoCapture('predictions/clip.mp4')
+    assert written.get(cv2.CAP_PROP_FRAME_COUNT) == 5
+    assert written.get(cv2.CAP_PROP_FPS) == 10
+    assert written.read()[1].shape == (64, 96, 3)
+    names = [f'clip_{index:06}' for index in range(5)]
+    assert sorted(path.stem for path in Path('labels').iterdir()) == names
+    images = json.loads(Path('results.json').read_text())['images']
+    assert [image['file_name'] for image in images] == names
+
+
+def test_a_camera(video, segmentor, monkeypatch):
+    capture = cv2.VideoCapture
+    monkeypatch.setattr(cv2, 'VideoCapture', lambda source: capture('clip.avi' * (source == 0)))
+    options = ['--max-frames', 3, '--out', 'seen.avi']
+    assert predict(segmentor, '0', options) == 0
+    assert capture('seen.avi').get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    assert predict(segmentor, '1') == 1
+
+
+@pytest.mark.parametrize(
+    ('inputs', 'out', 'message'),
+    [
+        (['nothing/*.jpg'], None, r'no image or video matches nothing/\*\.jpg'),
+        (['clip.avi'], 'drawn.png', '--out must end in one of .avi'),
+        (['photos/0.png', 'other/0.png'], None, 'two inputs would be written to predictions/0.png'),
+        (['photos/0.png', 'absent.png'], None, 'there is no image absent.png'),
+    ],
+)
+def test_inputs_that_cannot_be(photos, video, inputs, out, message):
+    write_image(Path('other/0.png'))
+    with pytest.raises(ValueError, match=message):
+        find_inputs(inputs, out and Path(out))
+
+
+def test_a_number_is_a_camera_unless_there_is_a_file(photos):
+    assert find_inputs(['3'], None) == [Clip(3, Path('predictions/camera3.mp4'))]
+    write_image(Path('3/a.png'))
+    assert [found.path for found in find_inputs(['3'], None)] == [Path('3/a.png')]
+
+
+# Outputs
+
+
+def test_label_maps_and_shares(photos, segmentor):
+    assert predict(segmentor, photos, ['--labels', 'ids', '--json', 'new/shares.json']) == 0
+    ids = [pixels(f'ids/{index}.png') for index in range(3)]
+    assert {image.shape for image in ids} == {(64, 96)}
+    content = json.loads(Path('new/shares.json').read_text())
+    assert [category['name'] for category in content['categories']] == list(CLASSES)
+    for image, written in zip(content['images'], ids):
+        expected = {CLASSES[i]: np.mean(written == i) for i in np.unique(written)}
+        assert image['shares'] == pytest.approx(expected, abs=1e-6)
+        assert (image['width'], image['height']) == (96, 64)
+
+
+def test_opacity(photos, segmentor):
+    for opacity in ('0', '1'):
+        options = ['--opacity', opacity, '--legend', '--labels', 'ids', '--out', f'{opacity}.png']
+        assert predict(segmentor, 'photos/0.png', options) == 0
+    assert (pixels('0.png')[:64, :96] == pixels('photos/0.png')).all()
+    assert (pixels('1.png')[:64, :96] == np.array(PALETTE)[pixels('ids/0.png')]).all()
+
+
+def test_a_legend_shows_the_colours_of_what_is_there(photos, segmentor):
+    options = ['--legend', '--labels', 'ids', '--out', 'legend.png']
+    assert predict(segmentor, 'photos/0.png', options) == 0
+    strip = pixels('legend.png')[64:]
+    colours = {tuple(map(int, colour)) for colour in strip.reshape(-1, 3)}
+    present = set(np.unique(pixels('ids/0.png')).tolist())
+    assert {i for i, colour in enumerate(PALETTE) if tuple(colour) in colours} == present
+
+
+def test_batches_and_half_precision_change_little(photos, segmentor):
+    labels = {}
+    for name, options in (
+        ('one', []),
+        ('batch', ['--batch-size', 2]),
+        ('half', ['--dtype', 'bfloat16']),
+    ):
+        assert predict(segmentor, photos, ['--labels', name, *options]) == 0
+        labels[name] = np.stack([pixels(f'{name}/{index}.png') for index in range(3)])
+    assert (labels['one'] == labels['batch']).mean() > 0.999
+    assert (labels['one'] == labels['half']).mean() > 0.8
+
+
+def test_sliding_windows_keep_the_size(photos, segmentor, monkeypatch):
+    from mmseg.models import EncoderDecoder
+
+    seen = []
+    encode_decode = EncoderDecoder.encode_decode
+    monkeypatch.setattr(
+        EncoderDecoder,
+        'encode_decode',
+        lambda self, x, metas: seen.append(tuple(x.shape[2:])) or encode_decode(self, x, metas),
+    )
+    large = write_image(Path('large.png'), (150, 200))
+    assert predict(segmentor, large, ['--slide', 64, '--labels', 'ids']) == 0
+    assert pixels('ids/large.png').shape == (150, 200)
+    assert set(seen) == {(64, 64)} and len(seen) == 4 * 5
+
+
+def test_detections_in_cocos_format(photos, detector):
+    options = ['--json', 'found.json', '--score-thr', 0, '--batch-size', 3]
+    assert predict(detector, photos, options) == 0
+    coco = COCO('found.json')
+    assert [image['file_name'] for image in coco.loadImgs(coco.getImgIds())] == [
+        f'photos/{index}.png' for index in range(3)
+    ]
+    assert [c['name'] for c in coco.loadCats(coco.getCatIds())] == list(CLASSES)
+    annotations = coco.loadAnns(coco.getAnnIds())
+    assert annotations
+    for annotation in annotations:
+        x, y, width, height = annotation['bbox']
+        assert 0 <= x <= x + width <= 96.01 and 0 <= y <= y + height <= 64.01
+        assert 0 < annotation['score'] <= 1
+        mask = coco.annToMask(annotation)
+        assert mask.shape == (64, 96) and mask.sum() == annotation['area']
+    low = min(annotation['score'] for annotation in annotations)
+    assert predict(detector, photos, ['--json', 'fewer.json', '--score-thr', low]) == 0
+    assert len(COCO('fewer.json').anns) < len(annotations)
+
+
+def test_detections_in_half_precision(photos, detector):
+    options = ['--json', 'found.json', '--score-thr', 0, '--dtype', 'bfloat16']
+    assert predict(detector, photos, options) == 0
+    assert COCO('found.json').anns
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--labels', 'ids'], '--labels is for segmentors'),
+        (['--slide', '64'], '--slide is for segmentors'),
+        (['--device', 'abacus'], '--device abacus cannot be used'),
+    ],
+)
+def test_options_that_do_not_go_with_a_detector(photos, detector, options, message):
+    config, weights = detector
+    with pytest.raises(SystemExit, match=message):
+        main(['photos', str(config), str(weights), *options])
