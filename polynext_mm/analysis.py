@@ -7,6 +7,7 @@ not counted, as is the field's convention.
 """
 
 import contextlib
+import copy
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterator, Sequence
@@ -171,7 +172,8 @@ def build_model(config: Any, device: str) -> nn.Module:
         importlib.import_module(f'{scope}.models')
         init_default_scope(scope)
     # built where there are values: drop-path rates, for one, are often taken from a tensor
-    return MODELS.build(config.model).to(device).requires_grad_(False)
+    # some models, such as DINO, write into the settings that they are given
+    return MODELS.build(copy.deepcopy(config.model)).to(device).requires_grad_(False)
 
 
 def _inference(model: nn.Module, size: tuple[int, int]) -> Callable[[Tensor], Any]:

@@ -1,16 +1,14 @@
-"""The doors of the package: what importing it needs, does and costs; its version; its wheel."""
+"""The doors of the package: what importing it needs, does and costs; its version."""
 
-import shutil
 import sys
 import textwrap
-import zipfile
 from importlib import metadata
 
 import pytest
 
 import polynext_mm
-from helpers import MM_PACKAGES, ROOT, TINY_ARCH, python, python_without
-from polynext_mm.__main__ import main
+from helpers import MM_PACKAGES, TINY_ARCH, python, python_without
+from polynext_mm.commands import main
 
 # what people have besides torch, and a network does not need
 OTHERS = ('cv2', 'matplotlib', 'numpy', 'PIL', 'safetensors', 'scipy', 'timm', 'torchvision')
@@ -109,20 +107,3 @@ def test_run_checks_the_stack_before_the_script(tmp_path, monkeypatch):
 
 def test_the_version_is_that_of_the_package():
     assert metadata.version('polynext-mm') == polynext_mm.__version__
-
-
-def test_a_wheel_has_version_types_and_all_modules(tmp_path):
-    pytest.importorskip('setuptools', minversion='77')
-    for name in ('pyproject.toml', 'README.md', 'LICENSE'):
-        shutil.copy(ROOT / name, tmp_path)
-    ignored = shutil.ignore_patterns('__pycache__')
-    shutil.copytree(ROOT / 'polynext_mm', tmp_path / 'polynext_mm', ignore=ignored)
-    with open(tmp_path / 'polynext_mm' / '__init__.py', 'a') as file:
-        file.write('\nraise SystemExit("the version is read by importing the package")\n')
-    build = 'from setuptools.build_meta import build_wheel; build_wheel("dist")'
-    python('-c', build, cwd=tmp_path)
-    (wheel,) = (tmp_path / 'dist').iterdir()
-    assert wheel.name == f'polynext_mm-{polynext_mm.__version__}-py3-none-any.whl'
-    packed = {name for name in zipfile.ZipFile(wheel).namelist() if 'dist-info' not in name}
-    sources = [*(tmp_path / 'polynext_mm').rglob('*.py'), tmp_path / 'polynext_mm' / 'py.typed']
-    assert packed == {str(path.relative_to(tmp_path)) for path in sources}

@@ -61,7 +61,9 @@ class PolyNeXt(network.PolyNeXt, MultiScale):
             authors' recipe for APolyNeXt), or None. The norm is that of the unscaled loss, so a
             loss that is scaled needs :meth:`set_loss_scale`.
         compile_cells: Whether to compile the stacks of every cell with ``torch.compile``, for
-            images of any size. The names of the weights do not change.
+            images of any size. The names of the weights do not change. 'reduce-overhead' records
+            CUDA graphs of the compiled stacks too, for every size of image that comes: fewer
+            launches, more memory.
         weight_init: Where training from scratch starts. 'imagenet' is the initialization that the
             paper trains ImageNet with. 'trunc_normal' (std .02) is what the authors' segmentation
             code fills a network with before it loads a checkpoint; PolyConv branches then start
@@ -98,7 +100,7 @@ class PolyNeXt(network.PolyNeXt, MultiScale):
         out_norm: bool = True,
         with_cp: bool = False,
         grad_clip_norm: float | None = None,
-        compile_cells: bool = False,
+        compile_cells: bool | str = False,
         weight_init: str = 'imagenet',
         norm: str = 'ln',
         norm_size: int | Sequence[int] | None = None,
@@ -108,7 +110,11 @@ class PolyNeXt(network.PolyNeXt, MultiScale):
     ):
         name = f'{arch}_bn' if norm == 'bn' else arch
         refuse_pretrained(pretrained, f'polynext://{name}' if isinstance(arch, str) else 'PATH')
-        check_bools(out_norm=out_norm, with_cp=with_cp, compile_cells=compile_cells)
+        check_bools(out_norm=out_norm, with_cp=with_cp)
+        if type(compile_cells) is not bool and compile_cells != 'reduce-overhead':
+            raise ValueError(
+                f"compile_cells must be True, False or 'reduce-overhead', got {compile_cells!r}"
+            )
         super().__init__(
             arch,
             in_channels,
@@ -127,7 +133,7 @@ class PolyNeXt(network.PolyNeXt, MultiScale):
             self.arch.widths, self.arch.strides, out_indices, frozen_stages, out_norm, init_cfg
         )
         if compile_cells:
-            self.compile_cells()
+            self.compile_cells('default' if compile_cells is True else compile_cells)
 
     def make_out_norm(self, stage: int, channels: int) -> nn.Module:
         if self.norm == 'ln':
@@ -184,13 +190,19 @@ class PolyNeXt(network.PolyNeXt, MultiScale):
         cell = int(parts[3]) if parts[2] == 'cells' else 0
         return 1 + sum(depths[:stage]) + cell, total
 
-    def set_loss_scale(self, scale: float) -> None:
+    def set_loss_scale(self, scale: float | Tensor) -> None:
         """Set the factor that the loss is multiplied by before backward.
+
+        A scalar on the device of the images is never waited for. Its values follow each other in
+        the same memory, from which a CUDA graph reads the one of the step.
 
         ``grad_clip_norm`` applies to gradients of the unscaled loss. ``AutocastOptimWrapper`` calls
         this in every iteration; a training loop that scales the loss itself must do so too.
         """
-        self.loss_scale = scale
+        if isinstance(self.loss_scale, Tensor) and isinstance(scale, Tensor):
+            self.loss_scale.copy_(scale)
+        else:
+            self.loss_scale = scale
 
     def _refuse_unknown_loss_scale(self, device: str) -> None:
         # Autocast often comes with loss scaling: mmengine's AmpOptimWrapper scales for every dtype.

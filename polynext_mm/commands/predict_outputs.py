@@ -68,8 +68,8 @@ class Predictor:
         transforms = [
             dict(transform)
             for transform in model.cfg.test_dataloader.dataset.pipeline
-            if transform['type'] != 'LoadAnnotations'
-            and not (keep_size and transform['type'] == 'Resize')
+            if not transform['type'].endswith('LoadAnnotations')
+            and not (keep_size and transform['type'].endswith('Resize'))
         ]
         self.load_file = Compose(transforms)
         self.load_frame = Compose([dict(type='LoadImageFromNDArray'), *transforms[1:]])
@@ -225,6 +225,7 @@ class Writer:
         """
         if self.labels is not None:
             self.label_names = _label_names(pictures)
+        Image.MAX_IMAGE_PIXELS = None  # large pictures are meant to be
         broken: list[str] = []
         bar = Progress(len(pictures) if len(pictures) > 1 else None)
         for item, sample in self.predict(self._readable(pictures, broken, bar)):

@@ -4,17 +4,28 @@ import importlib
 from types import ModuleType
 
 
+def require(name: str) -> ModuleType:
+    """Import a module of an optional package of the same name.
+
+    Raises:
+        ImportError: If it is missing; the message says what to install.
+    """
+    package = name.partition('.')[0]
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise ImportError(
+            f'this needs {package}, which is not installed: run `pip install {package}`',
+            name=package,
+        ) from error
+
+
 def require_timm() -> ModuleType:
     """Import timm.
 
     Raises:
         ImportError: If it is missing; the message says what to install.
     """
-    try:
-        return importlib.import_module('timm')
-    except ModuleNotFoundError as error:
-        if error.name != 'timm':
-            raise
-        raise ImportError(
-            'this needs timm, which is not installed: run `pip install timm`', name='timm'
-        ) from error
+    return require('timm')

@@ -6,6 +6,7 @@ require_mmengine()
 
 # ruff: noqa: E402 - the error above says more than theirs
 from .checkpointing import AtomicCheckpointHook, NonFiniteError
+from .cuda_graphs import CUDAGraphHook
 from .data_checks import DataCheckHook
 from .hooks import CheckpointGuardHook, MachineHook
 from .interruption import InterruptHook
@@ -18,6 +19,7 @@ from .work_dir import WorkDirHook
 __all__ = [
     'AtomicCheckpointHook',
     'AutocastOptimWrapper',
+    'CUDAGraphHook',
     'CheckpointGuardHook',
     'DataCheckHook',
     'InterruptHook',

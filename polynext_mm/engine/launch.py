@@ -55,6 +55,24 @@ _SOURCES = {
         'train2017/*.jpg  val2017/*.jpg\nannotations/instances_train2017.json  '
         'annotations/instances_val2017.json',
     ),
+    'cityscapes': (
+        'Cityscapes: https://www.cityscapes-dataset.com, leftImg8bit_trainvaltest.zip and '
+        "gtFine_trainvaltest.zip, then mmseg's tools/dataset_converters/cityscapes.py",
+        'leftImg8bit/train/*/*_leftImg8bit.png  gtFine/train/*/*_gtFine_labelTrainIds.png\n'
+        'leftImg8bit/val/*/*_leftImg8bit.png    gtFine/val/*/*_gtFine_labelTrainIds.png',
+    ),
+    'VOC2012': (
+        'Pascal VOC 2012: http://host.robots.ox.ac.uk/pascal/VOC/voc2012, VOCtrainval_11-May-2012.tar, '
+        "and SBD's labels by mmseg's tools/dataset_converters/voc_aug.py",
+        'JPEGImages/*.jpg        ImageSets/Segmentation/train.txt, val.txt, aug.txt\n'
+        'SegmentationClass/*.png SegmentationClassAug/*.png',
+    ),
+    'VOC2010': (
+        'PASCAL Context: http://host.robots.ox.ac.uk/pascal/VOC/voc2010, VOCtrainval_03-May-2010.tar, '
+        "and its labels by mmseg's tools/dataset_converters/pascal_context.py",
+        'JPEGImages/*.jpg               ImageSets/SegmentationContext/train.txt, val.txt\n'
+        'SegmentationClassContext/*.png',
+    ),
 }
 
 
@@ -77,14 +95,20 @@ class DatasetNotFoundError(FileNotFoundError):
 
 
 def require_dataset(dataset: ConfigDict) -> None:
-    """Check that the folders and the annotation file of a dataset config exist.
+    """Check that the folders and the annotation files of a dataset config exist.
+
+    Args:
+        dataset: The settings of a data set, or of a wrapper around one or several.
 
     Raises:
         DatasetNotFoundError: If one does not; the message gives its path, the expected layout,
             where to get the data, and which demo runs without it.
     """
-    while 'dataset' in dataset:  # wrappers such as RepeatDataset
-        dataset = dataset['dataset']
+    for _, settings in config_checks.datasets_of(dataset, 'dataset'):
+        _require_files(settings)
+
+
+def _require_files(dataset: Mapping) -> None:
     root = Path(dataset.get('data_root') or '')
     prefix = dataset.get('data_prefix') or {}
     needed = [root / part for part in (dataset.get('ann_file'), *prefix.values()) if part]

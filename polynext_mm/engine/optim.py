@@ -29,11 +29,16 @@ _NORMS = (
 class PolyNeXtOptimWrapperConstructor:
     """Build an optimizer wrapper with one parameter group per learning rate and weight decay.
 
-    The groups are logged. Options of ``paramwise_cfg``:
+    As few groups as possible, since a step launches kernels for each. The groups are logged.
+
+    Checkpoints of any implementation of the optimizer can be resumed: ``fused`` and ``foreach``
+    stay as the config has them. Options of ``paramwise_cfg``:
 
     - ``no_decay``: 'released' (default) exempts the backbone's output norms and learned scales from
       weight decay: skip scales, gates and attention scales of a PolyNeXt, residual scales and
       activations of a MetaFormer. 'paper' exempts all norms of the model as well.
+    - ``embedding_decay``: Whether ``nn.Embedding`` decays, such as the queries of Mask2Former, whose
+      recipe exempts them. True by default.
     - ``head_lr_mult``: Factor on the learning rate of everything but the backbone, 1 by default.
     - ``layer_decay_rate``: Factor on the learning rate of the backbone, applied once per cell
       (block of a MetaFormer) between a parameter and the output, or None (default).
@@ -43,13 +48,18 @@ class PolyNeXtOptimWrapperConstructor:
         paramwise_cfg: The options above.
 
     Raises:
-        ValueError: If an option is unknown or invalid, or the model's backbone is neither a PolyNeXt
-            nor a MetaFormer.
+        ValueError: If an option is unknown or invalid, or the model's backbone is neither a
+            PolyNeXt nor a MetaFormer.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
         self.optim_wrapper_cfg = optim_wrapper_cfg.copy()
-        self.no_decay, self.head_lr_mult, self.layer_decay_rate = _options(**(paramwise_cfg or {}))
+        (
+            self.no_decay,
+            self.embedding_decay,
+            self.head_lr_mult,
+            self.layer_decay_rate,
+        ) = _options(**(paramwise_cfg or {}))
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         model = getattr(model, 'module', model)
@@ -61,9 +71,9 @@ class PolyNeXtOptimWrapperConstructor:
         optimizer_cfg['params'] = [
             {key: group[key] for key in ('params', 'lr', 'weight_decay')} for group in groups
         ]
-        return OPTIM_WRAPPERS.build(
-            wrapper_cfg, default_args=dict(optimizer=OPTIMIZERS.build(optimizer_cfg))
-        )
+        optimizer = OPTIMIZERS.build(optimizer_cfg)
+        optimizer.register_load_state_dict_pre_hook(_keep_implementation)
+        return OPTIM_WRAPPERS.build(wrapper_cfg, default_args=dict(optimizer=optimizer))
 
     def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict]:
         """Return groups with ``params``, their ``names``, ``lr`` and ``weight_decay``."""
@@ -101,18 +111,35 @@ class PolyNeXtOptimWrapperConstructor:
             for name, _ in model.backbone.named_parameters(prefix='backbone')
             if name.endswith(model.backbone.scales) or '.out_norms.' in name
         }
-        if self.no_decay == 'paper':
-            exempt |= {
-                f'{name}.{param}'
-                for name, module in model.named_modules()
-                if isinstance(module, _NORMS)
-                for param, _ in module.named_parameters(recurse=False)
-            }
-        return exempt
+        kinds = _NORMS if self.no_decay == 'paper' else ()
+        if not self.embedding_decay:
+            kinds += (nn.Embedding,)
+        return exempt | {
+            f'{name}.{param}'
+            for name, module in model.named_modules()
+            if isinstance(module, kinds)
+            for param, _ in module.named_parameters(recurse=False)
+        }
+
+
+def _keep_implementation(optimizer: torch.optim.Optimizer, state_dict: dict) -> dict:
+    """Let a state that is loaded bring everything but the choice of kernels.
+
+    Otherwise a checkpoint from before ``fused=True`` would turn it off, for half of what a fused
+    optimizer does: loss scaling would go on to leave unscaling to it.
+    """
+    groups = [
+        loaded | {key: own[key] for key in ('fused', 'foreach') if key in own}
+        for loaded, own in zip(state_dict['param_groups'], optimizer.param_groups)
+    ]
+    if len(groups) != len(state_dict['param_groups']):  # which torch is about to say
+        return state_dict
+    return state_dict | {'param_groups': groups}
 
 
 def _options(
     no_decay: str = 'released',
+    embedding_decay: bool = True,
     head_lr_mult: float = 1.0,
     layer_decay_rate: float | None = None,
     **unknown,
@@ -120,10 +147,14 @@ def _options(
     if unknown:
         raise ValueError(
             f'paramwise_cfg: unknown {", ".join(unknown)}; the options are no_decay, '
-            'head_lr_mult and layer_decay_rate'
+            'embedding_decay, head_lr_mult and layer_decay_rate'
         )
     if no_decay not in _NO_DECAY:
         raise ValueError(f'paramwise_cfg: no_decay must be one of {_NO_DECAY}, got {no_decay!r}')
+    if not isinstance(embedding_decay, bool):
+        raise ValueError(
+            f'paramwise_cfg: embedding_decay must be True or False, got {embedding_decay!r}'
+        )
     if not head_lr_mult > 0:
         raise ValueError(f'paramwise_cfg: head_lr_mult must be positive, got {head_lr_mult!r}')
     if layer_decay_rate is not None and not 0 < layer_decay_rate <= 1:
@@ -131,7 +162,7 @@ def _options(
             'paramwise_cfg: layer_decay_rate must be within (0, 1] or None, '
             f'got {layer_decay_rate!r}'
         )
-    return no_decay, head_lr_mult, layer_decay_rate
+    return no_decay, embedding_decay, head_lr_mult, layer_decay_rate
 
 
 def _table(groups: list[dict]) -> str:
@@ -156,6 +187,9 @@ class AutocastOptimWrapper(OptimWrapper):
     need it; the per-cell gradient clip would cut every scaled gradient to almost nothing. This
     wrapper scales the loss for float16 only, and tells the backbone the factor. On a GPU without
     bfloat16 it trains in float32 and logs that.
+
+    Nothing waits for the device before the whole step is queued. Then, with ``clip_grad``, the norm
+    is read for the log.
 
     Args:
         optimizer: The optimizer.
@@ -204,11 +238,20 @@ class AutocastOptimWrapper(OptimWrapper):
         self._clipping = [
             m for m in model.modules() if isinstance(m, PolyNeXt) and m.grad_clip_norm is not None
         ]
-        factor = self.scale_loss(torch.ones(())).item() * self.loss_scaler.get_scale()
-        for backbone in self._clipping:
-            backbone.set_loss_scale(factor)
+        if self._clipping:
+            factor = self._factor_on_the_loss()
+            for backbone in self._clipping:
+                backbone.set_loss_scale(factor)
         with super().optim_context(model), self._autocast(model):
             yield
+
+    def _factor_on_the_loss(self) -> float | Tensor:
+        """Return it as a number, or with loss scaling on the device, where the scale is."""
+        factor = self.scale_loss(1.0)
+        if not self.loss_scaler.is_enabled():
+            return factor
+        device = self.param_groups[0]['params'][0].device
+        return self.loss_scaler.scale(torch.full((), factor, device=device))
 
     def _autocast(self, model: nn.Module) -> contextlib.AbstractContextManager:
         if self.cast_dtype is torch.float32:
@@ -232,11 +275,20 @@ class AutocastOptimWrapper(OptimWrapper):
         self._inner_count += 1
 
     def step(self, **kwargs) -> None:
+        norm = None
         if self.clip_grad_kwargs:
             self.loss_scaler.unscale_(self.optimizer)
-            self._clip_grad()
+            norm = self._clip_grad()
         self.loss_scaler.step(self.optimizer, **kwargs)
         self.loss_scaler.update()
+        if norm is not None:
+            self.message_hub.update_scalar(f'train/{self.grad_name}', norm.item())
+
+    def _clip_grad(self) -> Tensor | None:
+        """Clip as mmengine's wrapper does, but return the norm, not waiting for it."""
+        params = [param for group in self.optimizer.param_groups for param in group['params']]
+        params = [param for param in params if param.grad is not None]
+        return self.clip_func(params, **self.clip_grad_kwargs) if params else None
 
     def state_dict(self) -> dict:
         state_dict = super().state_dict()

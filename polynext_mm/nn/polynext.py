@@ -22,6 +22,7 @@ from .layers import HEAD_WIDTH, DepthwiseConv, LayerNorm, MakeNorm, PolyAttn, Po
 from .ops import dispatch
 
 WEIGHT_INITS = ('imagenet', 'trunc_normal')
+COMPILE_MODES = ('default', 'reduce-overhead')  # those of torch.compile
 NORMS = ('ln', 'bn')
 NORM_SIZE = 224  # of the released fully polynomial networks
 
@@ -189,7 +190,9 @@ class Stage(nn.Module):
             self.downsample = None
         self.cells = nn.ModuleList(Cell(arch, index, rate, norm) for rate in drop_path_rates)
 
-    def forward(self, s0: Tensor, s1: Tensor, loss_scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, s0: Tensor, s1: Tensor, loss_scale: float | Tensor = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """Map the pair to the last two features.
 
         Args:
@@ -212,7 +215,7 @@ class Stage(nn.Module):
         options = {'context_fn': dispatch.checkpoint_contexts} if needed else {}
         return checkpoint(cell, s0, s1, use_reentrant=False, **options)
 
-    def _clipped(self, x: Tensor, loss_scale: float) -> Tensor:
+    def _clipped(self, x: Tensor, loss_scale: float | Tensor) -> Tensor:
         if self.grad_clip_norm is None or not x.requires_grad or dispatch.exporting():
             return x
         return ops.clip_gradient(x, self.grad_clip_norm, loss_scale)
@@ -268,7 +271,8 @@ class PolyNeXt(nn.Module):
         self.arch = get_arch(arch)
         self.weight_init = weight_init
         self.norm = norm
-        self.loss_scale: float | None = None
+        self.loss_scale: float | Tensor | None = None
+        self.compile_mode: str | None = None
         self._given_norm_size = _checked_norm_size(norm, norm_size, sync_norm)
         self._norm_size_is_settled = False
         self._sync_norm = sync_norm
@@ -411,11 +415,15 @@ class PolyNeXt(nn.Module):
         if self.training and self.norm == 'bn' and not self._norm_size_is_settled:
             if not torch.compiler.is_compiling():
                 self._settle_norm_size(tuple(x.shape[-2:]))
+        if self.compile_mode == 'reduce-overhead':
+            # otherwise the graph of every stack would begin a step, and overwrite what it reads
+            torch.compiler.cudagraph_mark_step_begin()
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         s0 = x.permute(0, 2, 3, 1).contiguous()
         s1 = s0.view_as(s0)  # the same as a second tensor, for Dynamo allows a Function none twice
+        loss_scale = 1.0 if self.loss_scale is None else self.loss_scale
         for stage in self.stages:
-            s0, s1 = stage(s0, s1, self.loss_scale or 1.0)
+            s0, s1 = stage(s0, s1, loss_scale)
             yield s1.permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -426,20 +434,22 @@ class PolyNeXt(nn.Module):
         """Return all cells, in order."""
         return [cell for stage in self.stages for cell in stage.cells]
 
-    def compile_cells(self) -> 'PolyNeXt':
+    def compile_cells(self, mode: str = 'default') -> 'PolyNeXt':
         """Compile the stacks of every cell, for images of any size.
 
         Equal stacks share their code, and the names of weights do not change.
 
+        Args:
+            mode: As of ``torch.compile``: 'default', or 'reduce-overhead', which records a CUDA graph
+                of every stack for every size of image, and on other devices is the default.
+
         Raises:
+            ValueError: For another mode.
             RuntimeError: Without a C++ compiler, which torch.compile needs.
         """
-        compiler = os.environ.get('CXX', 'g++')
-        if not any(shutil.which(name) for name in (compiler, 'clang++')):
-            raise RuntimeError(
-                f'torch.compile needs a C++ compiler and there is no {compiler}: '
-                'install one (Debian: apt install g++) or turn compilation off'
-            )
+        if mode not in COMPILE_MODES:
+            raise ValueError(f'mode must be one of {COMPILE_MODES}, got {mode!r}')
+        require_compiler('torch.compile', ' or turn compilation off')
         # All stacks are one function to Dynamo. Its default of 8 versions is too few for four
         # stages, with and without drop path, in training and evaluation, and what exceeds the limit
         # runs uncompiled.
@@ -447,7 +457,8 @@ class PolyNeXt(nn.Module):
         dynamo.recompile_limit = max(dynamo.recompile_limit, 128)
         for cell in self.cells():
             for stack in cell.stacks:
-                stack.compile(dynamic=True)
+                stack.compile(dynamic=True, mode=mode)
+        self.compile_mode = mode
         return self
 
     def fuse(self, size: int | Sequence[int] | None = None) -> 'PolyNeXt':
@@ -476,6 +487,24 @@ class PolyNeXt(nn.Module):
             if isinstance(norm, PositionNorm):
                 norm.fuse(map_size(size or self.norm_size, norm.stride))
         return self
+
+
+def require_compiler(user: str, alternative: str = '') -> None:
+    """Check that there is a C++ compiler.
+
+    Args:
+        user: What needs it, for the message.
+        alternative: What else can be done, for the end of the message.
+
+    Raises:
+        RuntimeError: If there is none.
+    """
+    compiler = os.environ.get('CXX', 'g++')
+    if not any(shutil.which(name) for name in (compiler, 'clang++')):
+        raise RuntimeError(
+            f'{user} needs a C++ compiler and there is no {compiler}: '
+            f'install one (Debian: apt install g++){alternative}'
+        )
 
 
 def _checked_norm_size(

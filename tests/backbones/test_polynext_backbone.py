@@ -96,7 +96,8 @@ def test_builds_under_every_default_scope(scope):
         (dict(grad_clip_norm=-5.0), 'positive or None'),
         (dict(out_norm='LN'), 'True or False'),
         (dict(with_cp='no'), 'True or False'),
-        (dict(compile_cells=1), 'True or False'),
+        (dict(compile_cells=1), "True, False or 'reduce-overhead', got 1"),
+        (dict(compile_cells='max'), "True, False or 'reduce-overhead', got 'max'"),
         (dict(weight_init='kaiming'), r"\('imagenet', 'trunc_normal'\), got 'kaiming'"),
         (dict(pretrained=''), 'pretrained=None'),
     ],
@@ -399,6 +400,26 @@ def test_compiled_cells_keep_their_names(monkeypatch, by_argument):
     assert list(model.state_dict()) == list(build().state_dict())
 
 
+def test_cuda_graphs_of_compiled_cells(monkeypatch):
+    """Every forward pass begins a step for them, and every stack is compiled for them."""
+    monkeypatch.setattr('shutil.which', lambda name: f'/usr/bin/{name}')
+    modes, steps = [], []
+    monkeypatch.setattr(nn.Module, 'compile', lambda module, **options: modes.append(options))
+    monkeypatch.setattr(torch.compiler, 'cudagraph_mark_step_begin', lambda: steps.append(1))
+    x = torch.randn(1, 3, 32, 32)
+    build(compile_cells=True)(x)
+    assert not steps and {options['mode'] for options in modes} == {'default'}
+    modes.clear()
+    model = build(compile_cells='reduce-overhead')
+    stacks = sum(len(cell.stacks) for cell in model.cells())
+    assert modes == [dict(dynamic=True, mode='reduce-overhead')] * stacks
+    for _ in range(2):
+        model(x)
+    assert len(steps) == 2
+    with pytest.raises(ValueError, match="'default', 'reduce-overhead'"):
+        model.compile_cells('fast')
+
+
 @pytest.fixture
 def graphs(monkeypatch):
     """Compile without a compiler; return a function that counts the graphs."""
@@ -407,8 +428,8 @@ def graphs(monkeypatch):
     monkeypatch.setattr(
         nn.Module,
         'compile',
-        lambda module, **options: compile_module(
-            module, backend='aot_eager', fullgraph=True, **options
+        lambda module, dynamic, mode: compile_module(
+            module, backend='aot_eager', fullgraph=True, dynamic=dynamic
         ),
     )
     torch._dynamo.reset()

@@ -159,6 +159,14 @@ def test_a_video(video, segmentor):
     assert [image['file_name'] for image in images] == names
 
 
+def test_a_video_of_detections(video, detector):
+    options = ['--json', 'found.json', '--score-thr', 0, '--out', 'boxes.avi', '--batch-size', 2]
+    assert predict(detector, video, options) == 0
+    assert cv2.VideoCapture('boxes.avi').get(cv2.CAP_PROP_FRAME_COUNT) == 5
+    images = json.loads(Path('found.json').read_text())['images']
+    assert {(image['width'], image['height']) for image in images} == {(96, 64)}
+
+
 def test_a_camera(video, segmentor, monkeypatch):
     capture = cv2.VideoCapture
     monkeypatch.setattr(cv2, 'VideoCapture', lambda source: capture('clip.avi' * (source == 0)))
@@ -245,6 +253,7 @@ def test_sliding_windows_keep_the_size(photos, segmentor, monkeypatch):
         lambda self, x, metas: seen.append(tuple(x.shape[2:])) or encode_decode(self, x, metas),
     )
     large = write_image(Path('large.png'), (150, 200))
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)  # PIL's limit against zip bombs
     assert predict(segmentor, large, ['--slide', 64, '--labels', 'ids']) == 0
     assert pixels('ids/large.png').shape == (150, 200)
     assert set(seen) == {(64, 64)} and len(seen) == 4 * 5

@@ -1,5 +1,7 @@
 """AutocastOptimWrapper, and the learning rate schedule of the recipe."""
 
+import math
+
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
@@ -10,8 +12,8 @@ from helpers import CONFIG, Config, build, randomized
 from polynext_mm.engine import AutocastOptimWrapper
 
 
-def wrapper_of(model, **settings):
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+def wrapper_of(model, fused=None, **settings):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
     return OPTIM_WRAPPERS.build(
         dict(type='AutocastOptimWrapper', **settings), default_args=dict(optimizer=optimizer)
     )
@@ -23,6 +25,9 @@ def step(model, wrapper, x):
         loss = sum(out.square().mean() for out in outs)
     wrapper.update_params(loss)
     return outs
+
+
+FUSED = pytest.mark.parametrize('fused', [None, True], ids=['foreach', 'fused'])
 
 
 @pytest.fixture
@@ -78,9 +83,12 @@ def test_float32_steps_as_mms_own_wrapper_does(x):
         assert torch.equal(value, runs[1][key]), key
 
 
-def test_float16_scales_unscales_and_clips(x):
+@FUSED
+def test_float16_scales_unscales_and_clips(x, fused):
     model = randomized(build())
-    wrapper = wrapper_of(model, dtype='float16', clip_grad=dict(max_norm=1e-3), loss_scale=1024.0)
+    wrapper = wrapper_of(
+        model, fused, dtype='float16', clip_grad=dict(max_norm=1e-3), loss_scale=1024.0
+    )
     grads = []
     model.stem.weight.register_hook(lambda grad: grads.append(grad.norm()))
     applied = []
@@ -94,11 +102,14 @@ def test_float16_scales_unscales_and_clips(x):
     step(model, wrapper, x)
     assert applied[0] == pytest.approx(1e-3, rel=1e-2)
     assert grads[0] > 1  # still scaled
+    logged = wrapper.message_hub.get_scalar('train/grad_norm').current()
+    assert grads[0] / 1024 < logged < math.inf  # of all gradients, unscaled, before clipping
 
 
-def test_float16_skips_what_overflows_and_lowers_the_scale(x):
+@FUSED
+def test_float16_skips_what_overflows_and_lowers_the_scale(x, fused):
     model = randomized(build())
-    wrapper = wrapper_of(model, dtype='float16', loss_scale=2.0)
+    wrapper = wrapper_of(model, fused, dtype='float16', loss_scale=2.0)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     step(model, wrapper, x * float('inf'))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -1,8 +1,13 @@
 """Every parameter of a real model is in the group that the recipe has it in."""
 
+import collections
+import copy
+
 import pytest
+import torch
 from mmengine.optim import build_optim_wrapper
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import ROOT, Config, build, build_model
 from polynext_mm.engine import PolyNeXtOptimWrapperConstructor
@@ -89,6 +94,19 @@ def test_the_papers_groups(model):
         assert lr == LR
 
 
+@pytest.mark.parametrize('no_decay', ['released', 'paper'])
+def test_embeddings_decay_unless_exempt(no_decay):
+    network = nn.Module()
+    network.backbone = build()
+    others = grouped(network, no_decay=no_decay)
+    network.queries = nn.Embedding(3, 4)
+    for decays in (True, False):
+        groups = grouped(network, no_decay=no_decay, embedding_decay=decays)
+        assert groups.pop('queries.weight') == (LR, DECAY if decays else 0)
+        assert groups == others
+    assert grouped(network)['queries.weight'] == (LR, DECAY)
+
+
 def test_layer_wise_decay(model):
     """The factor .9 applies once per cell between a parameter and the output."""
     depths = model.backbone.arch.depths
@@ -105,6 +123,70 @@ def test_layer_wise_decay(model):
             cell = first[int(parts[2])] + (int(parts[4]) if parts[3] == 'cells' else 0)
             expected = LR * 0.9 ** (sum(depths) - cell)
         assert lr == pytest.approx(expected), name
+
+
+class Calls(TorchDispatchMode):
+    """Count calls of operators by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func._schema.name] += 1
+        return func(*args, **kwargs or {})
+
+
+def built_from(cfg, model, **optimizer):
+    return build_optim_wrapper(
+        model, cfg.optim_wrapper | {'optimizer': cfg.optim_wrapper.optimizer | optimizer}
+    )
+
+
+def take_steps(model, wrapper, count):
+    for step in range(count):
+        for i, param in enumerate(model.parameters()):
+            generator = torch.Generator().manual_seed(1000 * step + i)
+            param.grad = torch.randn(param.shape, generator=generator)
+        wrapper.step()
+
+
+@pytest.mark.parametrize('name', ['upernet_cpolynext_t_ade20k', 'mask_rcnn_cpolynext_t_coco_1x'])
+def test_a_step_of_the_recipes_is_a_few_calls(name):
+    """However many tensors there are: clipping, and one call for each of the groups."""
+    cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
+    cfg.optim_wrapper.clip_grad = dict(max_norm=1.0)
+    model = nn.Module()
+    model.backbone = build()
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    take_steps(model, wrapper, 1)  # makes the state
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    with Calls() as calls:
+        wrapper.step()
+    assert calls.counts['aten::_fused_adamw_'] == len(wrapper.optimizer.param_groups)
+    assert calls.counts['aten::_foreach_mul_'] == calls.counts['aten::_foreach_norm'] == 1
+    assert sum(calls.counts.values()) < 30 < len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(('before', 'after'), [(None, True), (True, None), (True, True)])
+def test_resuming_keeps_the_implementation_of_the_config(before, after):
+    """A checkpoint from before fused=True goes on fused, and with the same numbers."""
+    cfg = Config.fromfile(ROOT / 'configs' / 'upernet_cpolynext_t_ade20k.py')
+    cfg.optim_wrapper.dtype = 'float32'
+    model, other = nn.Module(), nn.Module()
+    model.backbone, other.backbone = build(), build()
+    wrapper = built_from(cfg, model, fused=before, lr=1e-2)
+    take_steps(model, wrapper, 2)
+    other.load_state_dict(model.state_dict())
+    resumed = built_from(cfg, other, fused=after, lr=1e-3)
+    resumed.load_state_dict(copy.deepcopy(wrapper.state_dict()))
+    assert all(group['fused'] is after for group in resumed.optimizer.param_groups)
+    assert resumed.optimizer.param_groups[0]['lr'] == 1e-2
+    for one, run in ((model, wrapper), (other, resumed)):
+        take_steps(one, run, 2)
+    for (name, value), expected in zip(other.named_parameters(), model.parameters()):
+        torch.testing.assert_close(value, expected, msg=name)
 
 
 def test_frozen_parameters_are_in_no_group():
@@ -153,8 +235,9 @@ def test_the_table_in_the_log(model, monkeypatch):
         (dict(layer_decay_rate=0), r'within \(0, 1\]'),
         (
             dict(custom_keys={}),
-            'unknown custom_keys; the options are no_decay, head_lr_mult and layer_dec',
+            'unknown custom_keys; the options are no_decay, embedding_decay, head_lr_mult and layer_d',
         ),
+        (dict(embedding_decay=0.0), 'embedding_decay must be True or False, got 0.0'),
         (dict(norm_decay_mult=0.0), 'unknown norm_decay_mult'),
     ],
     ids=str,

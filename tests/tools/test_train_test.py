@@ -30,6 +30,7 @@ from polynext_mm.commands import train
 
 TOOLS = ROOT / 'tools'
 IMAGES = 4
+LOG_ALL = {'default_hooks.logger.interval': 1}
 
 
 @pytest.fixture(scope='module')
@@ -46,7 +47,7 @@ def trained(sample, tmp_path_factory):
         CONFIG,
         '--work-dir',
         work_dir,
-        *as_arguments(tiny_options(sample, iters=2)),
+        *as_arguments(tiny_options(sample, iters=2) | LOG_ALL),
         cwd=work_dir,
     )
     return work_dir, printed
@@ -66,6 +67,13 @@ def test_training_steps_evaluates_and_saves(trained):
     weights = content['state_dict']
     assert all(value.isfinite().all() for value in weights.values())
     assert weights['decode_head.psp_modules.0.1.bn.num_batches_tracked'] == 2
+
+
+def test_training_and_evaluation_say_how_long_they_will_take(trained, evaluated):
+    eta = r'.* eta: \d+:\d\d:\d\d '
+    assert re.search(r'Iter\(train\) \[1/2\]' + eta, trained[1])
+    assert re.search(rf'Iter\(val\) \[1/{IMAGES}\]' + eta, trained[1])
+    assert re.search(rf'Iter\(test\) \[1/{IMAGES}\]' + eta, evaluated[1])
 
 
 def test_resuming_goes_on_from_the_latest(trained, sample, tmp_path):
@@ -106,7 +114,7 @@ def evaluated(trained, sample, tmp_path_factory):
         folder / 'out',
         '--show-dir',
         folder / 'pictures',
-        *as_arguments(tiny_options(sample)),
+        *as_arguments(tiny_options(sample) | LOG_ALL),
         cwd=folder,
     )
     return folder, printed

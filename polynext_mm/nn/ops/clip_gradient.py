@@ -11,14 +11,14 @@ from torch.autograd.function import once_differentiable
 from .precision import wide_dtype
 
 
-def clip_gradient(x: Tensor, max_norm: float, scale: float = 1.0) -> Tensor:
+def clip_gradient(x: Tensor, max_norm: float, scale: float | Tensor = 1.0) -> Tensor:
     """Return ``x``, and in backward scale the gradient that arrives to at most a norm.
 
     Args:
         x: Any tensor.
         max_norm: Largest L2 norm over the whole tensor, batch included.
-        scale: The factor on the loss (loss scaling, gradient accumulation): the norm that counts
-            is that of the unscaled gradient.
+        scale: The factor on the loss (loss scaling, gradient accumulation), a number or a scalar
+            on the device of ``x``: the norm that counts is that of the unscaled gradient.
     """
     return _ClipGradient.apply(x, max_norm, scale)
 

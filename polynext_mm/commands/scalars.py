@@ -1,0 +1,134 @@
+"""Training logs: what mmengine's LocalVisBackend writes into vis_data/scalars.json."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .arguments import UsageError
+
+_FILE = 'vis_data/scalars.json'
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value at a moment of training.
+
+    Args:
+        iteration: When, in optimizer steps of the whole training.
+        epoch: When, in epochs; None in a training that counts none.
+        value: The value.
+    """
+
+    iteration: int
+    epoch: float | None
+    value: float
+
+
+@dataclass
+class Run:
+    """A training, resumed or not: its points by the name of the scalar.
+
+    Args:
+        name: For legends.
+        points: In the order of training.
+        metrics: Names of scalars of validation.
+    """
+
+    name: str
+    points: dict[str, list[Point]] = field(default_factory=dict)
+    metrics: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Record:
+    iteration: int
+    epoch: float | None
+    values: dict[str, float]
+    validates: bool
+
+
+def read_run(path: Path, name: str | None = None) -> Run:
+    """Read a training.
+
+    Args:
+        path: A work dir, whose starts are joined: what a resumed one repeats replaces what was
+            there; or the folder of a single start, or a scalars.json.
+        name: For legends; by default that of the work dir.
+
+    Raises:
+        UsageError: If there are no such files, or one is not what mmengine writes.
+    """
+    files = _files(path)
+    records: list[_Record] = []
+    for file in files:
+        _join(records, list(_records(file)))
+    if not records:
+        raise UsageError(f'{path} has no scalars yet')
+    per_epoch = max((r.iteration / r.epoch for r in records if r.epoch), default=None)
+    run = Run(name or _name(path))
+    for record in records:
+        epoch = record.epoch
+        if per_epoch is not None and not (record.validates and epoch):
+            epoch = record.iteration / per_epoch
+        for key, value in record.values.items():
+            run.points.setdefault(key, []).append(Point(record.iteration, epoch, value))
+            if record.validates and key not in run.metrics:
+                run.metrics.append(key)
+    return run
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    # the folder of every start is named by its time
+    found = sorted(path.glob(f'*/{_FILE}')) or sorted(path.glob(_FILE))
+    found = found or sorted(path.glob('scalars.json'))
+    if not found:
+        raise UsageError(
+            f'{path} is no work dir with a log of a training: there is no */{_FILE} in it'
+        )
+    return found
+
+
+def _name(path: Path) -> str:
+    path = path.resolve()
+    parts = [part for part in path.parts if part not in ('vis_data', 'scalars.json')]
+    return parts[-1]
+
+
+def _records(file: Path) -> Iterator[_Record]:
+    """Yield a start's records, in the order in which they were written."""
+    lines = file.read_text(encoding='utf-8').splitlines()
+    iteration, epoch = 0, None
+    for number, line in enumerate(lines, 1):
+        try:
+            content = json.loads(line)
+            step = content.pop('step')
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            if number == len(lines):  # a run that was killed, or is writing just now
+                return
+            raise UsageError(f'{file}, line {number}: not a record of mmengine') from error
+        numbers = {
+            key: float(value)
+            for key, value in content.items()
+            if isinstance(value, (int, float)) and key not in ('iter', 'epoch')
+        }
+        if 'iter' in content:
+            iteration, epoch = content['iter'], content.get('epoch')
+            yield _Record(iteration, epoch, numbers, False)
+        else:
+            # The step of a validation is an iteration or the number of an epoch.
+            counts_epochs = step == epoch or step < iteration
+            values = {key: v for key, v in numbers.items() if key not in ('time', 'data_time')}
+            yield _Record(
+                iteration if counts_epochs else step, step if counts_epochs else None, values, True
+            )
+
+
+def _join(records: list[_Record], more: list[_Record]) -> None:
+    """Append a later start's records, without what it repeats of the earlier ones."""
+    first = next((record.iteration for record in more if not record.validates), None)
+    if first is not None:
+        records[:] = [record for record in records if record.iteration < first]
+    records += more

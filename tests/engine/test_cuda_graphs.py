@@ -1,0 +1,111 @@
+"""CUDAGraphHook with a stand-in for the capture, which needs a GPU."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.registry import HOOKS
+from runs import config, train
+from torch import nn
+
+from helpers import build
+from polynext_mm.engine import cuda_graphs
+
+SIZE = torch.Size((2, 3, 64, 64))
+
+
+@pytest.fixture
+def replayed(monkeypatch):
+    """Let a capture be possible here; return the shapes captured and the number of replays."""
+    shapes, replays = [], []
+
+    def capture(module, sample_args):
+        assert not torch.is_autocast_cache_enabled()
+        assert not module._forward_hooks and not module._forward_pre_hooks
+        (static,) = sample_args
+        shapes.append(static.shape)
+
+        def replay(x):
+            replays.append(static.copy_(x))
+            return module(static)
+
+        return replay
+
+    monkeypatch.setattr(torch.cuda, 'make_graphed_callables', capture)
+    monkeypatch.setattr(cuda_graphs, '_device', lambda backbone: 'cuda')
+    return SimpleNamespace(shapes=shapes, replays=replays)
+
+
+def runner_of(backbone, world_size=1, counts=1):
+    model = nn.Module()
+    model.backbone = backbone
+    wrapper = SimpleNamespace(_accumulative_counts=counts)
+    return SimpleNamespace(model=model, world_size=world_size, optim_wrapper=wrapper)
+
+
+@pytest.mark.usefixtures('quick_configs')
+def test_a_training_replays_the_first_shape(replayed, tmp_path):
+    """With validation between the steps, and as it would have gone without."""
+    weights = []
+    for hooks in ([HOOKS.build(dict(type='CUDAGraphHook'))], []):
+        cfg = config('segmentation', tmp_path / str(len(hooks)), iters=4)
+        cfg.optim_wrapper.dtype = 'bfloat16'
+        runner = train(cfg, hooks=hooks)
+        weights.append(runner.model.state_dict())
+        assert replayed.shapes == [(2, 3, 64, 64)] and len(replayed.replays) == 4
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+def test_other_shapes_and_evaluation_are_launched(replayed):
+    backbone = build()
+    runner, hook = runner_of(backbone), HOOKS.build(dict(type='CUDAGraphHook'))
+    hook.before_train(runner)
+    x = torch.randn(SIZE)
+    replayed_features = backbone(x)
+    for images, prepare in (
+        (x[:, :, :32], backbone.train),
+        (x, backbone.eval),
+        (x, lambda: backbone.train().requires_grad_(False)),
+    ):
+        prepare()
+        with torch.set_grad_enabled(backbone.training and backbone.stem.weight.requires_grad):
+            backbone(images)
+    assert replayed.shapes == [SIZE] and len(replayed.replays) == 1
+    hook.after_train(runner)
+    assert 'forward' not in vars(backbone)
+    for a, b in zip(backbone(x), replayed_features):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'run', 'reason'),
+    [
+        (dict(with_cp=True), {}, 'with_cp=True'),
+        (dict(norm='bn'), {}, "norm='bn'"),
+        ({}, dict(counts=2), 'accumulative_counts'),
+        ({}, dict(world_size=2), 'one process, and there are 2'),
+    ],
+    ids=str,
+)
+def test_what_a_graph_cannot_take(settings, run, reason, replayed):
+    with pytest.raises(ValueError, match=f'{reason}.*or remove the hook from custom_hooks'):
+        HOOKS.build(dict(type='CUDAGraphHook')).before_train(runner_of(build(**settings), **run))
+
+
+def test_without_a_gpu_or_a_polynext():
+    hook = HOOKS.build(dict(type='CUDAGraphHook'))
+    with pytest.raises(ValueError, match='on cpu, and CUDA graphs need a GPU'):
+        hook.before_train(runner_of(build()))
+    with pytest.raises(ValueError, match='is a PolyNeXt, got Linear'):
+        hook.before_train(runner_of(nn.Linear(1, 1)))
+
+
+def test_a_loss_scale_on_the_device_stays_in_its_place():
+    """A graph reads the memory that it was captured with."""
+    backbone = build(grad_clip_norm=5.0)
+    backbone.set_loss_scale(torch.tensor(8.0))
+    place = backbone.loss_scale
+    backbone.set_loss_scale(torch.tensor(4.0))
+    assert backbone.loss_scale is place and place == 4
+    backbone.set_loss_scale(1.0)
+    assert backbone.loss_scale == 1.0
