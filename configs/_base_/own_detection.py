@@ -1,7 +1,7 @@
-# RetinaNet on a data set of your own in COCO's format, for docs/own_data.md, which has the config
+# ATSS on a data set of your own in COCO's format, for docs/own_data.md, which has the config
 # that inherits from this file.
 _base_ = [
-    'models/retinanet_polynext.py',
+    'models/atss_polynext.py',
     'schedules/coco_1x.py',
     'detection_runtime.py',
 ]

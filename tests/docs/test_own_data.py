@@ -9,13 +9,14 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from pages import example, replaced
+from PIL import Image
 
 from coco_sample import SHAPES, make_coco
 from helpers import TINY_ARCH, build, build_model, call_tool
 from polynext_mm.datasets.own import OwnSegDataset
 from polynext_mm.engine.config_checks import check_config
 from polynext_mm.engine.normalization import find_mismatch
-from segmentation_sample import CLASSES, make_segmentation, write_label
+from segmentation_sample import CLASSES, image_path, make_segmentation, write_label
 
 PAGE = 'docs/own_data.md'
 SEGMENTATION, DETECTION = (
@@ -61,7 +62,9 @@ def segmentation(tmp_path):
     rng = np.random.default_rng(0)
     for split, count in (('train', 4), ('val', 3)):
         for index in range(count):
-            ids = rng.integers(0, 3, (40, 48))
+            pixels = rng.integers(0, 256, (64, 80, 3), dtype=np.uint8)  # TTA shrinks by .75
+            Image.fromarray(pixels).save(image_path(root, split, index))
+            ids = rng.integers(0, 3, (64, 80))
             ids[:5], ids[5:10] = 11, 255
             write_label(root, split, index, ids)
     return pasted(
@@ -120,7 +123,9 @@ def test_it_trains_and_evaluates(
     assert 'tiny.pt' in printed.out + printed.err  # the weights of init_cfg
     assert re.search(metric, printed.out + printed.err)
     for more in ((), ('--tta',)):
-        found = call_tool('test', path, tmp_path / 'work_dirs' / 'mine' / checkpoint, *more, *options)
+        found = call_tool(
+            'test', path, tmp_path / 'work_dirs' / 'mine' / checkpoint, *more, *options
+        )
         assert found is None
         printed = capfd.readouterr()
         assert re.search(metric, printed.out + printed.err)
@@ -146,3 +151,14 @@ def test_ignored_ids_are_255_in_every_pipeline(segmentation, reduce_zero_label):
 def test_ids_that_cannot_be_ignored_are_refused(ids, tmp_path):
     with pytest.raises(ValueError, match='the ids of the 4 classes are 0 to 3'):
         OwnSegDataset(ids, metainfo=dict(classes=CLASSES), lazy_init=True)
+
+
+def test_fine_tuning_resets_heads_of_other_classes(segmentation):
+    path = segmentation.with_name('finetuned.py')
+    path.write_text(
+        replaced(example(PAGE, 'reset_mismatched_heads'), ('my_roofs.py', segmentation.name))
+    )
+    cfg, before = Config.fromfile(path), Config.fromfile(segmentation)
+    guard = dict(type='CheckpointGuardHook', reset_mismatched_heads=True)
+    assert cfg.custom_hooks == [guard, *before.custom_hooks[1:]]
+    assert cfg.load_from == 'polynext://uper_cpolynexts'
