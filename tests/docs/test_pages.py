@@ -19,8 +19,9 @@ from mmengine.registry import MODELS
 from pages import PAGES, Block, blocks_of
 from shell import check, command_lines
 
-from helpers import CONFIG, ROOT, mm_folder
+from helpers import CONFIG, ROOT, build, imagenet_weights, mm_folder
 from polynext_mm.engine.config_checks import check_config
+from polynext_mm.weights import PUBLISHED
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 #: Not looked into: layouts of folders, messages (test_troubleshooting.py), the citation.
@@ -249,3 +250,25 @@ def test_every_page_is_reachable_from_the_readme():
     text = (ROOT / 'README.md').read_text()
     reached = set(re.findall(r'\]\((docs/\w+\.md)', text))
     assert {f'docs/{page.name}' for page in (ROOT / 'docs').glob('*.md')} <= reached
+
+
+# Run, not only read
+
+
+PROGRAMS = [block for block in BLOCKS if block.kind == 'python' and not is_config(block.text)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('block', PROGRAMS, ids=str)
+def test_a_program_runs(block, tmp_path, monkeypatch):
+    """With made-up weights where published files would be downloaded to."""
+    folder = tmp_path / 'hub' / 'checkpoints'
+    folder.mkdir(parents=True)
+    for name, published in PUBLISHED.items():
+        if re.search(rf'\b{name}\b', block.text):
+            torch.save(imagenet_weights(name), folder / published.file)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    backbone = build().eval()
+    given = dict(model=backbone, backbone=backbone, images=torch.randn(2, 3, 64, 64))
+    exec(compile(block.text, str(block), 'exec'), given)
