@@ -189,7 +189,7 @@ def _parse(
     arguments: Sequence[str],
     pasted: dict[str, Path],
 ) -> None:
-    if '...' in arguments:
+    if '...' in arguments or not arguments:  # named, not shown
         return
     printed = io.StringIO()
     try:

@@ -255,11 +255,14 @@ def test_every_page_is_reachable_from_the_readme():
 # Run, not only read
 
 
-PROGRAMS = [block for block in BLOCKS if block.kind == 'python' and not is_config(block.text)]
+PROGRAMS = [
+    pytest.param(block, marks=[pytest.mark.slow] * ('export' in block.text), id=str(block))
+    for block in BLOCKS
+    if block.kind == 'python' and not is_config(block.text)
+]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('block', PROGRAMS, ids=str)
+@pytest.mark.parametrize('block', PROGRAMS)
 def test_a_program_runs(block, tmp_path, monkeypatch):
     """With made-up weights where published files would be downloaded to."""
     folder = tmp_path / 'hub' / 'checkpoints'
