@@ -20,6 +20,7 @@ DATA = {
     'coco': 'COCO 2017',
     'landcover': 'demo/landcover',
     'treecrowns': 'demo/treecrowns',
+    'materials': 'demo/materials',
 }
 ROWS = [
     [cell.strip() for cell in line.strip('|').split('|')]
