@@ -9,12 +9,12 @@ _base_ = [
 ]
 data_root = '{{ fileDirname }}/../demo/materials/'
 metainfo = dict(
-    classes=('brick', 'grass', 'gravel', 'tissue', 'galaxies', 'trees'),
+    classes=('brick', 'grass', 'gravel', 'coins', 'galaxies', 'trees'),
     palette=[
         (200, 90, 70),
         (150, 200, 80),
         (160, 160, 160),
-        (230, 140, 200),
+        (240, 190, 60),
         (50, 60, 150),
         (30, 110, 70),
     ],
@@ -83,13 +83,13 @@ test_evaluator = dict(
     type='CocoMetric', ann_file=data_root + 'annotations/instances_test.json', metric='bbox'
 )
 
-widths = [32, 64, 128, 192]
+widths = [24, 48, 96, 96]
 model = dict(
     type='ATSS',
     backbone=dict(
         arch=dict(
             widths=widths,
-            depths=(1, 1, 2, 1),
+            depths=(1, 1, 1, 1),
             stacks=(2, 2, 2, 2),
             mixers=('conv', 'conv', 'conv', 'conv'),
             conv_ratios=(1, 1, 1, 1),
@@ -140,7 +140,7 @@ model = dict(
 max_iters = 800
 optim_wrapper = dict(
     dtype='float32',  # bfloat16 is faster only on CPUs with instructions for it
-    optimizer=dict(lr=4e-3),
+    optimizer=dict(lr=6e-3),
     clip_grad=dict(max_norm=5.0),
 )
 param_scheduler = [

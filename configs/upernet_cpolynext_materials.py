@@ -8,12 +8,12 @@ _base_ = [
 ]
 data_root = '{{ fileDirname }}/../demo/materials'
 metainfo = dict(
-    classes=('brick', 'grass', 'gravel', 'tissue', 'galaxies', 'trees'),
+    classes=('brick', 'grass', 'gravel', 'coins', 'galaxies', 'trees'),
     palette=[
         [200, 90, 70],
         [150, 200, 80],
         [160, 160, 160],
-        [230, 140, 200],
+        [240, 190, 60],
         [50, 60, 150],
         [30, 110, 70],
     ],
@@ -74,14 +74,14 @@ val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 
 num_classes = len(metainfo['classes'])
-widths = [32, 64, 128, 192]
+widths = [24, 48, 96, 96]
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     data_preprocessor=dict(size=(96, 96)),
     backbone=dict(
         arch=dict(
             widths=widths,
-            depths=(1, 1, 2, 1),
+            depths=(1, 1, 1, 1),
             stacks=(2, 2, 2, 2),
             mixers=('conv', 'conv', 'conv', 'conv'),
             conv_ratios=(1, 1, 1, 1),
@@ -106,10 +106,10 @@ model = dict(
     test_cfg=dict(_delete_=True, mode='whole'),
 )
 
-max_iters = 1000
+max_iters = 1600
 optim_wrapper = dict(
     dtype='float32',  # bfloat16 is faster only on CPUs with instructions for it
-    optimizer=dict(lr=6e-3),
+    optimizer=dict(lr=1e-2),
     paramwise_cfg=dict(head_lr_mult=1.0),
     clip_grad=dict(max_norm=5.0),
 )
@@ -117,6 +117,6 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=30, end=max_iters),
 ]
-train_cfg = dict(max_iters=max_iters, val_interval=250)
+train_cfg = dict(max_iters=max_iters, val_interval=400)
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=max_iters, save_best=None))
 randomness = dict(seed=0)

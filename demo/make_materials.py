@@ -37,9 +37,9 @@ CLASSES = {
     'brick': Material(SKIMAGE, 'brick.png', 1.5),
     'grass': Material(SKIMAGE, 'grass.png'),
     'gravel': Material(SKIMAGE, 'gravel.png'),
-    'tissue': Material(SKIMAGE, 'ihc.png'),
+    'coins': Material(SKIMAGE, 'coins.png', 1.5),
     'galaxies': Material(SKIMAGE, 'hubble_deep_field.jpg', 1.5),
-    'trees': Material(DEEPFOREST, '2019_YELL_2_528000_4978000_image_crop2.png', 3.0),
+    'trees': Material(DEEPFOREST, '2019_YELL_2_541000_4977000_image_crop.png', 2.5),
 }
 
 # each photograph is cut into bands, top to bottom: where they start and end, in parts of its height
