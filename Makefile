@@ -36,7 +36,7 @@ demo: $(INSTALLED)
 	$(RUN) demo/segmentation.py
 
 demo-detection: $(INSTALLED)
-	echo '==> Training and evaluating three detectors on demo/materials (13 minutes)'
+	echo '==> Training and evaluating three detectors on demo/materials (10 minutes)'
 	$(RUN) demo/detection.py
 
 lint: $(INSTALLED)

@@ -21,7 +21,7 @@ NAMES = {
     ROOT / 'configs' / 'atss_convnext_atto_materials.py': 'ConvNeXt-Atto',
     ROOT / 'configs' / 'atss_resnet18_materials.py': 'ResNet-18',
 }
-SECONDS = 200
+SECONDS = 150
 PACE_ITERS = 24
 
 

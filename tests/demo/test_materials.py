@@ -7,17 +7,10 @@ import pytest
 from PIL import Image
 
 import make_materials
-from helpers import ROOT
+from helpers import ROOT, contents
 
 MATERIALS = ROOT / 'demo' / 'materials'
 SCENES = {name: scenes for name, (scenes, *_) in make_materials.SPLITS.items()}
-
-
-def contents(folder):
-    """Return the bytes of every file below a folder, by relative path."""
-    return {
-        path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()
-    }
 
 
 def test_the_sample_stays_small():
