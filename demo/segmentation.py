@@ -135,8 +135,8 @@ def draw_sheet(
         for colour in metainfo['palette']
     ]
     figure.legend(handles, metainfo['classes'], ncol=len(handles), loc='lower center', fontsize=9)
-    figure.suptitle(title, fontsize=10)
-    figure.tight_layout(rect=(0, 0.03, 1, 0.99), pad=0.3)
+    figure.suptitle(title, fontsize=10, y=0.995)
+    figure.tight_layout(rect=(0, 0.03, 1, 0.98), pad=0.3)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
