@@ -5,7 +5,7 @@ arch and norm), shapes (a 1x1 convolution is a matrix here, a scale a vector, wh
 every position a table (..., H, W)) and the order of PolyConv's inner channels.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TypeVar
 
 from torch import Tensor
@@ -204,6 +204,21 @@ def unwrapped(key: str) -> str:
     return parts.removeprefix('module.')
 
 
+def renamed(weights: Mapping[str, Value], new_name: Callable[[str], str]) -> dict[str, Value]:
+    """Return weights under other names.
+
+    Raises:
+        ValueError: If two become one, naming them.
+    """
+    result, old_names = {}, {}
+    for key, value in weights.items():
+        name = new_name(key)
+        if name in result:
+            raise ValueError(f'{old_names[name]} and {key} are both the weight {name}')
+        result[name], old_names[name] = value, key
+    return result
+
+
 def is_backbone(keys: Collection[str]) -> bool:
     """Return whether these keys, without a prefix, are a PolyNeXt's, in either naming."""
     return _AUTHORS_MARK in keys or _OUR_MARK in keys
@@ -214,21 +229,40 @@ def is_authors(keys: Collection[str]) -> bool:
     return _AUTHORS_MARK in keys
 
 
-def translate(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
+def translate(
+    state_dict: Mapping[str, Tensor], arch: Arch, expected: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Return weights of the authors' in our names, shapes and order of channels.
 
     Names that the arch does not have are kept, so that the strict check reports them.
+
+    Args:
+        state_dict: The weights.
+        arch: The network's arch.
+        expected: Weights of the model, by our names. What has another number of elements keeps its
+            shape and order, so that nothing is copied that does not fit.
+
+    Raises:
+        ValueError: If two names become one.
     """
     names = authors_to_ours(arch, norm_of(state_dict))
-    ours = {}
-    for key, value in state_dict.items():
-        if key in names:
-            if key.endswith(_PER_QUERY):
-                value = _on_map(value, state_dict.get(_sibling(key)))
-            ours[names[key]] = _reordered(_our_shape(value, key), names[key], arch, back=False)
-        elif key != DROPOUT_RATE:
-            ours[key] = value
+    weights = {key: value for key, value in state_dict.items() if key != DROPOUT_RATE}
+    ours = renamed(weights, lambda key: names.get(key, key))
+    for key, value in weights.items():
+        name = names.get(key)
+        if name is None or (expected is not None and not _may_fit(value, expected.get(name))):
+            continue
+        if key.endswith(_PER_QUERY):
+            value = _on_map(value, state_dict.get(_sibling(key)))
+        value = _our_shape(value, key)
+        if expected is None or value.shape == expected[name].shape:
+            value = _reordered(value, name, arch, back=False)
+        ours[name] = value
     return ours
+
+
+def _may_fit(value: Tensor, expected: Tensor | None) -> bool:
+    return expected is not None and value.numel() == expected.numel()
 
 
 def translate_back(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
@@ -302,7 +336,7 @@ def _our_shape(value: Tensor, key: str) -> Tensor:
     if key.endswith('.scale'):
         return value.flatten()
     if key.endswith(_PER_POSITION):
-        return value.reshape(value.shape[-2:])
+        return value[0, 0] if value.ndim == 4 and value.shape[:2] == (1, 1) else value
     return value.flatten(1) if _is_pointwise(key, value) else value
 
 
