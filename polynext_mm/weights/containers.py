@@ -63,7 +63,9 @@ def load(path: Path, map_location: MapLocation = 'cpu') -> Any:
             )
         load_file = _safetensors_reader()
         return _explained(path, lambda: load_file(path, device=str(map_location or 'cpu')))
-    return _explained(path, lambda: _load_torch(path, map_location))
+    return _explained(
+        path, lambda: _load_torch(path, 'cpu' if map_location is None else map_location)
+    )
 
 
 def outline(path: Path) -> Any:
@@ -76,7 +78,7 @@ def outline(path: Path) -> Any:
         CheckpointError: As :func:`load`.
     """
     require_file(path)
-    return _explained(path, lambda: _load_torch(path, None))
+    return _explained(path, lambda: _load_torch(path, 'meta'))
 
 
 def damage(path: Path) -> str | None:
@@ -232,7 +234,7 @@ def _load_older(path: Path, map_location: MapLocation) -> Any:
             raise CheckpointError('was written on a big-endian machine and cannot be read')
         described = pickles.parse(mapped, size)
         keys = pickles.parse(mapped, size)
-        _Builder(None, None, size).build(described)  # refuses what has no dtype to count by
+        _Builder(None, 'meta', size).build(described)  # refuses what has no dtype to count by
         storages = {storage.key: storage for storage in _storages(described)}
         places = _places(mapped, [str(key) for key in keys], storages, size)
 
@@ -309,7 +311,7 @@ class _Builder:
 
     Args:
         read_storage: Reads the bytes of a storage.
-        map_location: Where tensors go; None for the meta device, reading no storage.
+        map_location: Where tensors go; of 'meta', no storage is read.
         limit: How many bytes arrays may have together.
     """
 
@@ -357,7 +359,7 @@ class _Builder:
         return value
 
     def _tensor(self, view: TensorView) -> Tensor:
-        if self.map_location is None:
+        if self.map_location == 'meta':
             return torch.empty(view.shape, dtype=view.dtype, device='meta')
         storage = view.storage
         if storage.key not in self.storages:

@@ -239,8 +239,8 @@ def translate(
     Args:
         state_dict: The weights.
         arch: The network's arch.
-        expected: Weights of the model, by our names. What has another number of elements keeps its
-            shape and order, so that nothing is copied that does not fit.
+        expected: Weights of the model, by our names. What has another number of elements is not
+            copied into another order, however large it claims to be.
 
     Raises:
         ValueError: If two names become one.
@@ -250,19 +250,19 @@ def translate(
     ours = renamed(weights, lambda key: names.get(key, key))
     for key, value in weights.items():
         name = names.get(key)
-        if name is None or (expected is not None and not _may_fit(value, expected.get(name))):
+        if name is None:
+            continue
+        wanted = None if expected is None else expected.get(name)
+        fits = expected is None or (wanted is not None and value.numel() == wanted.numel())
+        if not fits and not value.is_contiguous():
             continue
         if key.endswith(_PER_QUERY):
             value = _on_map(value, state_dict.get(_sibling(key)))
         value = _our_shape(value, key)
-        if expected is None or value.shape == expected[name].shape:
+        if fits and (wanted is None or value.shape == wanted.shape):
             value = _reordered(value, name, arch, back=False)
         ours[name] = value
     return ours
-
-
-def _may_fit(value: Tensor, expected: Tensor | None) -> bool:
-    return expected is not None and value.numel() == expected.numel()
 
 
 def translate_back(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:

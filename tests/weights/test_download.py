@@ -1,5 +1,6 @@
 """Urls and published names: fetched once, completely or not at all; failures say what to do."""
 
+import hashlib
 import http.client
 import http.server
 import io
@@ -71,13 +72,19 @@ def file_bytes(content, **options) -> bytes:
     return buffer.getvalue()
 
 
+def place(url, cache):
+    """Where the download of a url is kept: under the file's name and a hash of the url."""
+    stem, dot, suffix = url.rpartition('/')[2].partition('.')
+    return cache / f'{stem}-{hashlib.sha256(url.encode()).hexdigest()[:12]}{dot}{suffix}'
+
+
 def failure(url, cache) -> str:
     backbone = build(arch=ARCH, init_cfg=dict(type='Pretrained', checkpoint=url))
     with pytest.raises(CheckpointError) as caught:
         backbone.init_weights()
     message = str(caught.value)
     assert url in message
-    assert str(cache / url.rpartition('/')[2]) in message
+    assert str(place(url, cache)) in message
     assert 'to start from scratch instead, set the init_cfg of the backbone to None' in message
     assert not cache.exists() or not list(cache.iterdir())
     return message
@@ -94,7 +101,7 @@ def test_a_url_is_fetched_once(cache, server):
         backbone.init_weights()
         assert is_golden(backbone)
     assert server.asked == ['/weights.pt']
-    assert [file.name for file in cache.iterdir()] == ['weights.pt']
+    assert list(cache.iterdir()) == [place(f'{server.url}/weights.pt', cache)]
 
 
 def test_load_checkpoint_takes_a_url(cache, server):
@@ -129,7 +136,7 @@ def test_a_published_name_is_fetched_once(cache, release, load, scheme):
         load(backbone, scheme + ARCH)
         assert is_golden(backbone)
     assert release.asked == [f'/release/{ARCH}.pt']
-    assert [file.name for file in cache.iterdir()] == [f'{ARCH}.pt']
+    assert list(cache.iterdir()) == [place(PUBLISHED[ARCH].url, cache)]
 
 
 @pytest.mark.usefixtures('cache', 'release', 'quick_configs')
@@ -170,7 +177,7 @@ def test_a_published_file_that_cannot_be_had_names_url_and_place(cache, release)
     url = PUBLISHED['cpolynext_s'].url
     with pytest.raises(CheckpointError, match=re.escape(url)) as caught:
         load_checkpoint(build(), 'polynext://cpolynext_s')
-    assert str(cache / 'cpolynext_s.pt') in str(caught.value)
+    assert str(place(url, cache)) in str(caught.value)
 
 
 @pytest.mark.usefixtures('cache')
@@ -196,7 +203,7 @@ def test_a_file_put_in_place_by_hand_needs_no_network(cache, monkeypatch):
 
     monkeypatch.setattr(torch.hub, 'download_url_to_file', no_network)
     cache.mkdir(parents=True)
-    torch.save(imagenet_weights(), cache / f'{ARCH}.pt')
+    torch.save(imagenet_weights(), place(URL, cache))
     backbone = build(arch=ARCH, out_norm=False)
     load_checkpoint(backbone, URL)
     assert is_golden(backbone)
