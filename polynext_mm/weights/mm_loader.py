@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..compat import require_mmengine
-from . import callers, loading, resuming
+from . import callers, loading, resuming, timm_hub
 from .callers import Caller
 from .containers import is_truncated_archive
 from .downloads import PUBLISHED_SCHEME, fetch, is_url, plain_path
@@ -132,6 +132,8 @@ def _read(source: str, map_location: Any) -> dict:
     scheme = plain.partition('://')[0] + '://' if '://' in plain else ''
     if not scheme or is_url(plain) or scheme == PUBLISHED_SCHEME:
         return read(source, map_location)
+    if scheme == timm_hub.SCHEME:
+        return timm_hub.read_timm(plain)
     from mmengine.runner import checkpoint as mm
 
     if scheme in ('torchvision://', 'modelzoo://'):
@@ -195,13 +197,12 @@ def _check_whole(
     """Check what is beside the backbones, where a model is loaded from a file as a whole."""
     from mmengine.logging import print_log
 
-    if not prefix and _WHOLE in local_metadata:
-        names = callers.backbones(model)
-        report = loading.check(
-            model,
-            state_dict,
-            local_metadata.get('source'),
-            evaluation=local_metadata[_WHOLE],
-            backbones=names,
-        )
-        print_log(report, logger='current')
+    if prefix or _WHOLE not in local_metadata:
+        return
+    backbones = callers.backbones(model)
+    prefixes = tuple(f'{name}.' for name in backbones)
+    if backbones and not any(key.startswith(prefixes) for key in state_dict):
+        return  # the backbone says it best, when its turn comes
+    source, evaluation = local_metadata.get('source'), local_metadata[_WHOLE]
+    report = loading.check(model, state_dict, source, evaluation=evaluation, backbones=backbones)
+    print_log(report, logger='current')

@@ -1,5 +1,6 @@
 """Urls and published names: fetched once, completely or not at all; failures say what to do."""
 
+import dataclasses
 import hashlib
 import http.client
 import http.server
@@ -14,6 +15,7 @@ import urllib.error
 
 import pytest
 import torch
+from hostile import Evil
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 
 from helpers import (
@@ -137,6 +139,52 @@ def test_a_published_name_is_fetched_once(cache, release, load, scheme):
         assert is_golden(backbone)
     assert release.asked == [f'/release/{ARCH}.pt']
     assert list(cache.iterdir()) == [place(PUBLISHED[ARCH].url, cache)]
+
+
+def known(monkeypatch, **figures):
+    """Let the smallest published file have figures."""
+    file = dataclasses.replace(PUBLISHED[ARCH], **figures)
+    monkeypatch.setitem(PUBLISHED, ARCH, file)
+
+
+def test_size_and_sha256_are_checked_on_download(cache, release, monkeypatch):
+    data = release.files[f'/release/{ARCH}.pt']
+    digest = hashlib.sha256(data).hexdigest()
+    for figures, message in (
+        (dict(size=len(data) + 1), f'has {len(data)} bytes instead of {len(data) + 1}'),
+        (dict(size=len(data), sha256='0' * 64), 'another SHA-256'),
+    ):
+        known(monkeypatch, **figures)
+        with pytest.raises(CheckpointError, match=message):
+            weights.read(f'polynext://{ARCH}')
+        assert not list(cache.iterdir())
+    known(monkeypatch, size=len(data), sha256=digest)
+    weights.read(f'polynext://{ARCH}')
+
+
+def test_two_urls_of_the_same_file_name_are_two_files(cache, server):
+    for folder, value in (('a', 1.0), ('b', 2.0)):
+        server.files[f'/{folder}/weights.pt'] = file_bytes({'x.weight': torch.full((2,), value)})
+    for folder, value in (('a', 1.0), ('b', 2.0)) * 2:
+        content = weights.read(f'{server.url}/{folder}/weights.pt')
+        assert content['state_dict']['x.weight'][0] == value
+    assert server.asked == ['/a/weights.pt', '/b/weights.pt']
+
+
+def test_urls_of_mmengines_names_are_read_safely(cache, server, tmp_path, monkeypatch):
+    from mmengine.runner import checkpoint
+
+    trace = tmp_path / 'trace'
+    content = dict(state_dict={'conv1.weight': torch.ones(2)}, extra=Evil(trace))
+    server.files['/resnet.pth'] = file_bytes(content)
+    url = f'{server.url}/resnet.pth'
+    monkeypatch.setattr(checkpoint, 'get_torchvision_models', lambda: {'resnet': url})
+    monkeypatch.setattr(checkpoint, 'get_external_models', lambda: {'resnet': url})
+    monkeypatch.setattr(checkpoint, 'get_mmcls_models', lambda: {'resnet': url})
+    for source in (url, 'torchvision://resnet', 'open-mmlab://resnet', 'mmcls://resnet'):
+        with pytest.raises(CheckpointError, match='eval'):
+            load_checkpoint(build(), source)
+    assert not trace.exists()
 
 
 @pytest.mark.usefixtures('cache', 'release', 'quick_configs')
