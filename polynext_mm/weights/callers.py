@@ -43,7 +43,7 @@ def find() -> Caller:
         function, variables = frame.f_code.co_name, frame.f_locals
         if function == 'init_weights':
             # mmengine initializes a part, on behalf of the whole
-            caller = _updated(caller, is_ours=_has_ours(variables.get('self')))
+            caller = _updated(caller, is_ours=has_ours(variables.get('self')))
         elif not frame.f_globals.get('__name__', '').startswith('mmengine.'):
             continue
         owner = variables.get('self')
@@ -51,10 +51,12 @@ def find() -> Caller:
             model = variables.get('model', getattr(owner, 'model', None))
             if isinstance(model, nn.Module):
                 caller = dataclasses.replace(
-                    caller, model=_unwrapped(model), is_ours=_has_ours(model)
+                    caller, model=_unwrapped(model), is_ours=has_ours(model)
                 )
         elif function == '__call__' and isinstance(variables.get('module'), nn.Module):
-            caller = _updated(caller, is_ours=_has_ours(variables['module']))
+            caller = _updated(caller, is_ours=has_ours(variables['module']))
+        elif function == '_publish_model':
+            caller = _updated(caller, has_ours(getattr(variables.get('runner'), 'model', None)))
         elif function == '_init_model' and caller.model is None:
             caller = _updated(caller, is_ours=_names_ours(variables.get('cfg')))
         if caller.model is not None and hasattr(owner, 'call_hook') and _loads(owner, caller.model):
@@ -99,7 +101,8 @@ def backbones(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _has_ours(model: Any) -> bool:
+def has_ours(model: Any) -> bool:
+    """Return whether a module has a network of this package in it."""
     from ..backbones.multiscale import MultiScale
     from ..nn import PolyNeXt
 
@@ -121,6 +124,7 @@ def _names_ours(cfg: Any) -> bool:
     from ..backbones import MetaFormer, PolyNeXt
 
     ours = (MetaFormer, PolyNeXt)
+    cfg = getattr(cfg, '_cfg_dict', cfg)  # of a Config
     if isinstance(cfg, Mapping):
         kind = cfg.get('type')
         is_named = isinstance(kind, str) and kind.rpartition('.')[2] in {c.__name__ for c in ours}

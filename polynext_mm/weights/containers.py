@@ -31,7 +31,7 @@ _CHUNK = 1 << 22
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _MAX_DEPTH = 64
-_MAX_VALUES = 5_000_000
+_MAX_VALUES = 2_000_000
 #: What is added to the name of a file for that of its checksum.
 CHECKSUM_SUFFIX = '.sha256'
 
@@ -236,6 +236,8 @@ def _load_older(path: Path, map_location: MapLocation) -> Any:
         keys = pickles.parse(mapped, size)
         _Builder(None, 'meta', size).build(described)  # refuses what has no dtype to count by
         storages = {storage.key: storage for storage in _storages(described)}
+        if not isinstance(keys, list) or not all(isinstance(key, (str, int)) for key in keys):
+            raise ValueError('a malformed list of storages')
         places = _places(mapped, [str(key) for key in keys], storages, size)
 
         def read_storage(storage: Storage) -> Tensor:

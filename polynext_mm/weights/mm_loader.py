@@ -115,7 +115,7 @@ def _read_for(caller: Caller, source: str, map_location: Any) -> dict:
     checkpoint = _read(source, map_location)
     if caller.resumes and caller.is_ours:
         checkpoint = _to_resume(caller, checkpoint, source)
-    if caller.model is not None and caller.is_ours and not _checks_itself(caller):
+    if callers.has_ours(caller.model) and not _checks_itself(caller):
         if '' not in callers.backbones(caller.model):
             # carried on by mmengine, which renames keys and calls hooks before it loads
             checkpoint['state_dict']._metadata[''][_WHOLE] = not _trains(caller.runner)

@@ -19,8 +19,9 @@ import torch
 
 # Far above what the largest checkpoint needs; a pickle of one-byte operations could still fill the
 # memory with empty containers.
-_MAX_OPERATIONS = 5_000_000
+_MAX_OPERATIONS = 2_000_000
 _MARGIN = 1 << 20
+_MAX_DIMENSIONS = 16
 
 
 class RefusedError(ValueError):
@@ -65,7 +66,7 @@ class TensorView:
 
     def __post_init__(self) -> None:
         numbers = (self.offset, *self.shape, *self.stride)
-        if len(self.shape) != len(self.stride) or not all(
+        if not len(self.shape) == len(self.stride) <= _MAX_DIMENSIONS or not all(
             type(number) is int and 0 <= number < 2**62 for number in numbers
         ):
             raise ValueError('a tensor has a malformed shape')

@@ -43,12 +43,12 @@ def needed(checkpoint: Mapping, source: Any, folders: Iterable[Path]) -> tuple[d
             f'{source} holds no state of a training that could be resumed: to start from its '
             'weights, give it as load_from without --resume'
         )
-    for key, least in (('epoch', 0), ('iter', 0), ('seed', 0)):
+    for key in ('epoch', 'iter', 'seed'):
         value = meta.get(key)
         if type(value) is not int and not (key == 'seed' and value is None):
             raise CheckpointError(f'{source}: {key} of meta is {_kind(value)}, not a number')
-        if value is not None and not least <= value < 2**32:
-            raise CheckpointError(f'{source}: {key} of meta is {value}')
+        if value is not None and not 0 <= value < 2**32:
+            raise CheckpointError(f'{source}: {key} of meta is not within 0 and 2^32')
     for part in ('optimizer', 'ema_state_dict', 'polynext_resume'):
         if not isinstance(checkpoint.get(part, {}), Mapping):
             raise CheckpointError(f'{source}: {part} is {_kind(checkpoint[part])}, not a dict')
