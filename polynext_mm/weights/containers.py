@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from . import pickles
-from .errors import CheckpointError
+from .errors import CheckpointError, shown
 from .pickles import Array, ArrayDtype, History, Maker, Name, OddTensor, Storage, TensorView
 
 _CHUNK = 1 << 22
@@ -113,14 +113,14 @@ def _explained(path: Path, read: Callable[[], Any]) -> Any:
     except pickles.RefusedError as error:
         raise CheckpointError(
             f'{path} holds more than weights and was not read, since reading all of it could '
-            f'execute code: {error}\nIf you trust whoever made it, read it as torch does: '
+            f'execute code: {shown(error)}\nIf you trust whoever made it, read it as torch does: '
             f'unsafe:{path}'
         ) from error
     except Exception as error:  # damage shows in many ways, all the same to a user
         reason = next(iter(str(error).strip().splitlines()), '')
         raise CheckpointError(
             f'{path} ({path.stat().st_size} bytes) is damaged, truncated or not a checkpoint: '
-            f'{type(error).__name__}: {reason}. Delete it and get it again'
+            f'{type(error).__name__}: {shown(reason)}. Delete it and get it again'
         ) from error
 
 
@@ -199,7 +199,7 @@ def _members(archive: zipfile.ZipFile, size: int) -> tuple[dict[str, zipfile.Zip
     for info in infos:
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise CheckpointError(
-                f'has a compressed member, {info.filename} ({info.file_size} bytes once inflated): '
+                f'has a compressed member, {shown(info.filename)} ({info.file_size} bytes once inflated): '
                 'torch writes none, and it was not read. Unpack the archive and pack it again '
                 'without compression if it is yours'
             )
@@ -345,7 +345,7 @@ class _Builder:
             return self._tensor(value)
         if isinstance(value, OddTensor):
             raise CheckpointError(
-                f'holds a {value.kind} tensor, {".".join(map(str, path))}: weights are dense, on '
+                f'holds a {value.kind} tensor, {_where(path)}: weights are dense, on '
                 'the CPU and in floating point'
             )
         if isinstance(value, Array):
@@ -355,9 +355,7 @@ class _Builder:
         if isinstance(value, History):
             return self._history(value, path)
         if isinstance(value, (Name, Maker, Storage)):
-            raise pickles.RefusedError(
-                f'{getattr(value, "text", "a storage")} as {".".join(map(str, path))}'
-            )
+            raise pickles.RefusedError(f'{getattr(value, "text", "a storage")} as {_where(path)}')
         return value
 
     def _tensor(self, view: TensorView) -> Tensor:
@@ -407,6 +405,10 @@ class _Builder:
         ):
             raise ValueError('a malformed HistoryBuffer')
         return HistoryBuffer(values, counts, length)
+
+
+def _where(path: tuple) -> str:
+    return shown('.'.join(map(shown, path)))
 
 
 class BareHistory(argparse.Namespace):

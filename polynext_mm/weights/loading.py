@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import ARCHS
-from .errors import CheckpointError
+from .errors import CheckpointError, shown
 from .names import (
     BACKBONE,
     DROPOUT_RATE,
@@ -254,7 +254,7 @@ def report(
     if fresh:
         line += f'; not in the file, left as initialized: {", ".join(fresh)}'
     if left_over:
-        line += f'; left over in the file: {", ".join(_groups(left_over))}'
+        line += f'; left over in the file: {", ".join(map(shown, _groups(left_over)))}'
     return line
 
 
@@ -309,6 +309,6 @@ def raise_unless_equal(
     ):
         if keys:
             more = f' and {len(keys) - 4} more' if len(keys) > 4 else ''
-            problems.append(f'{len(keys)} {what}: {", ".join(list(keys)[:4])}{more}')
+            problems.append(f'{len(keys)} {what}: {", ".join(map(shown, list(keys)[:4]))}{more}')
     if problems:
         raise CheckpointError(f'{named(source)} does not fit: {"; ".join(problems)}; {hint()}')

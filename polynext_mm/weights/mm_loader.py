@@ -15,7 +15,7 @@ from . import callers, loading, resuming, timm_hub
 from .callers import Caller
 from .containers import is_truncated_archive
 from .downloads import PUBLISHED_SCHEME, fetch, is_url, plain_path
-from .errors import CheckpointError
+from .errors import CheckpointError, shown
 from .published import PUBLISHED
 from .reading import UNSAFE, is_polynext_file, normalize, read
 
@@ -108,12 +108,12 @@ def _read_for(caller: Caller, source: str, map_location: Any) -> dict:
     """
     if caller.named_by_file and (source.startswith(UNSAFE) or '://' in source):
         raise CheckpointError(
-            f'last_checkpoint in {caller.runner.work_dir} says {source!r}, which is no file of a '
-            'training: name the checkpoint to resume from (--resume FILE, or load_from in the '
-            'config), or remove last_checkpoint'
+            f'last_checkpoint in {caller.runner.work_dir} says {shown(repr(source), 200)}, which is '
+            'no file of a training: name the checkpoint to resume from (--resume FILE, or load_from '
+            'in the config), or remove last_checkpoint'
         )
     checkpoint = _read(source, map_location)
-    if caller.resumes and caller.is_ours:
+    if caller.resumes:
         checkpoint = _to_resume(caller, checkpoint, source)
     if callers.has_ours(caller.model) and not _checks_itself(caller):
         if '' not in callers.backbones(caller.model):
@@ -170,7 +170,7 @@ def _to_resume(caller: Caller, checkpoint: dict, source: str) -> dict:
     if dropped:
         print_log(
             f'{source}: not taken from the checkpoint, since it is no plain value: '
-            f'{", ".join(dropped[:10])}',
+            f'{", ".join(map(shown, dropped[:10]))}',
             logger='current',
             level=logging.WARNING,
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..nn import ARCHS, Arch
 from ..nn.ops import partner_order
+from .errors import shown
 
 Value = TypeVar('Value')
 
@@ -214,7 +215,8 @@ def renamed(weights: Mapping[str, Value], new_name: Callable[[str], str]) -> dic
     for key, value in weights.items():
         name = new_name(key)
         if name in result:
-            raise ValueError(f'{old_names[name]} and {key} are both the weight {name}')
+            first, second = shown(old_names[name]), shown(key)
+            raise ValueError(f'{first} and {second} are both the weight {shown(name)}')
         result[name], old_names[name] = value, key
     return result
 

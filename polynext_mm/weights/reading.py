@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import containers
 from .downloads import local_path
-from .errors import CheckpointError
+from .errors import CheckpointError, shown
 from .names import is_backbone, join_backbone, renamed, split_backbone, unwrapped
 from .values import require_tensors
 
@@ -87,7 +87,7 @@ def normalize(checkpoint: Any, source: str | os.PathLike) -> dict:
         isinstance(value, Tensor) for value in weights.values()
     ):
         raise CheckpointError(
-            f'{source} holds no weights: its keys are {", ".join(map(str, list(checkpoint)[:8]))}'
+            f'{source} holds no weights: its keys are {", ".join(map(shown, list(checkpoint)[:8]))}'
         )
     require_tensors(weights, source)
     try:

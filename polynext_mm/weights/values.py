@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError
+from .errors import CheckpointError, shown
 
 Source = str | os.PathLike | None
 
@@ -26,7 +26,9 @@ def require_tensors(weights: Mapping[Any, Any], source: Source) -> None:
     for key, value in weights.items():
         problem = None
         if not isinstance(key, str):
-            raise CheckpointError(f'{named(source)}: the key {key!r} is not a name of a weight')
+            raise CheckpointError(
+                f'{named(source)}: the key {shown(repr(key))} is not a name of a weight'
+            )
         if not isinstance(value, Tensor):
             problem = f'a {type(value).__name__}'
             if type(value).__module__ == 'numpy':
@@ -38,7 +40,9 @@ def require_tensors(weights: Mapping[Any, Any], source: Source) -> None:
         elif value.device.type == 'meta':
             problem = 'on the meta device, without numbers'
         if problem:
-            raise CheckpointError(f'{named(source)}: {key} is {problem} instead of a dense tensor')
+            raise CheckpointError(
+                f'{named(source)}: {shown(key)} is {problem} instead of a dense tensor'
+            )
 
 
 def require_loadable(
