@@ -50,6 +50,7 @@ def archive(
     with zipfile.ZipFile(path, 'w', compression) as file:
         file.writestr('archive/data.pkl', pickled)
         file.writestr('archive/byteorder', b'little')
+        file.writestr('archive/version', b'3\n')
         for key, data in (members or {}).items():
             file.writestr(f'archive/data/{key}', data)
 
@@ -59,6 +60,7 @@ def older(path: Path, pickled: bytes, keys: list[str], data: bytes) -> None:
     machine = dict(protocol_version=1001, little_endian=True, type_sizes={})
     parts = [0x1950A86A20F9469CFC6C, 1001, machine]
     head = b''.join(pickle.dumps(part, 2) for part in parts)
+    pickled = pickled.replace(b'tQ', b'NtQ')  # of a view of the storage, there is none
     path.write_bytes(head + pickled + pickle.dumps(keys, 2) + data)
 
 
@@ -254,17 +256,7 @@ BOMBS = {
     'place 2^31 in the memory': lambda path: archive(
         path, weights_and(b'Nr' + struct.pack('<I', (1 << 32) - 1))
     ),
-    'encoded again and again': lambda path: archive(
-        path,
-        weights_and(
-            text('x' * (1 << 20))
-            + b'q\x01]('
-            + (name('_codecs', 'encode') + b'(h\x01' + text('latin1') + b'tR') * 5000
-            + b'e'
-        ),
-    ),
     'tuples of tuples': lambda path: archive(path, weights_and(_laughs(60))),
-    'tuples of tuples as a key': lambda path: archive(path, b'\x80\x02}' + _laughs(60) + b'Ns.'),
     'nested without end': lambda path: archive(path, weights_and(b'N' + b'\x85' * 500_000)),
     'nested in a list': lambda path: archive(path, weights_and(b']' * 100_000 + b'a' * 99_999)),
     'a list in itself': lambda path: archive(path, weights_and(b']q\x01h\x01a')),
@@ -300,7 +292,7 @@ def _overlapping(path: Path, count: int) -> None:
     for i in range(1, count):
         name_of_it = f'archive/data/{i}'.encode()
         directory += entry[:28] + struct.pack('<H', len(name_of_it)) + entry[30:46] + name_of_it
-    counts = (count + 2, count + 2, len(directory), start, 0)
+    counts = (count + 3, count + 3, len(directory), start, 0)
     path.write_bytes(
         content[:start] + directory + struct.pack('<4sHHHHIIH', b'PK\x05\x06', 0, 0, *counts)
     )
