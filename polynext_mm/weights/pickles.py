@@ -295,8 +295,6 @@ _TABLE |= {
     f'torch.per_{by}': Name(by)
     for by in ('tensor_affine', 'tensor_symmetric', 'channel_affine', 'channel_symmetric')
 }
-# numpy's classes of dtypes, which newer versions pickle by name
-_DTYPE_CLASS = re.compile(r'numpy\.dtypes\.(\w+)DType')
 
 # by the names of torch's storage classes
 STORAGES = {
@@ -332,7 +330,7 @@ def _looked_up(module: str, name: str) -> Any:
     full = full.replace('torch.cuda.', 'torch.', 1)
     if full in _TABLE:
         return _TABLE[full]
-    if full in STORAGES or full in _QUANTIZED or _DTYPE_CLASS.fullmatch(full):
+    if full in STORAGES or full in _QUANTIZED:
         return Name(full)
     if module == 'torch':
         value = getattr(torch, name, None)
@@ -403,10 +401,8 @@ class _Machine:
 
     def _call(self, _) -> None:
         arguments, maker = self.stack.pop(), self.stack.pop()
-        if isinstance(maker, Name) and _DTYPE_CLASS.fullmatch(maker.text):
-            raise RefusedError(f'{maker.text} called')
         if not isinstance(maker, Maker) or not isinstance(arguments, tuple):
-            raise RefusedError(f'a call of {str(getattr(maker, "text", type(maker).__name__))}')
+            raise RefusedError(f'a call of {getattr(maker, "text", type(maker).__name__)}')
         self.copied += sum(len(part) for part in arguments if isinstance(part, Sized))
         if self.copied > self.limit:
             raise RefusedError('calls that copy the same text again and again')
