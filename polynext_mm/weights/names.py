@@ -108,7 +108,7 @@ def norm_of(keys: Collection[str]) -> str:
 def norm_size(state_dict: Mapping[str, Tensor], arch: Arch) -> tuple[int, int] | None:
     """Return the height and width of the images that the norms are for; None for LN."""
     for mark in _BATCH_NORM_MARKS:
-        if mark in state_dict and state_dict[mark].ndim > 1:
+        if mark in state_dict and state_dict[mark].ndim > 1 and state_dict[mark].numel():
             return tuple(side * arch.stem_stride for side in state_dict[mark].shape[-2:])
     return None
 

@@ -275,6 +275,18 @@ def test_negative_variance_in_a_backbone(path):
         load_checkpoint(backbone, str(path))
 
 
+def test_norms_for_images_of_no_size(path):
+    backbone = build(norm='bn', norm_size=64)
+    shapes = backbone.position_shapes((64, 64))
+    content = {
+        key: torch.ones(*value.shape[:-2], 0, 0) if key in shapes else value
+        for key, value in backbone.state_dict().items()
+    }
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match='of a wrong shape'):
+        load_checkpoint(backbone, str(path))
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
