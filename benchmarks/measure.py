@@ -208,7 +208,7 @@ def _measure_own_peak(request: str) -> tuple[int | None, str]:
 
 def _peak(subject: Subject, setting: Setting) -> tuple[int, str]:
     work = make_workload(subject, setting)
-    return _cuda_peak(work) if setting.device == 'cuda' else _cpu_peak(work)
+    return _cuda_peak(work) if setting.device == 'cuda' else cpu_peak(work)
 
 
 def _cuda_peak(work: Workload) -> tuple[int, str]:
@@ -218,7 +218,12 @@ def _cuda_peak(work: Workload) -> tuple[int, str]:
     return torch.cuda.max_memory_allocated(), 'torch.cuda.max_memory_allocated'
 
 
-def _cpu_peak(work: Workload) -> tuple[int, str]:
+def cpu_peak(work: Workload) -> tuple[int, str]:
+    """Measure a step in this process, whose environment must have ENVIRONMENT.
+
+    Returns:
+        Bytes, and the method.
+    """
     if not _reset_high_water():
         before = _maxrss()
         work.step()

@@ -45,6 +45,14 @@ _OPTIONAL = {
     'matplotlib': '`polynext-mm plot`',
     'tensorboard': "TensorBoard as one of the config's vis_backends",
 }
+# whose names differ from those of their modules
+_DISTRIBUTIONS = {
+    'cv2': 'opencv-python-headless',
+    'PIL': 'pillow',
+    'pkg_resources': "'setuptools<81'",
+    'skimage': 'scikit-image',
+    'yaml': 'PyYAML',
+}
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,20 @@ def _tried(name: str, check: Callable[[], Check]) -> Check:
             warnings.simplefilter('ignore')
             return check()
     except Exception as error:  # whatever is wrong with this installation is the finding
-        return Check(name, 'FAIL', _one_line(error), getattr(error, 'remedy', ''))
+        return Check(name, 'FAIL', _one_line(error), _remedy(error))
+
+
+def _remedy(error: Exception) -> str:
+    """Return the command that helps where an import failed; none if the error itself says it."""
+    if 'libGL' in str(error):
+        return (
+            'pip uninstall -y opencv-python && '
+            'pip install --force-reinstall --no-deps opencv-python-headless'
+        )
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ''
+    module = error.name.partition('.')[0]
+    return f'pip install {_DISTRIBUTIONS.get(module, module)}'
 
 
 def _one_line(error: BaseException) -> str:
@@ -251,6 +272,9 @@ def check_networks() -> Check:
 
 
 def check_segmentation() -> Check:
+    from polynext_mm.compat import check_stack
+
+    check_stack(['mmseg'])
     importlib.import_module('polynext_mm.backbones')
     importlib.import_module('mmseg.apis')
     return Check('segmentation', 'ok', 'mmseg is there')
@@ -259,6 +283,9 @@ def check_segmentation() -> Check:
 def check_detection() -> Check:
     import torch
 
+    from polynext_mm.compat import check_stack
+
+    check_stack(['mmdet'])
     importlib.import_module('polynext_mm.backbones')
     importlib.import_module('mmdet.apis')
     from mmcv.ops import nms
@@ -358,7 +385,7 @@ CHECKS: dict[str, Callable[[], Check]] = {
 
 
 def check_model(config: str, checkpoint: str | None) -> Iterator[Check]:
-    """Check that the model of a config can be built, that its data is there, and the checkpoint fits."""
+    """Build a config's model, look for its data, and check that the checkpoint fits."""
     built = []
 
     def check_config() -> Check:

@@ -77,6 +77,15 @@ def test_models_are_compared(tmp_path):
     assert [float(r['time ratio']) for r in records if r['model'] == MODELS[1]] == [1, 1]
 
 
+@pytest.mark.slow
+def test_exported_models_are_compared(tmp_path):
+    labels = ['cpolynext_t', 'onnxruntime:cpolynext_t', 'openvino:cpolynext_t']
+    report = run(tmp_path, '--models', *labels, '--sizes', '64x64')
+    records = read_results(tmp_path, report, 'results')
+    assert [record['model'] for record in records] == labels
+    assert_positive(records, 'median ms', 'time ratio')
+
+
 def test_peak_memory_of_training(tmp_path):
     report = run(tmp_path, '--models', *MODELS, '--mode', 'train', '--sizes', '64x64', '--memory')
     assert 'process of its own' in report
@@ -129,7 +138,7 @@ def test_floor_counts_every_operation(model, mode):
 
 def test_peak_of_a_known_step():
     held, scratch = 3 * MIB, 64 * MIB
-    peak, method = measure._cpu_peak(Workload(lambda: torch.ones(scratch // 4), held))
+    peak, method = measure.cpu_peak(Workload(lambda: torch.ones(scratch // 4), held))
     if method != 'VmHWM':
         pytest.skip('this system cannot set the high-water mark back')
     assert abs(peak - held - scratch) < MIB
@@ -137,7 +146,7 @@ def test_peak_of_a_known_step():
 
 def test_peak_where_the_mark_cannot_be_set_back(monkeypatch):
     monkeypatch.setattr(measure, '_reset_high_water', lambda: False)
-    peak, method = measure._cpu_peak(Workload(lambda: None, 3 * MIB))
+    peak, method = measure.cpu_peak(Workload(lambda: None, 3 * MIB))
     assert method == 'ru_maxrss'
     assert 3 * MIB <= peak < 4 * MIB
 
@@ -189,13 +198,15 @@ def test_busy_times_are_doubted():
     [
         ('cpolynext_x', 'choose one of cpolynext_t, cpolynext_s'),
         ('plain:convformer_s18', 'choose one of cpolynext_t, cpolynext_s'),
-        ('torchvision:convnext_tiny', 'write ARCH, plain:ARCH or timm:NAME'),
+        ('torchvision:convnext_tiny', 'write ARCH, plain:ARCH, timm:NAME, onnxruntime:ARCH or '),
         ('timm:convformer_s17', 'did you mean convformer_s18'),
         ('timm:convformer_s18:fast', 'write :contiguous or :channels_last'),
         ('timm:convformer_s18:contiguous:fast', 'write :contiguous or :channels_last'),
         ('plain:cpolynext_t:contiguous', 'only timm models take a memory format'),
         ('cpolynext_t+fast', r'take \+fuse, \+compile, \+cp'),
         ('timm:convformer_s18+cp', r'timm models take \+compile$'),
+        ('onnxruntime:cpolynext_x', 'choose one of cpolynext_t, cpolynext_s'),
+        ('openvino:cpolynext_t+compile', 'openvino models take none'),
     ],
 )
 def test_unknown_models_are_named_with_what_there_is(label, message):
@@ -218,6 +229,8 @@ def test_unknown_models_are_named_with_what_there_is(label, message):
         (('--models', 'cpolynext_t+fuse', '--mode', 'train'), 'leave out +fuse or train'),
         (('--floor', 'timm:convformer_s18'), 'write timm:convformer_s18:channels_last'),
         (('--floor', 'cpolynext_t', '--dtype', 'bfloat16'), 'for float32 on the CPU'),
+        (('--models', 'onnxruntime:cpolynext_t', '--mode', 'train'), 'inference in float32'),
+        (('--profile', 'onnxruntime:cpolynext_t'), 'only --models takes onnxruntime'),
     ],
 )
 def test_wrong_arguments_are_explained(arguments, message, monkeypatch, capsys):

@@ -74,6 +74,26 @@ def test_an_error_in_a_check_is_a_finding(examine, monkeypatch):
     assert code == 1 and 'ZeroDivisionError: division by zero' in printed
 
 
+@pytest.mark.parametrize(
+    ('error', 'remedy'),
+    [
+        (ModuleNotFoundError("No module named 'ftfy'", name='ftfy'), 'pip install ftfy'),
+        (ModuleNotFoundError('no', name='skimage.io'), 'pip install scikit-image'),
+        (
+            ImportError('libGL.so.1: cannot open shared object file'),
+            'pip uninstall -y opencv-python && pip install --force-reinstall',
+        ),
+    ],
+)
+def test_a_failed_import_has_a_remedy(examine, monkeypatch, error, remedy):
+    def fails():
+        raise error
+
+    monkeypatch.setitem(doctor.CHECKS, 'segmentation', fails)
+    code, printed = examine(only=['segmentation'])
+    assert code == 1 and f'-> {remedy}' in printed
+
+
 # A config and a checkpoint
 
 

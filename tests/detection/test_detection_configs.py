@@ -1,12 +1,15 @@
 """Every COCO config builds, learns and predicts, and the families do not drift apart."""
 
 import functools
+import json
 
 import pytest
 import torch
 from detectors import CONFIGS, batch, build, load, losses
 from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
 
+from coco_sample import make_coco
 from helpers import CONFIG, ROOT, TINY_ARCH, assert_counted_right
 from polynext_mm.analysis import count_config
 from polynext_mm.engine.config_checks import check_config
@@ -202,3 +205,35 @@ def test_operations_and_parameters_are_counted_right(name):
     data = model.eval().data_preprocessor(batch())
     model.forward = functools.partial(model.forward, data_samples=data['data_samples'])
     assert_counted_right(model, data['inputs'])
+
+
+@pytest.mark.parametrize(
+    ('name', 'sides', 'has_masks'),
+    [
+        ('atss_cpolynext_s_coco_1x', (800, 800), False),
+        ('dino_cpolynext_s_coco_12e', (480, 800), False),
+        ('mask2former_cpolynext_s_coco_50e', (102, 1024), True),
+    ],
+)
+def test_training_samples(name, sides, has_masks, tmp_path):
+    """Sizes of square images, with boxes of what is in them; images without objects are DINO's."""
+    from mmdet.datasets import CocoDataset
+
+    root = make_coco(tmp_path / 'coco', CocoDataset.METAINFO['classes'], train=2, val=0)
+    path = root / 'annotations' / 'instances_train2017.json'
+    content = json.loads(path.read_text())
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] == 1]
+    path.write_text(json.dumps(content))
+    cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
+    cfg.train_dataloader.dataset.data_root = str(root)
+    init_default_scope('mmdet')
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    assert len(dataset) == (2 if 'dino' in name else 1)
+    torch.manual_seed(0)
+    for sample in (dataset[0] for _ in range(3)):
+        height, width = sample['inputs'].shape[-2:]
+        assert sides[0] <= min(height, width) and max(height, width) <= max(sides[1], 1333)
+        assert 'mask2former' not in name or max(height, width) <= 1024
+        found = sample['data_samples'].gt_instances
+        assert hasattr(found, 'masks') == has_masks
+        assert (found.bboxes.tensor if hasattr(found.bboxes, 'tensor') else found.bboxes).ndim == 2

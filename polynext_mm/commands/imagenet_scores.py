@@ -1,0 +1,350 @@
+"""Measure classifiers on the benchmarks of ``imagenet_benchmarks``."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ..nn import ARCHS, PolyNeXtClassifier
+from ..weights import PUBLISHED, CheckpointError, loading, names, read
+from .imagenet_benchmarks import ALEXNET_ERRORS, SEVERITIES, Benchmark, LayoutError
+
+_TIMM = 'timm://'
+_CLASSES = 1000
+# Top-1 at 224x224 of timm's peers, as published by the authors of "MetaFormer Baselines for Vision"
+# (arXiv 2210.13452).
+_PEERS = {
+    'convformer_s18.sail_in1k': 83.0,
+    'convformer_s36.sail_in1k': 84.1,
+    'convformer_m36.sail_in1k': 84.5,
+    'caformer_s18.sail_in1k': 83.6,
+    'caformer_s36.sail_in1k': 84.5,
+    'caformer_m36.sail_in1k': 85.2,
+}
+
+
+# Models
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A classifier and what is known of it.
+
+    Args:
+        name: Of the network.
+        model: In eval mode; 1000 logits.
+        transform: How images are prepared, as arguments of ``timm.data.create_loader``.
+        published: Top-1 accuracy on ImageNet-1K in percent, or None.
+    """
+
+    name: str
+    model: nn.Module
+    transform: dict[str, Any]
+    published: float | None = None
+
+
+def load_subject(source: str) -> Subject:
+    """Load a classifier.
+
+    Args:
+        source: ``polynext://NAME``, the path or url of a file, or ``timm://NAME`` with a name of
+            ``timm.list_pretrained()``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If there is no such network, or it is no classifier of ImageNet-1K.
+    """
+    subject = _timm_subject(source) if source.startswith(_TIMM) else _polynext(source)
+    subject.model.eval().requires_grad_(False)
+    return subject
+
+
+def _timm_subject(source: str) -> Subject:
+    import timm
+    from timm.data import resolve_model_data_config
+
+    name = source.removeprefix(_TIMM)
+    if not timm.is_model(name.partition('.')[0]):
+        raise CheckpointError(f'timm has no model {name!r}: see timm.list_pretrained()')
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:  # no such tag, no network, a damaged file
+        reason = next(iter(str(error).strip().splitlines()), '')
+        raise CheckpointError(
+            f'timm cannot load {name} ({type(error).__name__}: {reason})'
+        ) from error
+    _require_all_classes(model.num_classes, source)
+    return Subject(name, model, resolve_model_data_config(model), _PEERS.get(name))
+
+
+def _polynext(source: str) -> Subject:
+    import timm
+    from timm.data import resolve_data_config
+
+    import polynext_mm.timm  # noqa: F401 - registers how images are prepared
+
+    weights, _ = names.split_backbone(read(source)['state_dict'])
+    bias = next((weights[key] for key in ('head.3.bias', 'head.fc.bias') if key in weights), None)
+    if bias is None:
+        raise CheckpointError(
+            f'{source} holds no classifier: give a file of the release for ImageNet, such as '
+            'polynext://cpolynext_s'
+        )
+    try:
+        arch = names.infer_arch(weights)
+    except ValueError as error:
+        raise CheckpointError(f'{source}: {error}') from error
+    _require_all_classes(len(bias), source)
+    norm = names.norm_of(weights)
+    model = PolyNeXtClassifier(
+        arch, norm=norm, norm_size=names.norm_size(weights, ARCHS[arch]) if norm == 'bn' else None
+    )
+    print(loading.adapt(model, weights, '', source), file=sys.stderr)
+    model.load_state_dict(weights)
+    published = next(
+        file
+        for file in PUBLISHED.values()
+        if (file.arch, file.norm, file.holds) == (arch, norm, 'imagenet')
+    )
+    transform = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(arch).to_dict())
+    return Subject(published.file.rpartition('.')[0], model, transform, published.figure)
+
+
+def _require_all_classes(number: int, source: str) -> None:
+    if number != _CLASSES:
+        raise CheckpointError(
+            f'{source} tells {number} classes apart, and ImageNet-1K has {_CLASSES}: it cannot be '
+            'measured here'
+        )
+
+
+# Images
+
+
+class ImageError(OSError):
+    """A file is not an image that can be read."""
+
+
+class _Images(Dataset):
+    """The images of a folder, by timm's reader.
+
+    Unlike timm's own data set, which counts the next image in the place of a damaged one, this
+    raises an error.
+
+    Args:
+        folder: With one folder for each class.
+        class_map: Index of every class by the name of its folder.
+    """
+
+    def __init__(self, folder: Path, class_map: Mapping[str, int]):
+        from timm.data.readers import create_reader
+
+        try:
+            self.reader = create_reader('', root=str(folder), class_map=class_map)
+        except RuntimeError as error:  # no images at all
+            raise LayoutError(str(error)) from error
+        self.transform: Callable[[Any], Tensor] | None = None  # set by timm's create_loader
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        from PIL import Image
+
+        file, target = self.reader[index]
+        try:
+            with file, Image.open(file) as image:
+                return self.transform(image.convert('RGB')), target
+        except OSError as error:
+            raise ImageError(f'{file.name} cannot be read as an image') from error
+
+
+# Measuring
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How many images were classified correctly."""
+
+    images: int = 0
+    first: int = 0
+    among_five: int = 0
+
+    def __add__(self, other: 'Score') -> 'Score':
+        return Score(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+
+    @property
+    def top1(self) -> float:
+        """In percent."""
+        return 100 * self.first / self.images
+
+    @property
+    def top5(self) -> float:
+        """In percent."""
+        return 100 * self.among_five / self.images
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """How a model is run."""
+
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int
+    workers: int
+
+
+def score(
+    subject: Subject, benchmark: Benchmark, folder: Path, conditions: Conditions, what: str
+) -> Score:
+    """Classify all images of a folder, with a progress bar on stderr."""
+    from timm.data import create_loader
+    from tqdm import tqdm
+
+    transform = subject.transform
+    if benchmark.option == 'imagenet-c':
+        transform = {**transform, 'crop_pct': 1.0}
+    wnids, indices = benchmark.wnids, benchmark.indices
+    loader = create_loader(
+        _Images(folder, {wnid: index for index, wnid in enumerate(wnids)}),
+        **transform,
+        batch_size=conditions.batch_size,
+        num_workers=conditions.workers,
+        persistent_workers=False,
+        pin_memory=conditions.device.type == 'cuda',
+        use_prefetcher=False,
+    )
+    total = Score()
+    autocast = torch.autocast(
+        conditions.device.type, conditions.dtype, enabled=conditions.dtype != torch.float32
+    )
+    bar = tqdm(total=len(loader.dataset), desc=what, unit='img')
+    try:
+        with torch.inference_mode(), bar:
+            for images, targets in loader:
+                with autocast:
+                    logits = subject.model(images.to(conditions.device, non_blocking=True)).float()
+                if indices is not None:
+                    logits = logits[:, indices]
+                hits = logits.topk(5).indices.cpu() == targets[:, None]
+                total += Score(len(targets), int(hits[:, 0].sum()), int(hits.any(1).sum()))
+                bar.update(len(targets))
+    except ImageError as error:
+        # of what a worker raises, torch makes a traceback that ends in the message
+        raise ImageError(str(error).rpartition(f'{ImageError.__name__}: ')[2].strip()) from error
+    return total
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What was measured on a benchmark.
+
+    Args:
+        benchmark: Which.
+        score: Over all images.
+        errors: Of ImageNet-C, the top-1 error of each corruption, from 0 to 1.
+    """
+
+    benchmark: Benchmark
+    score: Score
+    errors: dict[str, float] | None = None
+
+    @property
+    def complete_images(self) -> int:
+        """The number of images of the whole benchmark."""
+        conditions = 1 if self.errors is None else len(ALEXNET_ERRORS) * len(SEVERITIES)
+        return self.benchmark.images * conditions
+
+    @property
+    def corruption_errors(self) -> dict[str, float]:
+        """The error of each corruption relative to AlexNet's, in percent."""
+        return {name: 100 * error / ALEXNET_ERRORS[name] for name, error in self.errors.items()}
+
+    @property
+    def mce(self) -> float | None:
+        """The mean corruption error, in percent; None but for ImageNet-C."""
+        if self.errors is None:
+            return None
+        return sum(self.corruption_errors.values()) / len(self.errors)
+
+
+def measure(
+    subject: Subject, benchmark: Benchmark, folders: Sequence[Path], conditions: Conditions
+) -> Result:
+    """Measure a classifier on a benchmark, whose folders are those of :func:`find_images`."""
+    if benchmark.option != 'imagenet-c':
+        return Result(benchmark, score(subject, benchmark, folders[0], conditions, benchmark.name))
+    errors, total = {}, Score()
+    for start, name in enumerate(ALEXNET_ERRORS):
+        first = start * len(SEVERITIES)
+        scores = [
+            score(subject, benchmark, folder, conditions, f'{name} {folder.name}')
+            for folder in folders[first : first + len(SEVERITIES)]
+        ]
+        errors[name] = sum(1 - score.top1 / 100 for score in scores) / len(scores)
+        total = sum(scores, total)
+    return Result(benchmark, total, errors)
+
+
+# What is printed
+
+
+def table(subject: Subject, results: Sequence[Result]) -> str:
+    """Lay out what was measured beside what is published."""
+    lines = [f'{"percent":<18}{"images":>9}{"published":>11}{"top-1":>9}{"top-5":>9}{"mCE":>9}']
+    corruptions = []
+    for result in results:
+        published = subject.published if result.benchmark.option == 'imagenet' else None
+        lines.append(
+            f'{result.benchmark.name:<18}{result.score.images:>9}'
+            f'{"-" if published is None else format(published, ".1f"):>11}'
+            f'{result.score.top1:>9.2f}{result.score.top5:>9.2f}'
+            + ('' if result.mce is None else f'{result.mce:>9.2f}')
+        )
+        if result.errors is not None:
+            corruptions = [
+                f'{name:<18}{100 * error:>9.2f}{result.corruption_errors[name]:>21.2f}'
+                for name, error in result.errors.items()
+            ]
+            corruptions.insert(0, f'\n{"corruption":<18}{"error":>9}{"relative to AlexNet":>21}')
+    notes = [
+        f'note: {result.benchmark.name} has {result.complete_images} images, and '
+        f'{result.score.images} were measured'
+        for result in results
+        if result.score.images != result.complete_images
+    ]
+    return '\n'.join(lines + corruptions + notes)
+
+
+def as_json(subject: Subject, results: Iterable[Result], conditions: Conditions) -> dict:
+    """Return what was measured, for ``json.dump``."""
+    return dict(
+        model=subject.name,
+        published_top1=subject.published,
+        transform=subject.transform,
+        device=str(conditions.device),
+        dtype=str(conditions.dtype).removeprefix('torch.'),
+        results={
+            result.benchmark.option: dict(
+                images=result.score.images,
+                complete_images=result.complete_images,
+                top1=result.score.top1,
+                top5=result.score.top5,
+                **(
+                    {}
+                    if result.errors is None
+                    else dict(
+                        mce=result.mce,
+                        errors={name: 100 * error for name, error in result.errors.items()},
+                        corruption_errors=result.corruption_errors,
+                    )
+                ),
+            )
+            for result in results
+        },
+    )

@@ -1,0 +1,107 @@
+"""Accuracy of a classifier on ImageNet-1K, and its robustness: ``polynext-mm validate-imagenet``.
+
+The networks of the authors' release, in any file that :func:`polynext_mm.weights.read` reads, and
+timm's models. Images are resized, cropped and normalized by timm as the published figures were
+measured. The benchmarks beside ImageNet-1K are those of the paper's table of robustness:
+
+- ImageNet-A (arXiv 1907.07174) and ImageNet-R (arXiv 2006.16241) have 200 of the classes, and a
+  prediction is the best of these, as their authors evaluate.
+- ImageNet-Sketch (arXiv 1905.13549) has all classes.
+- ImageNet-C (arXiv 1903.12261) has 15 corruptions in five severities. A corruption error is the
+  mean error over the severities relative to AlexNet's, and mCE the mean of the 15. Its images are
+  crops of 224x224 already, so they are only resized where the input of the model has another size.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..compat.optional import require_timm
+from .imagenet_benchmarks import BENCHMARKS, find_images
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='polynext-mm validate-imagenet',
+        description='Measure a classifier on ImageNet-1K and on the benchmarks of robustness',
+    )
+    parser.add_argument(
+        'model',
+        help='polynext://NAME, the path or url of a file, or timm://NAME for a model of timm',
+    )
+    for benchmark in BENCHMARKS:
+        parser.add_argument(
+            f'--{benchmark.option}',
+            type=Path,
+            metavar='FOLDER',
+            help=f'{benchmark.name}, with FOLDER/{benchmark.layout}',
+        )
+    parser.add_argument(
+        '--partial',
+        action='store_true',
+        help='measure the classes that are there, where some are missing; no published figure '
+        'compares with that',
+    )
+    parser.add_argument('--batch-size', type=_positive, default=64, help='default: %(default)s')
+    parser.add_argument(
+        '--workers', type=int, default=4, help='processes that load (default: %(default)s)'
+    )
+    parser.add_argument('--device', help='such as cuda:1 (default: cuda where there is one)')
+    parser.add_argument(
+        '--dtype',
+        choices=['float32', 'bfloat16', 'float16'],
+        default='float32',
+        help='other than float32 is autocast (default: %(default)s)',
+    )
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures to a file too')
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be a positive whole number, got {text!r}')
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    given = [
+        (benchmark, folder)
+        for benchmark in BENCHMARKS
+        if (folder := getattr(args, benchmark.option.replace('-', '_'))) is not None
+    ]
+    if not given:
+        options = ', '.join(f'--{benchmark.option}' for benchmark in BENCHMARKS)
+        parser.error(f'nothing to measure on: give the folder of at least one of {options}')
+    import torch
+
+    from ..weights import CheckpointError
+    from .imagenet_scores import Conditions, ImageError, as_json, load_subject, measure, table
+
+    try:
+        device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    except RuntimeError as error:
+        parser.error(f'--device: {error}')
+    conditions = Conditions(device, getattr(torch, args.dtype), args.batch_size, args.workers)
+    try:
+        require_timm()
+        found = [
+            (benchmark, find_images(benchmark, folder, args.partial)) for benchmark, folder in given
+        ]
+        subject = load_subject(args.model)
+        subject.model.to(device)
+        results = [measure(subject, *pair, conditions) for pair in found]
+    except (CheckpointError, FileNotFoundError, ImageError, ImportError) as error:
+        sys.exit(f'{type(error).__name__}: {error}')
+    height, width = subject.transform['input_size'][1:]
+    print(
+        f'{subject.name} on {device} in {args.dtype}, images of {height}x{width}',
+        table(subject, results),
+        sep='\n',
+    )
+    if args.json is not None:
+        args.json.write_text(json.dumps(as_json(subject, results, conditions), indent=2) + '\n')
+    return 0

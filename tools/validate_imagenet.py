@@ -1,0 +1,8 @@
+"""Accuracy on ImageNet-1K and robustness: ``tools/validate_imagenet.py MODEL --imagenet FOLDER``."""
+
+import sys
+
+from polynext_mm.commands.validate_imagenet import main
+
+if __name__ == '__main__':
+    sys.exit(main())
