@@ -288,8 +288,8 @@ class AtomicCheckpointHook(CheckpointHook):
         if runner._resume and isinstance(checkpoint.get('meta'), dict):
             if checkpoint['meta'].get('nonfinite'):
                 raise CheckpointError(
-                    f'{runner._load_from} was saved because the loss was not finite: it is there to '
-                    'be looked at, and cannot be resumed from'
+                    f'{runner._load_from} was saved because the loss was not finite: it is there '
+                    'to be looked at, and cannot be resumed from'
                 )
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:

@@ -212,8 +212,8 @@ class ReproducibilityHook(Hook):
     none of training's random numbers, and one that a kill prevented is done on resuming. Without
     ``randomness.seed`` the seed is drawn once, and resumed runs take it from the checkpoint.
 
-    On the CPU, and on GPUs as far as their kernels are deterministic (``randomness.deterministic``),
-    the weights are then equal bit for bit.
+    On the CPU, and on GPUs as far as their kernels are deterministic
+    (``randomness.deterministic``), the weights are then equal bit for bit.
 
     Raises:
         ValueError: For a train loop, data loader or checkpoint hook that it does not work with.
@@ -332,8 +332,8 @@ def _reproducible(cfg: Any, loader: DataLoader, seed: int, by_epoch: bool) -> Da
     """
     if not isinstance(cfg, dict) or not isinstance(cfg.get('sampler'), dict):
         raise ValueError(
-            'ReproducibilityHook builds the sampler itself: give train_dataloader, and its sampler, '
-            'as dicts of the config'
+            'ReproducibilityHook builds the sampler itself: give train_dataloader, and its '
+            'sampler, as dicts of the config'
         )
     if isinstance(loader.dataset, IterableDataset):
         raise ValueError(

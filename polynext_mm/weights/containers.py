@@ -1,9 +1,9 @@
 """What files hold: torch's archives, its older format, and safetensors, read without executing.
 
-torch's own restricted reader (``weights_only=True``) reads the first two. Whatever an archive claims
-is held against its size before that, and checksums are verified where the format has them: archives
-do, member by member; the older format and safetensors do not. For those, and for any other file,
-``FILE.sha256`` beside it is verified if it is there.
+torch's own restricted reader (``weights_only=True``) reads the first two. Whatever an archive
+claims is held against its size before that, and checksums are verified where the format has them:
+archives do, member by member; the older format and safetensors do not. For those, and for any other
+file, ``FILE.sha256`` beside it is verified if it is there.
 """
 
 import hashlib

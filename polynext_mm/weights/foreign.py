@@ -160,7 +160,8 @@ def _checked(value: Tensor, place: tuple) -> Tensor:
         kind = 'meta'
     if kind:
         raise CheckpointError(
-            f'holds a {kind} tensor, {_where(place)}: weights are dense, on the CPU and in floating point'
+            f'holds a {kind} tensor, {_where(place)}: weights are dense, on the CPU and in '
+            'floating point'
         )
     size = value.untyped_storage().nbytes() // value.itemsize
     if value.numel() > size:

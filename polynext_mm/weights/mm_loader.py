@@ -108,9 +108,9 @@ def _read_for(caller: Caller, source: str, map_location: Any) -> dict:
     """
     if caller.named_by_file and (source.startswith(UNSAFE) or '://' in source):
         raise CheckpointError(
-            f'last_checkpoint in {caller.runner.work_dir} says {shown(repr(source), 200)}, which is '
-            'no file of a training: name the checkpoint to resume from (--resume FILE, or load_from '
-            'in the config), or remove last_checkpoint'
+            f'last_checkpoint in {caller.runner.work_dir} says {shown(repr(source), 200)}, which '
+            'is no file of a training: name the checkpoint to resume from (--resume FILE, or '
+            'load_from in the config), or remove last_checkpoint'
         )
     checkpoint = _read(source, map_location)
     if caller.resumes:

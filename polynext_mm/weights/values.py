@@ -1,4 +1,4 @@
-"""Checks of single weights: dense, of a kind and size that the model takes, finite, representable."""
+"""Checks of weights: dense, finite, of a kind, size and range that the model takes."""
 
 import os
 from collections.abc import Collection, Mapping

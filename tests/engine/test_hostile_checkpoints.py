@@ -153,7 +153,7 @@ def test_a_checkpoint_that_cannot_be_resumed_from_is_named(trained, work_dir, ch
 
 
 def test_unsafe_is_for_who_writes_it_down(trained, work_dir):
-    """With the prefix, all of pickle is read, and resuming takes no more from it than from others."""
+    """With the prefix, all of pickle is read, and resuming takes no more of it than of others."""
     content = saved(trained)
     content['own'] = Custom()
     path = work_dir / 'somebody.pth'
