@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml requirements/torch.txt requirements/base.txt requir
 	touch $@
 
 demo: $(INSTALLED)
-	echo '==> Training and evaluating a segmentor on demo/materials (6 minutes)'
+	echo '==> Training and evaluating a segmentor on demo/materials (6 minutes on two cores)'
 	$(RUN) demo/segmentation.py
 
 demo-detection: $(INSTALLED)
