@@ -65,8 +65,9 @@ def environment(setting: Setting, rounds: int, warmup: int) -> str:
         f'warm-up steps, on {setting.device}',
         'load average before: {:.2f} {:.2f} {:.2f}'.format(*load),
     ]
-    if setting.device == 'cuda':
-        lines.append(torch.cuda.get_device_name())
+    module = torch.get_device_module(setting.device)
+    if hasattr(module, 'get_device_name'):
+        lines.append(module.get_device_name())
     if load[0] > BUSY_LOAD * cores:
         lines.append(
             f'**WARNING: the machine is busy (load {load[0]:.2f} on {cores} cores): '

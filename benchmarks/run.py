@@ -80,7 +80,7 @@ def parse_args() -> argparse.Namespace:
     how.add_argument('--sizes', nargs='+', type=image_size, metavar='HxW', default=[(512, 512)])
     how.add_argument('--batch', type=positive, default=1)
     how.add_argument('--dtype', choices=DTYPES, default='float32', help='half types by autocast')
-    how.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    how.add_argument('--device', choices=['cpu', 'cuda', 'xpu', 'mps'], default='cpu')
     how.add_argument(
         '--threads',
         type=positive,
@@ -147,8 +147,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(
             'nothing to measure: give --models, --attention, --profile, --floor or --count'
         )
-    if args.device == 'cuda' and not torch.cuda.is_available():
-        raise ValueError('torch finds no CUDA device: use --device cpu')
+    if args.device != 'cpu' and not torch.get_device_module(args.device).is_available():
+        raise ValueError(f'torch finds no {args.device} device: use --device cpu')
     single += args.count
     if args.count and args.dtype == 'float16':
         raise ValueError('--count is for float32 and bfloat16')
@@ -217,7 +217,8 @@ def profile(args: argparse.Namespace, report: Report) -> None:
         for _ in range(args.rounds):
             seconds(work.step, args.device)
     table = profiler.key_averages().table(
-        sort_by=f'self_{args.device}_time_total', row_limit=PROFILE_ROWS
+        sort_by=f'self_{"cpu" if args.device == "cpu" else "device"}_time_total',
+        row_limit=PROFILE_ROWS,
     )
     report.add(
         f'## Where the time goes: {args.profile.label}, {where.mode}, {where.shown_size}, '

@@ -34,7 +34,7 @@ class Setting:
         size: (H, W) of the images, or (tokens,) for attention.
         batch: Images per step.
         dtype: A key of DTYPES. Half types are by autocast, for attention alone by its inputs.
-        device: 'cpu', 'cuda', or 'meta', which computes nothing.
+        device: 'cpu', 'cuda', 'xpu', 'mps', or 'meta', which computes nothing.
         threads: CPU threads.
     """
 

@@ -218,6 +218,7 @@ def test_unknown_models_are_named_with_what_there_is(label, message):
         (('--models', 'cpolynext_t+fuse', '--mode', 'train'), 'leave out +fuse or train'),
         (('--floor', 'timm:convformer_s18'), 'write timm:convformer_s18:channels_last'),
         (('--floor', 'cpolynext_t', '--dtype', 'bfloat16'), 'for float32 on the CPU'),
+        (('--models', 'cpolynext_t', '--device', 'xpu'), 'no xpu device: use --device cpu'),
     ],
 )
 def test_wrong_arguments_are_explained(arguments, message, monkeypatch, capsys):
