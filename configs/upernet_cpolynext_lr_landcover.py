@@ -1,6 +1,6 @@
-# CPolyNeXt-LR, the low-resolution network, with a narrow UperNet over its three outputs of strides 1,
-# 2 and 4, from scratch, on the sample in demo/landcover: an example for small images. Its tiles of
-# 64 pixels are not enlarged, as they are for networks whose first stride is 4.
+# CPolyNeXt-LR, the low-resolution network, with a narrow UperNet over its three outputs of strides
+# 1, 2 and 4, from scratch, on the sample in demo/landcover: an example for small images. Its tiles
+# of 64 pixels are not enlarged, as they are for networks whose first stride is 4.
 _base_ = 'upernet_cpolynext_t_landcover.py'
 train_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -14,8 +14,9 @@ from .compat import install_mmcv_ops, when_imported
 
 if TYPE_CHECKING:
     from .backbones import MetaFormer, PolyNeXt
+    from .shipped import config_file
 
-__all__ = ['MetaFormer', 'PolyNeXt']
+__all__ = ['MetaFormer', 'PolyNeXt', 'config_file']
 __version__ = '0.1.0'
 
 _SUBPACKAGES = ('backbones', 'datasets', 'engine', 'nn', 'weights')
@@ -30,7 +31,8 @@ def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return importlib.import_module(f'{__name__}.{name}')
     if name in __all__:
-        return getattr(importlib.import_module(f'{__name__}.backbones'), name)
+        module = 'shipped' if name == 'config_file' else 'backbones'
+        return getattr(importlib.import_module(f'{__name__}.{module}'), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 

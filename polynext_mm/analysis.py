@@ -7,6 +7,7 @@ not counted, as is the field's convention.
 """
 
 import contextlib
+import copy
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterator, Sequence
@@ -138,7 +139,7 @@ def count_config(config: Any, shape: Sequence[int] | None = None, device: str = 
         ValueError: For a detector in two stages whose heads are not counted here.
         RuntimeError: If the forward pass needs values and the device is 'meta'.
     """
-    model = _build(config, device)
+    model = build_model(config, device)
     height, width = shape or default_shape(model)
     channels = config.model.get('backbone', config.model).get('in_channels', 3)
     try:
@@ -162,7 +163,8 @@ def default_shape(model: nn.Module) -> tuple[int, int]:
     return (800, 1280) if hasattr(model, 'extract_feat') else (224, 224)
 
 
-def _build(config: Any, device: str) -> nn.Module:
+def build_model(config: Any, device: str) -> nn.Module:
+    """Build the model of a config, without loading weights and for inference alone."""
     from mmengine.registry import MODELS, init_default_scope
 
     scope = config.get('default_scope')
@@ -170,7 +172,8 @@ def _build(config: Any, device: str) -> nn.Module:
         importlib.import_module(f'{scope}.models')
         init_default_scope(scope)
     # built where there are values: drop-path rates, for one, are often taken from a tensor
-    return MODELS.build(config.model).to(device).requires_grad_(False)
+    # some models, such as DINO, write into the settings that they are given
+    return MODELS.build(copy.deepcopy(config.model)).to(device).requires_grad_(False)
 
 
 def _inference(model: nn.Module, size: tuple[int, int]) -> Callable[[Tensor], Any]:

@@ -1,4 +1,4 @@
-"""A small generated data set in COCO's layout: shapes on noise, coloured by class, exactly masked."""
+"""A small generated data set in COCO's layout: shapes on noise, with exact masks."""
 
 import json
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def make_coco(
 
 
 def data_options(root: Path) -> list[str]:
-    """Return ``--cfg-options`` that make a COCO config read the data set, without worker processes."""
+    """Return ``--cfg-options`` that make a COCO config read the data set, without workers."""
     options = [
         f'val_evaluator.ann_file={root}/annotations/instances_val2017.json',
         f'test_evaluator.ann_file={root}/annotations/instances_val2017.json',

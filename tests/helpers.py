@@ -2,8 +2,9 @@
 
 import contextlib
 import functools
-import importlib.util
+import importlib
 import os
+import runpy
 import shutil
 import socket
 import subprocess
@@ -13,7 +14,6 @@ from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Collection
 from pathlib import Path
-from types import ModuleType
 from unittest import mock
 
 import torch
@@ -262,26 +262,18 @@ def mm_folder(package: str) -> Path:
     return Path(importlib.import_module(package).__file__).parent / '.mim'
 
 
-def load_tool(name: str) -> ModuleType:
-    """Import a script of tools/, which is not a package."""
-    spec = importlib.util.spec_from_file_location(f'{name}_tool', ROOT / 'tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def arguments_are(*arguments) -> contextlib.AbstractContextManager:
     """Set the arguments that a script finds in ``sys.argv``."""
     return mock.patch.object(sys, 'argv', ['script.py', *map(str, arguments)])
 
 
 def call_tool(name: str, *arguments) -> str | None:
-    """Run a script of tools/ in this process; return the message it exits with, if it does."""
+    """Run a script of tools/ in this process; return the message it exits with, if it fails."""
     with arguments_are(*arguments):
         try:
-            load_tool(name).main()
+            runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
         except SystemExit as end:
-            return str(end)
+            return str(end) if end.code else None
 
 
 def run(

@@ -13,7 +13,7 @@ SIZE = (48, 40)
 
 
 def make_segmentation(root: Path, train: int = 4, val: int = 3) -> Path:
-    """Write ``images`` and ``labels``, each with ``train`` and ``val``, below ``root``, and return it."""
+    """Write ``images`` and ``labels``, each with ``train`` and ``val``, to ``root``; return it."""
     rng = np.random.default_rng(0)
     for split, count in (('train', train), ('val', val)):
         for kind in ('images', 'labels'):

@@ -1,79 +1,8 @@
-"""Count parameters and multiply-adds of a config's model: ``tools/get_flops.py CONFIG``."""
+"""Count parameters and multiply-adds: ``tools/get_flops.py CONFIG``."""
 
-import argparse
 import sys
-from pathlib import Path
 
-from mmengine.config import Config, DictAction
-
-import polynext_mm  # noqa: F401 - registers, and gives mmcv its operators, before mm is imported
-from polynext_mm.analysis import count_config, table
-
-
-class Shape(argparse.Action):
-    """One or two positive numbers."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        if len(values) > 2 or min(values) < 1:
-            parser.error(f'{option_string} takes H and W, or one number for a square')
-        setattr(namespace, self.dest, (values[0], values[-1]))
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description='Count parameters and multiply-adds of a segmentor, a detector or a backbone'
-    )
-    parser.add_argument('config', type=Path, help='config file')
-    parser.add_argument(
-        '--shape',
-        type=int,
-        nargs='+',
-        action=Shape,
-        metavar=('H', 'W'),
-        help='of the image, one number for a square (default: 512 2048 for segmentors, 800 1280 '
-        'for detectors, 224 224 for backbones)',
-    )
-    parser.add_argument(
-        '--by-module',
-        type=int,
-        nargs='?',
-        const=1,
-        metavar='DEPTH',
-        help='print a line for each module, of names up to this depth (default: 1)',
-    )
-    parser.add_argument(
-        '--device',
-        choices=['meta', 'cpu'],
-        default='meta',
-        help='cpu computes, for models that need values (default: meta)',
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings of the config to override, as key=value',
-    )
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    if not args.config.is_file():
-        sys.exit(f'there is no config {args.config}')
-    config = Config.fromfile(args.config)
-    config.merge_from_dict(args.cfg_options or {})
-    try:
-        cost = count_config(config, args.shape, args.device)
-    except (ValueError, RuntimeError) as error:
-        sys.exit(f'{args.config}: {error}')
-    if args.by_module is not None:
-        print(table(cost, args.by_module))
-    _, height, width = cost.shape
-    print(f'{args.config}, inference on one image of {height}x{width}')
-    print(f'parameters {cost.parameters / 1e6:10.2f} M')
-    print(f'MACs       {cost.macs / 1e9:10.2f} G  multiply-adds, which many papers call FLOPs')
-    print(f'FLOPs      {cost.flops / 1e9:10.2f} G  multiplications and additions apart')
-
+from polynext_mm.commands.flops import main
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -38,6 +38,18 @@ def stack_name() -> str | None:
     return next(filter(None, stacks), None)
 
 
+def stacks_in_one_place() -> list[str]:
+    """Return the folders that hold packages of both sets, which overwrite each other there."""
+    from importlib import metadata
+
+    found: dict[str, set[str]] = {}
+    for distribution in metadata.distributions():
+        stack = _STACK_OF.get((distribution.name or '').lower().replace('_', '-'))
+        if stack is not None:
+            found.setdefault(str(distribution.locate_file('')), set()).add(stack)
+    return [place for place, stacks in found.items() if len(stacks) > 1]
+
+
 def how_to_compile_mmcv() -> str:
     """Return the shell command that gives this environment an mmcv with compiled operators."""
     return _COMPILE_MMCV[stack_name() or 'onedl']

@@ -1,4 +1,4 @@
-"""Data sets looked at before and while they are trained on: broken files, wrong labels, useless boxes."""
+"""Checks of data sets, before and during training: broken files, wrong labels, useless boxes."""
 
 from ..compat import require_mmengine
 

@@ -1,7 +1,7 @@
-"""An annotation file in COCO's format, held against its folder of images and the classes of a config.
+"""An annotation file in COCO's format, checked against its images and a config's classes.
 
-mmdet leaves out without a word what it cannot use: boxes without extent, unknown categories, classes
-whose name it does not find. Here they are counted.
+mmdet leaves out without a word what it cannot use: boxes without extent, unknown categories,
+classes whose name it does not find. Here they are counted.
 """
 
 import json
@@ -64,8 +64,8 @@ def read_coco(path: str | os.PathLike) -> dict:
     ]
     if missing:
         raise DataError(
-            f'{name} is not in the format of COCO, it has no list of {" and of ".join(missing)}: give '
-            'ann_file of the data set a file like instances_train2017.json'
+            f'{name} is not in the format of COCO, it has no list of {" and of ".join(missing)}: '
+            'give ann_file of the data set a file like instances_train2017.json'
         )
     return content
 
@@ -110,8 +110,10 @@ def audit_coco(
         if unmasked:
             audit.findings.append(
                 Finding(
-                    f'{path}: {len(unmasked)} annotations have no segmentation (ids {listed(unmasked)})',
-                    'train boxes alone (with_mask=False, a model without mask_head), or add the masks',
+                    f'{path}: {len(unmasked)} annotations have no segmentation (ids '
+                    f'{listed(unmasked)})',
+                    'train boxes alone (with_mask=False, a model without mask_head), or add the '
+                    'masks',
                 )
             )
     _count(audit, classes, names, known, boxes, sizes)
@@ -120,8 +122,8 @@ def audit_coco(
     elif not sum(audit.usable.values()):
         audit.findings.append(
             Finding(
-                f'{path}: of {len(annotations)} boxes none can be used for the {len(classes)} classes '
-                f'({listed(classes)})',
+                f'{path}: of {len(annotations)} boxes none can be used for the {len(classes)} '
+                f'classes ({listed(classes)})',
                 'check metainfo.classes of the data set and the boxes',
             )
         )
@@ -175,9 +177,9 @@ def _names(path, classes: list, names: dict, annotations: list) -> Iterator[Find
     kept = [name for name in in_file if name in classes]
     if len(kept) == len(classes) and kept != classes:
         yield Finding(
-            f'{path}: its categories come in another order ({listed(kept)}) than the classes of the '
-            f'config ({listed(classes)}), and mmdet numbers them in the order of the file, so that '
-            'predictions would be shown under wrong names',
+            f'{path}: its categories come in another order ({listed(kept)}) than the classes of '
+            f'the config ({listed(classes)}), and mmdet numbers them in the order of the file, so '
+            'that predictions would be shown under wrong names',
             'write metainfo.classes in the order of the file',
         )
     unused = {identity: name for identity, name in names.items() if name not in classes}
@@ -201,8 +203,8 @@ def _strangers(path, annotations: list, sizes: dict, names: dict) -> Iterator[Fi
         strange = Counter(entry[key] for entry in annotations if entry[key] not in known)
         if strange:
             yield Finding(
-                f'{path}: {sum(strange.values())} of {len(annotations)} annotations name {what} that '
-                f'the file does not list ({listed(strange)})',
+                f'{path}: {sum(strange.values())} of {len(annotations)} annotations name {what} '
+                f'that the file does not list ({listed(strange)})',
                 remedy,
             )
 
@@ -222,7 +224,8 @@ def _files(path, images: list, folder: str | os.PathLike) -> Iterator[Finding]:
         yield Finding(
             f'{path}: {len(missing)} of its {len(images)} images are not in {folder}, which has '
             f'{there} files (e.g. {missing[0]})',
-            'the annotations may be of other images: check ann_file and data_prefix of the data set',
+            'the annotations may be of other images: check ann_file and data_prefix of the data '
+            'set',
         )
 
 
@@ -231,8 +234,8 @@ def _boxes(path, annotations: list) -> np.ndarray:
         box = entry['bbox']
         if not isinstance(box, list) or len(box) != 4:
             raise DataError(
-                f'{path}: annotation {entry["id"]} has the bbox {box}: a box has four numbers, x, y, '
-                'width, height'
+                f'{path}: annotation {entry["id"]} has the bbox {box}: a box has four numbers, x, '
+                'y, width, height'
             )
     return np.array([entry['bbox'] for entry in annotations], float).reshape(-1, 4)
 
@@ -247,7 +250,8 @@ def _geometry(path, annotations: list, boxes: np.ndarray, sizes: dict) -> Iterat
     if not np.isfinite(boxes).all():
         bad = identities[~np.isfinite(boxes).all(1)]
         yield Finding(
-            f'{path}: {len(bad)} boxes have a number that is not finite (annotations {listed(bad)})',
+            f'{path}: {len(bad)} boxes have a number that is not finite (annotations '
+            f'{listed(bad)})',
             'correct or remove them',
         )
         return
@@ -265,8 +269,9 @@ def _geometry(path, annotations: list, boxes: np.ndarray, sizes: dict) -> Iterat
     )
     if _are_corners(boxes, area, outside):
         yield Finding(
-            f'{path}: the boxes look like x1, y1, x2, y2 ({outside.mean():.0%} would reach out of their '
-            f'images, e.g. annotation {identities[outside][0] if outside.any() else identities[0]})',
+            f'{path}: the boxes look like x1, y1, x2, y2 ({outside.mean():.0%} would reach out of '
+            'their images, e.g. annotation '
+            f'{identities[outside][0] if outside.any() else identities[0]})',
             'COCO has x, y, width, height: subtract the first corner from the second',
         )
         return

@@ -1,4 +1,4 @@
-"""What can be wrong with a file, said in one line with its name, its size, its mode and a remedy."""
+"""What can be wrong with a file, in one line with its name, its size, its mode and a remedy."""
 
 import os
 from collections.abc import Collection, Iterable, Sequence
@@ -16,7 +16,8 @@ class DataError(ValueError):
     """Data that cannot be trained on or evaluated with. One line for each problem."""
 
     def __init__(self, message: str):
-        # torch turns what a worker raises into the text of its traceback, whose last line is the message
+        # torch turns what a worker raises into the text of its traceback, whose last line is the
+        # message
         if message.startswith('Caught '):
             message = message.rpartition('DataError: ')[2].strip()
         super().__init__(message)
@@ -123,13 +124,15 @@ def label_fault(
     """
     if label.ndim != 2:
         return Finding(
-            f'is a picture of {label.shape[-1]} channels, and a label has one class id for each pixel',
+            f'is a picture of {label.shape[-1]} channels, and a label has one class id for each '
+            'pixel',
             'write labels as images of one channel (mode L or P), colours replaced by ids',
         )
     if size is not None and label.shape != tuple(size[:2]):
         return Finding(
             f'has {label.shape[1]}x{label.shape[0]} pixels and its image {size[1]}x{size[0]}',
-            'make both the same size (labels with nearest neighbour), or check that they belong together',
+            'make both the same size (labels with nearest neighbour), or check that they belong '
+            'together',
         )
     if num_classes is None:
         return None
@@ -152,12 +155,13 @@ def id_remedy(ids: Collection[int], num_classes: int, reduce_zero_label: bool) -
     """What to do about ids (of the file) that are no class."""
     if list(ids) == [num_classes] and not reduce_zero_label:
         return (
-            'if ids count from 1, set reduce_zero_label=True in the data set and in LoadAnnotations; '
-            f'if {num_classes} is a class of its own, add it to metainfo and num_classes'
+            'if ids count from 1, set reduce_zero_label=True in the data set and in '
+            f'LoadAnnotations; if {num_classes} is a class of its own, add it to metainfo and '
+            'num_classes'
         )
     return (
-        f'write {IGNORED} where a pixel is to be ignored, or add the classes to metainfo.classes of the '
-        'data set and num_classes of the heads'
+        f'write {IGNORED} where a pixel is to be ignored, or add the classes to metainfo.classes '
+        'of the data set and num_classes of the heads'
     )
 
 

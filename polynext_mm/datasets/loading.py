@@ -15,9 +15,9 @@ PATIENCE = 50
 class CheckedPipeline(Compose):
     """The pipeline of a data set, with what its loading steps return looked at.
 
-    A step whose name begins with ``Load`` that fails, or returns what no model can learn from, raises an
-    error of one line that names the file. All other steps run as they are. A check costs a hundredth
-    of what decoding costs.
+    A step whose name begins with ``Load`` that fails, or returns what no model can learn from,
+    raises an error of one line that names the file. All other steps run as they are. A check costs
+    a hundredth of what decoding costs.
 
     Args:
         pipeline: The pipeline to take the place of; its steps are used, not copied.
@@ -91,9 +91,9 @@ class CheckedPipeline(Compose):
         self._ignored_in_a_row += 1
         if self._ignored_in_a_row >= self.patience:
             raise DataError(
-                f'{described(path)}: every pixel is ignored, as in all {self._ignored_in_a_row} labels '
-                'read so far: check reduce_zero_label, and that ids of classes are not all 255'
-                + (' or 0' if self.reduce_zero_label else '')
+                f'{described(path)}: every pixel is ignored, as in all {self._ignored_in_a_row} '
+                'labels read so far: check reduce_zero_label, and that ids of classes are not all '
+                '255' + (' or 0' if self.reduce_zero_label else '')
             )
 
     def _check_boxes(self, data: dict) -> None:
@@ -104,8 +104,8 @@ class CheckedPipeline(Compose):
         largest = int(np.asarray(labels).max())
         if self.num_classes is not None and largest >= self.num_classes:
             raise DataError(
-                f'{where} has a box of class {largest}, and the {self.num_classes} classes have 0 to '
-                f'{self.num_classes - 1}: check metainfo.classes against the annotations'
+                f'{where} has a box of class {largest}, and the {self.num_classes} classes have 0 '
+                f'to {self.num_classes - 1}: check metainfo.classes against the annotations'
             )
         if not np.isfinite(np.asarray(getattr(boxes, 'tensor', boxes))).all():
             raise DataError(

@@ -226,7 +226,8 @@ def label_findings(
     if found.coloured:
         findings.append(
             Finding(
-                f'{len(found.coloured)} labels have colours in place of ids ({listed(found.coloured)})',
+                f'{len(found.coloured)} labels have colours in place of ids '
+                f'({listed(found.coloured)})',
                 'write labels as images of one channel (mode L or P), colours replaced by ids',
             )
         )
@@ -309,9 +310,9 @@ def _reduce_zero_label_advice(
     largest = max(ids, default=0)
     if reduce_zero_label and ids and largest <= num_classes - 1 and found.pixels[0]:
         yield Finding(
-            f'reduce_zero_label=True ignores id 0, which {found.pixels[0] / total:.1%} of the pixels '
-            f'have, and class {num_classes - 1} (id {num_classes}) never occurs: ids seem to be '
-            'classes from 0 on',
+            f'reduce_zero_label=True ignores id 0, which {found.pixels[0] / total:.1%} of the '
+            f'pixels have, and class {num_classes - 1} (id {num_classes}) never occurs: ids seem '
+            'to be classes from 0 on',
             'set reduce_zero_label=False in the data set and in LoadAnnotations, unless 0 is to be '
             'ignored',
             serious=False,

@@ -17,8 +17,8 @@ from .hooks import CheckpointGuardHook, _backbones, _unwrapped
 def check_checkpoint(runner: Runner, task: str) -> None:
     """Check that what a runner will load exists and fits, without loading it.
 
-    Weights of the backbone's ``init_cfg`` are tried too, if they will be used. Checkpoints of other models
-    fit as far as mm lets them, and are only looked for.
+    Weights of the backbone's ``init_cfg`` are tried too, if they will be used. Checkpoints of other
+    models fit as far as mm lets them, and are only looked for.
 
     Args:
         runner: Built, and not yet at work.
@@ -34,8 +34,8 @@ def check_checkpoint(runner: Runner, task: str) -> None:
             return
         if is_local(source) and not os.path.exists(os.path.expanduser(source)):
             raise FileNotFoundError(
-                f'there is no checkpoint {source}: check the path (it is taken from {os.getcwd()} if it '
-                'is relative)'
+                f'there is no checkpoint {source}: check the path (it is taken from {os.getcwd()} '
+                'if it is relative)'
             )
         if isinstance(getattr(model, 'backbone', None), MultiScale):
             _try(model, source, _guard(runner), evaluation=task != 'train')

@@ -1,9 +1,11 @@
-"""A config checked before anything is built from it: settings that name nothing, options that the thing
-they are given to does not have, and heads whose number of classes is not that of the data.
+"""Checks of a config before anything is built from it.
+
+They find settings that name nothing, options that what they are given to does not have, and heads
+whose number of classes is not that of the data.
 
 Nothing is built and no data is read, so the checks take a second, and they hold for any config of
-mmseg's or mmdet's. What is not understood for certain (a class that takes any keyword, a data set whose
-classes are not known) passes.
+mmseg's or mmdet's. What is not understood for certain (a class that takes any keyword, a data set
+whose classes are not known) passes.
 """
 
 import difflib
@@ -61,7 +63,8 @@ _RENAMED = {
     'seed': 'randomness.seed',
     'gpu_ids': 'the launcher',
 }
-# Variables that configs often have and mm does not read, however near their names are to what it reads.
+# Variables that configs often have and mm does not read, however near their names are to what it
+# reads.
 _VARIABLES = tuple(f'{task}_pipeline' for task in TASKS)
 # tools/ carries it to the data loaders and evaluators themselves
 _CARRIED_OVER = ('data_root',)
@@ -106,8 +109,8 @@ def check_config(
 
     Args:
         cfg: As it will be run.
-        file_keys: Top-level names of the config file, without what the command line adds. Defaults to
-            those of ``cfg``.
+        file_keys: Top-level names of the config file, without what the command line adds. Defaults
+            to those of ``cfg``.
         overrides: Settings of the command line, keys with dots.
 
     Raises:
@@ -144,8 +147,9 @@ def _unknown_overrides(
             yield f'{key}={value}: nothing reads {name}; {_suggest(name, key, cfg, known)}'
         elif name not in _RENAMED:
             print_log(
-                f'{key}={value}: {name} is a variable of the config file, which was read before the '
-                'command line: settings made from it keep their old values. Set those themselves',
+                f'{key}={value}: {name} is a variable of the config file, which was read before '
+                'the command line: settings made from it keep their old values. Set those '
+                'themselves',
                 logger='current',
                 level=logging.WARNING,
             )
@@ -193,8 +197,10 @@ def _paths(node: Any, path: str = '', depth: int = 4) -> Iterator[str]:
 
 
 def accepted(factory: Any) -> set[str] | None:
-    """Names of the arguments that a class or function takes, through its bases while they pass keywords
-    on; None where that cannot be told."""
+    """Return the names of the arguments that a class or function takes.
+
+    Those of its bases count too, as long as keywords are passed on. None where that cannot be told.
+    """
     if not inspect.isclass(factory):
         parameters = inspect.signature(factory).parameters.values()
         catches = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -280,8 +286,12 @@ def _annotation(factory: Any, option: str) -> Any:
 
 
 def _built(cfg: Config) -> Iterator[tuple[str, Mapping, Registry, tuple[str, ...]]]:
-    """What mm will build: its place, its settings, where its type is found, and the options that are
-    taken before it is built."""
+    """Yield what mm will build.
+
+    Yields:
+        Its place in the config, its settings, the registry of its type, and the options that are
+        taken out before it is built.
+    """
     for name, hook in (cfg.get('default_hooks') or {}).items():
         if isinstance(hook, Mapping):
             hook = {'type': _DEFAULT_HOOKS.get(name), **hook}
@@ -345,7 +355,7 @@ def _loop_type(task: str, loop: Mapping) -> Any:
 
 
 def _find(registry: Registry, kind: str, cfg: Config) -> Any:
-    """A class by its name in the scope of a config; None if there is none, which mm reports best."""
+    """Return a class by its name in a config's scope; None if there is none: mm reports it best."""
     with registry.switch_scope_and_registry(cfg.get('default_scope') or 'mmengine') as scoped:
         return scoped.get(kind)
 
@@ -380,8 +390,8 @@ def _contradictions(cfg: Config) -> Iterator[str]:
     if 'interval' in hook and hook.get('by_epoch', True):
         if _loop_type('train', loop) == 'IterBasedTrainLoop' and hook['interval'] > 1:
             yield (
-                f'default_hooks.checkpoint.interval={hook["interval"]} counts epochs, of which training '
-                'by iterations has one: nothing would be saved before its end; set '
+                f'default_hooks.checkpoint.interval={hook["interval"]} counts epochs, of which '
+                'training by iterations has one: nothing would be saved before its end; set '
                 'default_hooks.checkpoint.by_epoch=False'
             )
     yield from _unknown_metrics(cfg, hook.get('save_best'))
@@ -449,8 +459,8 @@ def class_problems(cfg: Config) -> Iterator[str]:
                     told.add((path, len(classes)))
                     yield (
                         f'{path}={value}, but {place} ({dataset.get("type")}) has {len(classes)} '
-                        f'classes ({_shortened(classes)}): set {path}={len(classes)}, or metainfo of '
-                        'the data set to the classes that are meant'
+                        f'classes ({_shortened(classes)}): set {path}={len(classes)}, or metainfo '
+                        'of the data set to the classes that are meant'
                     )
 
 
@@ -476,7 +486,7 @@ def metainfo_of(cfg: Config, dataset: Mapping) -> dict[str, Any]:
 
 
 def heads_of(cfg: Config) -> Iterator[tuple[str, int]]:
-    """``num_classes`` of everything in a model that has one class for each of the data's, by its place."""
+    """Return ``num_classes`` of what has one class for each of the data's, by its place."""
     model = cfg.get('model')
     # trackers are trained on one data set and tested on another
     if isinstance(model, Mapping) and 'tracker' not in model:
@@ -486,8 +496,8 @@ def heads_of(cfg: Config) -> Iterator[tuple[str, int]]:
                 yield f'{path}.num_classes', value
 
 
-# Parts of models whose classes are not those of the data: image classifiers, objects against background,
-# the stuff around objects, what identifies persons, words of a text.
+# Parts of models whose classes are not those of the data: image classifiers, objects against
+# background, the stuff around objects, what identifies persons, words of a text.
 _OTHER_CLASSES = (
     'backbone',
     'data_preprocessor',

@@ -1,7 +1,8 @@
-"""Data and checkpoints looked at before the first step, so that a mistake is told in the first minute.
+"""Checks of data and checkpoints before the first step, to tell a mistake in the first minute.
 
-`tools/train.py` and `tools/test.py` call :func:`check_before_data`; for mm's own tools DataCheckHook, in
-the custom_hooks of our base configs, does the same as soon as mmengine calls a hook.
+`tools/train.py` and `tools/test.py` call :func:`check_before_data`; for mm's own tools
+DataCheckHook, in the custom_hooks of our base configs, does the same as soon as mmengine calls a
+hook.
 """
 
 import contextlib
@@ -41,9 +42,10 @@ _checked: weakref.WeakSet[Runner] = weakref.WeakSet()
 class DataCheckHook(Hook):
     """Check config and data before the first step, and every sample as it is loaded.
 
-    For tools other than ours. mmengine calls hooks when data sets are built, so that a file that cannot
-    be read at all ends in mm's own error; and where upstream's IterBasedTrainLoop starts workers still
-    earlier, samples are checked before the first step and in validation, and not in those workers.
+    For tools other than ours. mmengine calls hooks when data sets are built, so that a file that
+    cannot be read at all ends in mm's own error; and where upstream's IterBasedTrainLoop starts
+    workers still earlier, samples are checked before the first step and in validation, and not in
+    those workers.
     """
 
     priority = 'VERY_HIGH'
@@ -88,8 +90,9 @@ def check_before_data(runner: Runner, task: str) -> None:
                 raise
             settings = dataloader['dataset']
             raise DataError(
-                f'{settings.get("type")} (data_root={settings.get("data_root")}) has no samples: check '
-                'data_root, data_prefix, ann_file, and filter_cfg, which may have left out all'
+                f'{settings.get("type")} (data_root={settings.get("data_root")}) has no samples: '
+                'check data_root, data_prefix, ann_file, and filter_cfg, which may have left out '
+                'all'
             ) from error
         check_samples(loader)
         return loader
@@ -110,7 +113,7 @@ def without_checks(cfg: Config) -> None:
 
 
 def check_sources(cfg: Config, tasks: Iterable[str]) -> None:
-    """Look through lists of images and annotation files, print what they hold, and refuse what fails.
+    """Check lists of images and annotation files, and print what they hold.
 
     One process reads; all raise the same error.
 
@@ -161,8 +164,10 @@ def inspect_sources(cfg: Config, tasks: Iterable[str]) -> tuple[list[str], list[
 
 
 def lazily_built(cfg: Config, settings: Mapping, place: str) -> Any:
-    """A data set that has read nothing yet, to ask it for its paths and classes; None if it is of a kind
-    that is not looked at (neither mmseg's nor in COCO's format, or not on a local disk).
+    """Return a data set that has read nothing yet, to ask it for its paths and classes.
+
+    None if it is of a kind that is not checked: neither mmseg's nor in COCO's format, or not on a
+    local disk.
 
     Raises:
         DataError: If it refuses its classes.
@@ -265,7 +270,8 @@ def list_pairs(source: Any, place: str) -> tuple[list[tuple[str, str | None]], l
     if missing:
         findings.append(
             Finding(
-                f'{place}: {len(missing)} of {len(images)} images are not there ({listed(missing)})',
+                f'{place}: {len(missing)} of {len(images)} images are not there '
+                f'({listed(missing)})',
                 f'check ann_file ({source.ann_file}) and data_prefix.img_path',
             )
         )
@@ -273,7 +279,8 @@ def list_pairs(source: Any, place: str) -> tuple[list[tuple[str, str | None]], l
     if missing:
         findings.append(
             Finding(
-                f'{place}: {len(missing)} of {len(images)} images have no label ({listed(missing)})',
+                f'{place}: {len(missing)} of {len(images)} images have no label '
+                f'({listed(missing)})',
                 'label files are named as their images, with seg_map_suffix '
                 f'({source.seg_map_suffix}) in place of {source.img_suffix}: check both, and '
                 'data_prefix.seg_map_path',
@@ -283,7 +290,7 @@ def list_pairs(source: Any, place: str) -> tuple[list[tuple[str, str | None]], l
 
 
 def _absent(paths: Sequence[str]) -> list[str]:
-    """Those that are not there. Folders are listed: a file server takes long for each single look."""
+    """Return those that are not there; folders are listed, as single looks are slow on servers."""
     folders = defaultdict(list)
     for path in paths:
         folders[os.path.dirname(path)].append(path)

@@ -1,4 +1,4 @@
-"""From a config file to a running Runner: what tools/train.py and tools/test.py share."""
+"""From a config file to a running Runner: what training and evaluation share."""
 
 import argparse
 import errno
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
@@ -19,6 +19,7 @@ from torch import nn
 
 from ..compat import check_stack
 from ..datasets.findings import DataError
+from ..shipped import find_config
 from ..weights import CheckpointError, safe_reading
 from . import checkpoint_checks, config_checks, data_checks
 from .checkpointing import NonFiniteError
@@ -54,6 +55,24 @@ _SOURCES = {
         'train2017/*.jpg  val2017/*.jpg\nannotations/instances_train2017.json  '
         'annotations/instances_val2017.json',
     ),
+    'cityscapes': (
+        'Cityscapes: https://www.cityscapes-dataset.com, leftImg8bit_trainvaltest.zip and '
+        "gtFine_trainvaltest.zip, then mmseg's tools/dataset_converters/cityscapes.py",
+        'leftImg8bit/train/*/*_leftImg8bit.png  gtFine/train/*/*_gtFine_labelTrainIds.png\n'
+        'leftImg8bit/val/*/*_leftImg8bit.png    gtFine/val/*/*_gtFine_labelTrainIds.png',
+    ),
+    'VOC2012': (
+        'Pascal VOC 2012: http://host.robots.ox.ac.uk/pascal/VOC/voc2012, VOCtrainval_11-May-2012.tar, '
+        "and SBD's labels by mmseg's tools/dataset_converters/voc_aug.py",
+        'JPEGImages/*.jpg        ImageSets/Segmentation/train.txt, val.txt, aug.txt\n'
+        'SegmentationClass/*.png SegmentationClassAug/*.png',
+    ),
+    'VOC2010': (
+        'PASCAL Context: http://host.robots.ox.ac.uk/pascal/VOC/voc2010, VOCtrainval_03-May-2010.tar, '
+        "and its labels by mmseg's tools/dataset_converters/pascal_context.py",
+        'JPEGImages/*.jpg               ImageSets/SegmentationContext/train.txt, val.txt\n'
+        'SegmentationClassContext/*.png',
+    ),
 }
 
 
@@ -76,14 +95,20 @@ class DatasetNotFoundError(FileNotFoundError):
 
 
 def require_dataset(dataset: ConfigDict) -> None:
-    """Check that the folders and the annotation file of a dataset config exist.
+    """Check that the folders and the annotation files of a dataset config exist.
+
+    Args:
+        dataset: The settings of a data set, or of a wrapper around one or several.
 
     Raises:
         DatasetNotFoundError: If one does not; the message gives its path, the expected layout,
             where to get the data, and which demo runs without it.
     """
-    while 'dataset' in dataset:  # wrappers such as RepeatDataset
-        dataset = dataset['dataset']
+    for _, settings in config_checks.datasets_of(dataset, 'dataset'):
+        _require_files(settings)
+
+
+def _require_files(dataset: Mapping) -> None:
     root = Path(dataset.get('data_root') or '')
     prefix = dataset.get('data_prefix') or {}
     needed = [root / part for part in (dataset.get('ann_file'), *prefix.values()) if part]
@@ -136,30 +161,14 @@ def init_distributed(launcher: str, cfg: Config) -> None:
     }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that training and evaluation share."""
-    parser.add_argument('--work-dir', help='for logs and results (default: work_dirs/CONFIG)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='config settings to override, as key=value; data_root=FOLDER moves the data set',
-    )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument(
-        '--unchecked',
-        action='store_true',
-        help='do not check config, data and checkpoint before the first step',
-    )
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-
-
 def read_config(args: argparse.Namespace) -> Config:
     """Return the config that the arguments name, with the settings that they override.
 
     Raises:
-        ValueError: If ``data_root`` is overridden and no data set of the config is below it.
+        ConfigNotFoundError: If there is no such config.
+        ConfigError: If ``data_root`` is overridden and no data set of the config is below it.
     """
+    args.config = find_config(args.config)
     cfg = Config.fromfile(args.config)
     if args.cfg_options is not None:
         if 'data_root' in args.cfg_options:
@@ -183,7 +192,7 @@ def _move_data(cfg: Config, new_root: str) -> None:
     moved = {key: _moved(cfg[key], old_root, new_root) for key in parts}
     moves = any(moved[key] != cfg[key] for key in parts if key.endswith('_dataloader'))
     if not old_root or not (moves or new_root == old_root):
-        raise ValueError(
+        raise config_checks.ConfigError(
             f'--cfg-options data_root={new_root}: no dataloader of {cfg.filename} reads from its '
             f'data_root, {old_root!r}: set train_dataloader.dataset.data_root, '
             'val_dataloader.dataset.data_root and so on instead'
@@ -222,7 +231,7 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
 
     Args:
         cfg: The config; ``runner_type`` in it chooses another Runner than mmengine's.
-        args: Parsed arguments of :func:`add_arguments`.
+        args: Arguments of ``polynext-mm train`` or ``test``.
         task: The Runner's method, 'train' or 'test'.
         datasets: Names of the dataloaders whose files must exist.
     """

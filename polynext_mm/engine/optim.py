@@ -37,6 +37,8 @@ class PolyNeXtOptimWrapperConstructor:
     - ``no_decay``: 'released' (default) exempts the backbone's output norms and learned scales from
       weight decay: skip scales, gates and attention scales of a PolyNeXt, residual scales and
       activations of a MetaFormer. 'paper' exempts all norms of the model as well.
+    - ``embedding_decay``: Whether ``nn.Embedding`` decays, such as the queries of Mask2Former, whose
+      recipe exempts them. True by default.
     - ``head_lr_mult``: Factor on the learning rate of everything but the backbone, 1 by default.
     - ``layer_decay_rate``: Factor on the learning rate of the backbone, applied once per cell
       (block of a MetaFormer) between a parameter and the output, or None (default).
@@ -46,13 +48,18 @@ class PolyNeXtOptimWrapperConstructor:
         paramwise_cfg: The options above.
 
     Raises:
-        ValueError: If an option is unknown or invalid, or the model's backbone is neither a PolyNeXt
-            nor a MetaFormer.
+        ValueError: If an option is unknown or invalid, or the model's backbone is neither a
+            PolyNeXt nor a MetaFormer.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
         self.optim_wrapper_cfg = optim_wrapper_cfg.copy()
-        self.no_decay, self.head_lr_mult, self.layer_decay_rate = _options(**(paramwise_cfg or {}))
+        (
+            self.no_decay,
+            self.embedding_decay,
+            self.head_lr_mult,
+            self.layer_decay_rate,
+        ) = _options(**(paramwise_cfg or {}))
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         model = getattr(model, 'module', model)
@@ -104,14 +111,15 @@ class PolyNeXtOptimWrapperConstructor:
             for name, _ in model.backbone.named_parameters(prefix='backbone')
             if name.endswith(model.backbone.scales) or '.out_norms.' in name
         }
-        if self.no_decay == 'paper':
-            exempt |= {
-                f'{name}.{param}'
-                for name, module in model.named_modules()
-                if isinstance(module, _NORMS)
-                for param, _ in module.named_parameters(recurse=False)
-            }
-        return exempt
+        kinds = _NORMS if self.no_decay == 'paper' else ()
+        if not self.embedding_decay:
+            kinds += (nn.Embedding,)
+        return exempt | {
+            f'{name}.{param}'
+            for name, module in model.named_modules()
+            if isinstance(module, kinds)
+            for param, _ in module.named_parameters(recurse=False)
+        }
 
 
 def _keep_implementation(optimizer: torch.optim.Optimizer, state_dict: dict) -> dict:
@@ -131,6 +139,7 @@ def _keep_implementation(optimizer: torch.optim.Optimizer, state_dict: dict) -> 
 
 def _options(
     no_decay: str = 'released',
+    embedding_decay: bool = True,
     head_lr_mult: float = 1.0,
     layer_decay_rate: float | None = None,
     **unknown,
@@ -138,10 +147,14 @@ def _options(
     if unknown:
         raise ValueError(
             f'paramwise_cfg: unknown {", ".join(unknown)}; the options are no_decay, '
-            'head_lr_mult and layer_decay_rate'
+            'embedding_decay, head_lr_mult and layer_decay_rate'
         )
     if no_decay not in _NO_DECAY:
         raise ValueError(f'paramwise_cfg: no_decay must be one of {_NO_DECAY}, got {no_decay!r}')
+    if not isinstance(embedding_decay, bool):
+        raise ValueError(
+            f'paramwise_cfg: embedding_decay must be True or False, got {embedding_decay!r}'
+        )
     if not head_lr_mult > 0:
         raise ValueError(f'paramwise_cfg: head_lr_mult must be positive, got {head_lr_mult!r}')
     if layer_decay_rate is not None and not 0 < layer_decay_rate <= 1:
@@ -149,7 +162,7 @@ def _options(
             'paramwise_cfg: layer_decay_rate must be within (0, 1] or None, '
             f'got {layer_decay_rate!r}'
         )
-    return no_decay, head_lr_mult, layer_decay_rate
+    return no_decay, embedding_decay, head_lr_mult, layer_decay_rate
 
 
 def _table(groups: list[dict]) -> str:

@@ -1,4 +1,4 @@
-"""A work dir belongs to one run: a lock, no debris, and the newest whole checkpoint to go on from."""
+"""A work dir belongs to one run: a lock, no debris, and the newest whole checkpoint."""
 
 import fcntl
 import os

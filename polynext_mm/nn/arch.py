@@ -116,11 +116,11 @@ class Arch:
     def degrees(self) -> tuple[int, ...]:
         """Degree in the image of every stage's feature, as polynomials (``norm='bn'``, inference).
 
-        Convolutions, matrices, gates and norms with running statistics keep a degree. The product of
-        a PolyConv or a PolyMLP doubles it. A PolyAttn multiplies it by 9: q k^T has degree 2, its
-        fourth power 8, and the values add one. A branch is added to what it is computed from, so the
-        degree of the stream is the branch's; s0 is older than s1, so a cell's sum has that of s1.
-        CPolyNeXt-T has 72 doublings, degree 2^72. The ImageNet classifier doubles once more.
+        Convolutions, matrices, gates and norms with running statistics keep a degree. The product
+        of a PolyConv or a PolyMLP doubles it. A PolyAttn multiplies it by 9: q k^T has degree 2,
+        its fourth power 8, and the values add one. A branch is added to what it is computed from,
+        so the degree of the stream is the branch's; s0 is older than s1, so a cell's sum has that
+        of s1. CPolyNeXt-T has 72 doublings, degree 2^72. The ImageNet classifier doubles once more.
         """
         degrees, degree = [], 1
         for depth, stacks, mixer in zip(self.depths, self.stacks, self.mixers):

@@ -114,7 +114,7 @@ class PositionNorm(nn.Module):
 
     @torch.no_grad()
     def _track(self, **statistics: Tensor) -> None:
-        """Move running statistics toward those of a batch, once for a map that is computed twice."""
+        """Move running statistics toward a batch's, once for a map that is computed twice."""
         if dispatch.recomputing():
             return
         for name, value in statistics.items():
@@ -132,7 +132,7 @@ class PositionNorm(nn.Module):
 
 
 class ChannelBatchNorm(PositionNorm):
-    """Norm of (B, H, W, C) over batch and channels at every position, computed in float32 or wider::
+    """Norm of (B, H, W, C) over batch and channels at every position, in float32 or wider::
 
         y = (x - mean_p) / sqrt(var_p + 1e-5) * position_weight_p * weight
 

@@ -168,8 +168,8 @@ class PolyAttn(Branch):
         q, k, v = s * q_conv(qk), k_conv(qk), v_conv(v)
         x + keep * gate * smooth(poly_attention(q, k, v)) W_out^T
 
-    In a fully polynomial network ``row_norm`` divides attention by a running average of its row sums
-    instead of the sums themselves, and ``smooth_norm`` follows ``smooth``.
+    In a fully polynomial network ``row_norm`` divides attention by a running average of its row
+    sums instead of the sums themselves, and ``smooth_norm`` follows ``smooth``.
 
     Args:
         channels: C; there are ceil(C / 64) heads of width 32.

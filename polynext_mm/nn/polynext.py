@@ -449,12 +449,7 @@ class PolyNeXt(nn.Module):
         """
         if mode not in COMPILE_MODES:
             raise ValueError(f'mode must be one of {COMPILE_MODES}, got {mode!r}')
-        compiler = os.environ.get('CXX', 'g++')
-        if not any(shutil.which(name) for name in (compiler, 'clang++')):
-            raise RuntimeError(
-                f'torch.compile needs a C++ compiler and there is no {compiler}: '
-                'install one (Debian: apt install g++) or turn compilation off'
-            )
+        require_compiler('torch.compile', ' or turn compilation off')
         # All stacks are one function to Dynamo. Its default of 8 versions is too few for four
         # stages, with and without drop path, in training and evaluation, and what exceeds the limit
         # runs uncompiled.
@@ -492,6 +487,24 @@ class PolyNeXt(nn.Module):
             if isinstance(norm, PositionNorm):
                 norm.fuse(map_size(size or self.norm_size, norm.stride))
         return self
+
+
+def require_compiler(user: str, alternative: str = '') -> None:
+    """Check that there is a C++ compiler.
+
+    Args:
+        user: What needs it, for the message.
+        alternative: What else can be done, for the end of the message.
+
+    Raises:
+        RuntimeError: If there is none.
+    """
+    compiler = os.environ.get('CXX', 'g++')
+    if not any(shutil.which(name) for name in (compiler, 'clang++')):
+        raise RuntimeError(
+            f'{user} needs a C++ compiler and there is no {compiler}: '
+            f'install one (Debian: apt install g++){alternative}'
+        )
 
 
 def _checked_norm_size(

@@ -76,7 +76,7 @@ def test_the_crop_that_becomes_the_size_is_in_mms_log(monkeypatch):
 
 @pytest.mark.parametrize('resumes', [False, True])
 def test_a_resumed_training_keeps_the_size_of_its_checkpoint(resumes):
-    """Crops of several sizes must not give the optimizer's state another shape than it was saved in."""
+    """Crops of several sizes must not change the shape of the optimizer's saved state."""
     model = nn.Module()
     model.backbone = tiny()
     runner = SimpleNamespace(model=model, _resume=resumes, _load_from='a file', _train_loop=None)

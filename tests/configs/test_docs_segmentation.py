@@ -1,5 +1,6 @@
 """The examples of docs/segmentation.md, as configs."""
 
+import importlib
 import re
 import shutil
 
@@ -13,10 +14,8 @@ from helpers import (
     CONFIG,
     ROOT,
     Config,
-    arguments_are,
     as_arguments,
     build_model,
-    load_tool,
     mm_folder,
     python,
     tiny_options,
@@ -68,9 +67,8 @@ def own_data(request, roofs, tmp_path):
 
 
 def load_config(tool: str, *arguments) -> Config:
-    with arguments_are(*arguments):
-        module = load_tool(tool)
-        return module.load_config(module.parse_args())
+    module = importlib.import_module(f'polynext_mm.commands.{tool}')
+    return module.load_config(module.build_parser().parse_args(list(map(str, arguments))))
 
 
 def labels_in(dataset: dict) -> set[int]:

@@ -4,9 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from mmengine.structures import PixelData
+from segmentors import assert_a_step_trains_everything, assert_it_predicts
 
 from helpers import ROOT, Config, build_model
 from polynext_mm.engine import CheckpointGuardHook
@@ -52,30 +51,8 @@ def test_published_figure_and_drop_path_of_the_segmentor(arch):
 
 @EACH
 def test_a_segmentors_step_and_prediction(arch):
-    from mmseg.structures import SegDataSample
-
-    cfg = config(RECIPES[0], arch)
-    cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.0)  # a dropped branch learns nothing
-    cfg.model.data_preprocessor['size'] = (64, 64)
-    cfg.model.test_cfg.update(mode='whole')
-    model = revert_sync_batchnorm(build_model(cfg)).train()
-    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    labels = torch.randint(0, 150, (1, 64, 64))
-    sample = SegDataSample(
-        gt_sem_seg=PixelData(data=labels),
-        metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64), pad_shape=(64, 64)),
-    )
-    data = dict(
-        inputs=[torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8) for _ in range(2)],
-        data_samples=[sample.clone() for _ in range(2)],
-    )
-    before = {name: param.detach().clone() for name, param in model.named_parameters()}
-    losses = model.train_step(data, wrapper)
-    assert losses['loss'].isfinite()
-    for name, param in model.named_parameters():
-        assert not torch.equal(param, before[name]), name
-    found = model.eval().val_step(data)
-    assert [tuple(result.pred_sem_seg.data.shape) for result in found] == [(1, 64, 64)] * 2
+    model = assert_a_step_trains_everything(config(RECIPES[0], arch), 150)
+    assert_it_predicts(model, 150)
 
 
 @EACH

@@ -90,7 +90,8 @@ def negative(annotation):
         ),
         (
             lambda c: [i.update(file_name='other_' + i['file_name']) for i in c['images']],
-            r'12 of its 12 images are not in .*train2017, which has 12 files \(e.g. .*other_001.png\)',
+            r'12 of its 12 images are not in .*train2017, which has 12 files \(e.g. '
+            r'.*other_001.png\)',
         ),
         (lambda c: c['annotations'][1].update(id=1), 'ids of annotations occur more than once'),
         (lambda c: c['images'].clear(), 'lists no images'),

@@ -14,12 +14,19 @@ CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*polynext*_coco_
 
 
 def load(name: str) -> Config:
-    """Load a config, for speed with few regions to sample and 20 predictions of any score.
+    """Load a config, for speed with few regions or queries and 20 predictions of any score.
 
     No weights are fetched.
     """
     cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
     cfg.model.backbone.init_cfg = None
+    if cfg.model.type == 'Mask2Former':
+        cfg.model.panoptic_head.num_queries = 30
+        cfg.model.data_preprocessor.batch_augments[0].size = (96, 96)
+        cfg.model.test_cfg.max_per_image = 20
+        return cfg
+    if cfg.model.type == 'DINO':
+        cfg.model.num_queries = 30
     rcnn = cfg.model.train_cfg.get('rcnn', [])
     for stage in rcnn if isinstance(rcnn, list) else [rcnn]:
         stage.sampler.num = 16

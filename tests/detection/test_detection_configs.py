@@ -7,14 +7,20 @@ import torch
 from detectors import CONFIGS, batch, build, load, losses
 from mmengine.config import Config
 
-from helpers import ROOT, TINY_ARCH, assert_counted_right
+from helpers import CONFIG, ROOT, TINY_ARCH, assert_counted_right
+from polynext_mm.analysis import count_config
+from polynext_mm.engine.config_checks import check_config
 
 RECIPES = {
     'mask_rcnn_{}_coco_1x': 'tsbl',
     'mask_rcnn_{}_coco_3x': 's',
     'retinanet_{}_coco_1x': 'ts',
     'cascade_mask_rcnn_{}_coco_3x': 'sbl',
+    'atss_{}_coco_1x': 's',
+    'dino_{}_coco_12e': 's',
+    'mask2former_{}_coco_50e': 's',
 }
+CLIPS = {'dino': 0.1, 'mask2former': 0.01}  # of recipes, instead of the authors'
 
 
 def test_configs_are_all_there():
@@ -59,11 +65,13 @@ def test_families_differ_in_the_backbone_alone(name):
         assert cfg.model.backbone.arch in name
         assert cfg.model.backbone.init_cfg.checkpoint == f'polynext://{cfg.model.backbone.arch}'
         assert cfg.model.backbone.pop('grad_clip_norm', None) == (5.0 if family == 'a' else None)
-        clip = cfg.optim_wrapper.pop('clip_grad', None)
-        assert clip == (dict(max_norm=5.0, norm_type=2) if family == 'a' else None)
+        clip = CLIPS.get(method, 5.0 if family == 'a' else None)
+        assert cfg.optim_wrapper.pop('clip_grad', None) == (
+            clip and dict(max_norm=clip, norm_type=2)
+        )
         for key in ('arch', 'init_cfg', 'drop_path_rate'):
             cfg.model.backbone.pop(key)
-        cfg.model.neck.pop('in_channels')
+        cfg.model.get('neck', cfg.model.get('panoptic_head')).pop('in_channels')
         return cfg.to_dict()
 
     method, _, rest = name.partition('_apolynext' if '_apoly' in name else '_cpolynext')
@@ -77,6 +85,7 @@ def test_families_differ_in_the_backbone_alone(name):
         ('retinanet_apolynext_t_coco_1x', 1e-4, 500, (8, 11), 12),
         ('mask_rcnn_apolynext_s_coco_3x', 1e-4, 1000, (27, 33), 36),
         ('cascade_mask_rcnn_cpolynext_b_coco_3x', 1e-4, 1000, (27, 33), 36),
+        ('atss_cpolynext_s_coco_1x', 1e-4, 500, (8, 11), 12),
     ],
 )
 def test_learning_rates(name, lr, warmup, steps, epochs):
@@ -106,15 +115,81 @@ def test_learning_rates(name, lr, warmup, steps, epochs):
         multi_step.step()
 
 
-@pytest.mark.parametrize('name', CONFIGS[::5])
-def test_parameter_groups(name):
-    """Heads have the learning rate of the backbone, and weight decay is as for ADE20K."""
+def test_dino_and_mask2former_have_no_warmup():
+    for name, unit, end, steps in (
+        ('dino_cpolynext_s_coco_12e', 'epochs', 12, [11]),
+        # 50 epochs of 118000 images, 16 at a time; 8/9 and 26/27 of them
+        ('mask2former_cpolynext_s_coco_50e', 'iters', 368750, [327778, 355092]),
+    ):
+        cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
+        (schedule,) = cfg.param_scheduler
+        assert schedule == dict(
+            type='MultiStepLR',
+            by_epoch=unit == 'epochs',
+            begin=0,
+            end=end,
+            milestones=steps,
+            gamma=0.1,
+        )
+        assert cfg.train_cfg[f'max_{unit}'] == end
+        assert cfg.log_processor.by_epoch == (unit == 'epochs')
+        assert cfg.default_hooks.checkpoint.get('by_epoch', True) == (unit == 'epochs')
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_runs_are_checked_and_kept_as_all_others(name):
+    cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
+    check_config(cfg)
+    assert cfg.custom_hooks == Config.fromfile(CONFIG).custom_hooks
+    assert cfg.default_hooks.checkpoint.type == 'AtomicCheckpointHook'
+    assert cfg.optim_wrapper.type == 'AutocastOptimWrapper'
+    assert 'backbone' in cfg.optim_wrapper.modules
+    assert cfg.auto_scale_lr.base_batch_size == 16
+
+
+@pytest.mark.parametrize(
+    ('name', 'lrs', 'decay'),
+    [
+        # weight decay is as for ADE20K, and heads have the learning rate of the backbone
+        ('mask_rcnn_cpolynext_t_coco_1x', (2e-4, 2e-4), 0.05),
+        ('cascade_mask_rcnn_apolynext_s_coco_3x', (1e-4, 1e-4), 0.05),
+        ('atss_cpolynext_s_coco_1x', (1e-4, 1e-4), 0.05),
+        ('dino_cpolynext_s_coco_12e', (1e-5, 1e-4), 1e-4),
+        ('mask2former_cpolynext_s_coco_50e', (1e-5, 1e-4), 0.05),
+    ],
+)
+def test_parameter_groups(name, lrs, decay):
+    """Mask2Former's norms and embeddings do not decay."""
     model, wrapper = build(load(name))
-    groups = wrapper.optimizer.param_groups
-    assert len({group['lr'] for group in groups}) == 1
-    assert {group['weight_decay'] for group in groups} == {0.0, 0.05}
-    counted = sum(len(group['params']) for group in groups)
-    assert counted == sum(param.requires_grad for param in model.parameters())
+    settings = {
+        id(param): (group['lr'], group['weight_decay'])
+        for group in wrapper.optimizer.param_groups
+        for param in group['params']
+    }
+    assert len(settings) == sum(param.requires_grad for param in model.parameters())
+    exempt = (torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.Embedding)
+    for module_name, module in model.named_modules():
+        for param in module.parameters(recurse=False):
+            is_backbone = module_name.startswith('backbone')
+            lr, found = settings[id(param)]
+            assert lr == pytest.approx(lrs[0 if is_backbone else 1]), module_name
+            if not is_backbone:
+                spared = 'mask2former' in name and isinstance(module, exempt)
+                assert found == (0.0 if spared else decay), module_name
+
+
+@pytest.mark.parametrize('method', ['atss', 'dino', 'mask2former'])
+def test_operations_are_counted(method):
+    """Queries of DINO are chosen by their scores, and Mask2Former's masks attend: values."""
+    (name,) = [name for name in CONFIGS if name.startswith(f'{method}_cpolynext_s')]
+    cfg = load(name)
+    if method == 'atss':
+        cost = count_config(cfg, (96, 96))
+    else:
+        with pytest.raises(RuntimeError, match='does not run on the meta device.*to cpu'):
+            count_config(cfg, (96, 96))
+        cost = count_config(cfg, (96, 96), 'cpu')
+    assert 0 < cost.parts['backbone'].macs < cost.macs
 
 
 @pytest.mark.parametrize('name', ['retinanet_cpolynext_t_coco_1x', 'mask_rcnn_cpolynext_t_coco_1x'])

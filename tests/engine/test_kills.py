@@ -1,5 +1,7 @@
-"""Killed at any moment, at every operation on a file and at random ones: resuming always leads to the
-weights of the uninterrupted run, and nothing half written is left."""
+"""Runs killed at every operation on a file and at random moments.
+
+Resuming always leads to the weights of the uninterrupted run, and nothing half written is left.
+"""
 
 import multiprocessing
 import os
@@ -95,7 +97,7 @@ def differences_of_weights(one: dict, other: dict) -> list[str]:
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-    """The uninterrupted run: its options, last and best checkpoint, files, operations, and duration."""
+    """The uninterrupted run: options, last and best checkpoint, files, operations, duration."""
     options = {'default_hooks.checkpoint.max_keep_ckpts': 1}  # nothing else to fall back on
     work_dir = tmp_path_factory.mktemp('runs') / 'whole'
     began = time.monotonic()

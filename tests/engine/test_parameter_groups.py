@@ -94,6 +94,19 @@ def test_the_papers_groups(model):
         assert lr == LR
 
 
+@pytest.mark.parametrize('no_decay', ['released', 'paper'])
+def test_embeddings_decay_unless_exempt(no_decay):
+    network = nn.Module()
+    network.backbone = build()
+    others = grouped(network, no_decay=no_decay)
+    network.queries = nn.Embedding(3, 4)
+    for decays in (True, False):
+        groups = grouped(network, no_decay=no_decay, embedding_decay=decays)
+        assert groups.pop('queries.weight') == (LR, DECAY if decays else 0)
+        assert groups == others
+    assert grouped(network)['queries.weight'] == (LR, DECAY)
+
+
 def test_layer_wise_decay(model):
     """The factor .9 applies once per cell between a parameter and the output."""
     depths = model.backbone.arch.depths
@@ -222,8 +235,9 @@ def test_the_table_in_the_log(model, monkeypatch):
         (dict(layer_decay_rate=0), r'within \(0, 1\]'),
         (
             dict(custom_keys={}),
-            'unknown custom_keys; the options are no_decay, head_lr_mult and layer_dec',
+            'unknown custom_keys; the options are no_decay, embedding_decay, head_lr_mult and layer_d',
         ),
+        (dict(embedding_decay=0.0), 'embedding_decay must be True or False, got 0.0'),
         (dict(norm_decay_mult=0.0), 'unknown norm_decay_mult'),
     ],
     ids=str,

@@ -6,7 +6,8 @@ import pytest
 from mmengine.registry import VISBACKENDS, VISUALIZERS, init_default_scope
 from mmengine.visualization import LocalVisBackend
 
-from helpers import ROOT, Config, arguments_are, load_tool
+from helpers import ROOT, Config
+from polynext_mm.commands import train
 
 ADE20K = 'upernet_cpolynext_s_ade20k'
 COCO = ('mask_rcnn_cpolynext_s_coco_1x', 'cascade_mask_rcnn_apolynext_l_coco_3x')
@@ -16,9 +17,8 @@ DETECTION = 'retinanet_cpolynext_t_coco_1x'
 def load_config(config, *options) -> Config:
     """Load a config by its path or name as tools/train.py does, with --cfg-options."""
     path = config if '/' in str(config) else ROOT / 'configs' / f'{config}.py'
-    with arguments_are(path, *(['--cfg-options', *options] if options else [])):
-        tool = load_tool('train')
-        return tool.load_config(tool.parse_args())
+    arguments = [str(path), *(['--cfg-options', *options] if options else [])]
+    return train.load_config(train.build_parser().parse_args(arguments))
 
 
 def as_text(cfg: Config) -> str:

@@ -1,4 +1,4 @@
-"""Networks with norm='bn': the release's numbers, other sizes, rules of training, what fusing leaves."""
+"""Networks with norm='bn': the release's numbers, other sizes, training, what fusing leaves."""
 
 import copy
 import math
@@ -65,8 +65,8 @@ def test_names_and_shapes_are_the_releases_both_ways(network):
 def tiny(size=(64, 64), batch=2, arch=TINY_ARCH, gates=0.0, **settings):
     """A network whose running statistics are those of one batch, in float64, and that batch.
 
-    On other images the values grow as those of polynomials of a high degree do; ``gates`` well below
-    0 keep them finite.
+    On other images the values grow as those of polynomials of a high degree do; ``gates`` well
+    below 0 keep them finite.
     """
     torch.manual_seed(0)
     model = PolyNeXt(arch, norm='bn', norm_size=size, **settings).double().train()

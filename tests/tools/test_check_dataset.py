@@ -1,9 +1,7 @@
 """tools/check_dataset.py: the table, the findings, the pictures and the exit code."""
 
-import importlib.util
 import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from PIL import Image
 
 from coco_sample import make_coco
 from helpers import ROOT
+from polynext_mm.commands.check_dataset import main
 from polynext_mm.datasets import survey
 from polynext_mm.datasets.survey import examine
 from segmentation_sample import (
@@ -25,7 +24,6 @@ from segmentation_sample import (
     write_label,
 )
 
-TOOL = ROOT / 'tools' / 'check_dataset.py'
 SHAPES = ('box', 'ball', 'tent')
 
 
@@ -35,22 +33,18 @@ def root(tmp_path):
 
 
 @pytest.fixture
-def check(tmp_path, monkeypatch, capsys):
+def check(tmp_path, capsys):
     """Run the tool in this process on a config; return its exit code and what it printed."""
 
     def run(cfg: Config, *arguments):
         path = tmp_path / 'config.py'
         cfg.dump(path)
         pictures = ['--pictures', str(tmp_path / 'pictures')]
-        monkeypatch.setattr(sys, 'argv', ['check_dataset', str(path), *pictures, *arguments])
-        spec = importlib.util.spec_from_file_location('check_dataset', TOOL)
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, 'check_dataset', module)
-        spec.loader.exec_module(module)
-        with pytest.raises(SystemExit) as end:
-            module.main()
+        try:
+            code = main([str(path), *pictures, *arguments])
+        except SystemExit as end:
+            code = end.code
         printed = capsys.readouterr()
-        code = end.value.code
         return (1, code) if isinstance(code, str) else (code, printed.out)
 
     return run

@@ -15,12 +15,10 @@ from PIL import Image
 from helpers import (
     CONFIG,
     ROOT,
-    arguments_are,
     as_arguments,
     call_tool,
     free_port,
     imagenet_weights,
-    load_tool,
     python,
     run,
     sample_as_ade20k,
@@ -28,6 +26,7 @@ from helpers import (
     tiny_config,
     tiny_options,
 )
+from polynext_mm.commands import train
 
 TOOLS = ROOT / 'tools'
 IMAGES = 4
@@ -153,9 +152,7 @@ def test_tta_with_the_authors_file(sample, tmp_path):
 
 
 def load_config(*arguments):
-    train = load_tool('train')
-    with arguments_are(*arguments):
-        return train.load_config(train.parse_args())
+    return train.load_config(train.build_parser().parse_args(list(map(str, arguments))))
 
 
 def test_flags_of_training():

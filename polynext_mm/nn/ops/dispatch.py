@@ -64,7 +64,7 @@ def plain_wanted() -> bool:
 
 
 def checkpoint_contexts() -> tuple[contextlib.AbstractContextManager, ...]:
-    """Let what ``torch.utils.checkpoint`` computes again take the forms it took (``context_fn``)."""
+    """Let ``torch.utils.checkpoint`` recompute by the forms it first took (``context_fn``)."""
     return contextlib.nullcontext(), _computing_again(_plain, _triton)
 
 

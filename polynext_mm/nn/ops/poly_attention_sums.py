@@ -14,7 +14,16 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import dispatch
-from .poly_attention import _accumulate, _blocks, _cut, _scores, _shared
+from .poly_attention import (
+    _accumulate,
+    _blocks,
+    _cut,
+    _Memory,
+    _product_plus,
+    _scores,
+    _shared,
+    _with_ones,
+)
 from .precision import wide, wide_dtype
 
 
@@ -56,9 +65,9 @@ def _in_blocks(q, k, v):
 def _forward_op(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     out = v.new_empty(*q.shape[:2], v.shape[2], dtype=wide_dtype(v))
     total = q.new_empty(*q.shape[:2], 1, dtype=wide_dtype(q))
+    k, memory = _with_ones(k), _Memory()
     for heads, queries, parts in _blocks(q, k.shape[1]):
-        k_t = _shared(k[heads].transpose(1, 2), parts)
-        r, top = _scores(_cut(q[heads, queries], parts), k_t)
+        r, top = _scores(_cut(q[heads, queries], parts), _shared(k[heads], parts), memory)
         a = r.square_().square_()
         out_b, total_b = (_cut(t[heads, queries], parts) for t in (out, total))
         torch.sum(a, -1, keepdim=True, out=total_b)
@@ -85,15 +94,17 @@ def _backward_op(
     grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
     grad_k = torch.zeros_like(k, dtype=wide_dtype(k), memory_format=torch.contiguous_format)
     grad_v = torch.zeros_like(v, dtype=wide_dtype(v), memory_format=torch.contiguous_format)
+    k_ones, v_ones = _with_ones(k), _with_ones(v)
+    of_scores, of_slope, of_square = _Memory(), _Memory(), _Memory()
     for heads, queries, parts in _blocks(q, k.shape[1]):
         q_b, grad_b, grad_total_b = (_cut(t[heads, queries], parts) for t in (q, grad, grad_total))
-        k_b, v_b = (_shared(t[heads], parts) for t in (k, v))
-        r, top = _scores(q_b, k_b.transpose(1, 2))
+        k_ones_b, v_ones_b, k_b = (_shared(t[heads], parts) for t in (k_ones, v_ones, k))
+        r, top = _scores(q_b, k_ones_b, of_scores)
         # d / d r_ij = 4 r_ij^3 (grad_i . v_j + grad_total_i), with r divided by top in half
         cube, fourth = top**3, top**4
-        slope = wide(torch.bmm((grad_b * (4 * cube)).to(v.dtype), v_b.transpose(1, 2)))
-        slope.add_(grad_total_b * (4 * cube))
-        square = r.square()
+        steep = (grad_b * (4 * cube)).to(v.dtype)
+        slope = _product_plus(steep, grad_total_b * (4 * cube), v_ones_b, of_slope)
+        square = torch.mul(r, r, out=of_square.of(r.shape, r))
         slope = slope.mul_(r.mul_(square)).to(q.dtype)
         torch.bmm(slope, k_b, out=_cut(grad_q[heads, queries], parts))
         _accumulate(grad_k[heads], slope.transpose(1, 2), q_b)

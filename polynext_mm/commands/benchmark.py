@@ -1,0 +1,11 @@
+"""Measure time and memory beside peers: ``polynext-mm benchmark``, which is benchmarks/run.py."""
+
+from collections.abc import Sequence
+
+from polynext_mm.shipped import folder
+
+from .run import run_script
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_script(folder('benchmarks') / 'run.py', argv or [])

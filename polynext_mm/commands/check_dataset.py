@@ -1,0 +1,81 @@
+"""Read a data set once and say what is wrong with it: ``polynext-mm check-dataset CONFIG``.
+
+Ends with exit code 1 if training or evaluation would fail or go silently wrong, else 0.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from polynext_mm.shipped import find_config
+
+from .arguments import add_cfg_options, add_config
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='polynext-mm check-dataset', description='Check the data sets of a config'
+    )
+    add_config(parser)
+    parser.add_argument(
+        '--fix-hints', action='store_true', help='say what to do about each finding'
+    )
+    parser.add_argument(
+        '--workers',
+        type=int,
+        default=os.cpu_count(),
+        help='processes that read (default: one for each core)',
+    )
+    parser.add_argument(
+        '--pictures',
+        default='work_dirs/check_dataset',
+        help='folder for pictures of some samples with their labels (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--samples', type=int, default=4, help='pictures of each split (default: %(default)s)'
+    )
+    add_cfg_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    from mmengine.config import Config
+
+    from polynext_mm.datasets import DataError, Finding
+    from polynext_mm.datasets.findings import listed
+    from polynext_mm.engine import config_checks
+
+    from . import dataset_report as report
+
+    try:
+        cfg = Config.fromfile(find_config(args.config))
+        if args.cfg_options is not None:
+            cfg.merge_from_dict(args.cfg_options)
+        problems = list(config_checks.class_problems(cfg))
+        splits = list(report.splits_of(cfg))
+        for split in splits:
+            report.read(split, args.workers)
+    except (FileNotFoundError, DataError, config_checks.ConfigError) as error:
+        sys.exit(f'{type(error).__name__}: {error}')
+    pictures = []
+    findings = [('', Finding(problem, 'the line says what to set')) for problem in problems]
+    findings += [('', finding) for finding in report.shared(splits)]
+    for split in splits:
+        print('\n' + '\n'.join(report.table(split)))
+        pictures += report.draw(split, Path(args.pictures), args.samples)
+        findings += [(f'{split.place}: ', finding) for finding in split.findings]
+    print()
+    if pictures:
+        print(f'pictures: {listed(pictures)}')
+    for place, finding in sorted(findings, key=lambda found: not found[1].serious):
+        named = '' if finding.what.startswith(place) else place
+        print(f'{"ERROR" if finding.serious else "note "}  {named}{finding.what}')
+        if args.fix_hints:
+            print(f'       -> {finding.remedy}')
+    serious = sum(finding.serious for _, finding in findings)
+    hint = '' if args.fix_hints or not findings else ' (--fix-hints says what to do)'
+    print(f'{serious} errors, {len(findings) - serious} notes{hint}')
+    return 1 if serious else 0

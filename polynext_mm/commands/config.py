@@ -1,0 +1,36 @@
+"""Print a config with all that it inherits, or its path: ``polynext-mm config CONFIG``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from polynext_mm.shipped import ConfigNotFoundError, find_config
+
+from .arguments import add_cfg_options, add_config
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='polynext-mm config', description='Print a config with all that it inherits'
+    )
+    add_config(parser)
+    parser.add_argument('--path', action='store_true', help='print the path of its file alone')
+    add_cfg_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        path = find_config(args.config)
+    except ConfigNotFoundError as error:
+        sys.exit(str(error))
+    if args.path:
+        print(path)
+        return 0
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(args.cfg_options or {})
+    print(cfg.pretty_text)
+    return 0

@@ -1,0 +1,29 @@
+"""Train and evaluate on a sample: ``polynext-mm demo [segmentation|detection]``."""
+
+import argparse
+from collections.abc import Sequence
+
+from polynext_mm.shipped import folder
+
+from .run import run_script
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='polynext-mm demo',
+        description='Train and evaluate on a sample, in minutes on a CPU; writes to work_dirs/',
+    )
+    parser.add_argument(
+        'task',
+        nargs='?',
+        choices=['segmentation', 'detection'],
+        default='segmentation',
+        help='default: %(default)s',
+    )
+    parser.add_argument('arguments', nargs=argparse.REMAINDER, help='what the demo gets')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return run_script(folder('demo') / f'{args.task}.py', args.arguments)

@@ -1,0 +1,166 @@
+"""Export a model for other programs: ``polynext-mm export CONFIG CHECKPOINT --out model.onnx``.
+
+The graph takes images of any batch, height and width. It is written beside the file that is asked
+for, compared with torch on several sizes, and only then put in its place.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+SIZES = ((32, 32), (97, 131), (256, 192))
+BATCHES = (1, 2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='polynext-mm export',
+        description='Export a segmentor, a detector or a backbone for other programs',
+    )
+    parser.add_argument('config', type=Path, help='config file')
+    parser.add_argument(
+        'checkpoint',
+        help="checkpoint: ours, or one of the authors'; for features, of the backbone alone, too",
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        required=True,
+        help='file to write: .onnx, or .pt2 for a program of torch.export',
+    )
+    parser.add_argument(
+        '--output',
+        choices=['features', 'logits', 'labels', 'boxes'],
+        help='what the graph returns: features of the backbone, logits or labels of a segmentor, '
+        'boxes and scores before nms of a detector (default: logits or boxes)',
+    )
+    parser.add_argument(
+        '--preprocess',
+        action='store_true',
+        help="let the graph do the work of the config's data preprocessor (mean, std, BGR to RGB, "
+        'padding): it then takes uint8 images',
+    )
+    parser.add_argument(
+        '--aot',
+        action='store_true',
+        help='compile for this CPU with AOTInductor (.pt2; needs a C++ compiler, takes minutes)',
+    )
+    parser.add_argument(
+        '--check-sizes',
+        nargs='+',
+        type=image_size,
+        metavar='HxW',
+        default=SIZES,
+        help='sizes to compare with torch on, batches of 1 and 2 in turn (default: '
+        f'{" ".join(f"{h}x{w}" for h, w in SIZES)})',
+    )
+    parser.add_argument('--force', action='store_true', help='replace the file if it exists')
+    return parser
+
+
+def image_size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition('x')
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH, such as 512x512')
+    if min(int(height), int(width)) < 32:
+        raise argparse.ArgumentTypeError(f'images must be at least 32x32, got {text}')
+    return int(height), int(width)
+
+
+def choose_format(out: Path, aot: bool, force: bool) -> str:
+    """Return the key of the format to write.
+
+    Raises:
+        ValueError: If the name of the file does not tell it.
+        FileExistsError: If the file exists and is not to be replaced.
+    """
+    if out.suffix not in ('.onnx', '.pt2') or (aot and out.suffix != '.pt2'):
+        wanted = '.pt2 with --aot' if aot else '.onnx or .pt2'
+        raise ValueError(f'--out must end in {wanted}, got {out}')
+    if out.exists() and not force:
+        raise FileExistsError(f'{out} exists: use --force to replace it')
+    return 'aot' if aot else out.suffix[1:]
+
+
+def export(args: argparse.Namespace) -> None:
+    """Capture, write, check, and put the file in its place.
+
+    Raises:
+        Exception: Of the kinds in :data:`ERRORS`, for what the user can correct.
+    """
+    key = choose_format(args.out, args.aot, args.force)
+
+    from polynext_mm.deployment import FORMATS, capture, check, fused, make_network
+
+    form = FORMATS[key]
+    form.require()
+    model, classes = load(args)
+    network = make_network(model, args.output, args.preprocess)
+    print('capturing the graph', flush=True)
+    program = capture(fused(network))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='.export-', dir=args.out.parent) as folder:
+        beside = Path(folder) / args.out.name
+        print('writing', args.out, flush=True)
+        form.write(program, network, beside, {'classes': classes} if classes else {})
+        if importlib.util.find_spec(form.consumer) is None:
+            print(f'not checked: {form.consumer} is not installed ({form.install})')
+        else:
+            shapes = [(BATCHES[i % len(BATCHES)], *size) for i, size in enumerate(args.check_sizes)]
+            found = check(network, form.open(beside), shapes, str(args.out))
+            version = importlib.metadata.version(form.consumer)
+            print(f'{form.consumer} {version} and torch differ, relative to the largest value, by')
+            for shape, value in zip(shapes, found):
+                print(f'  {value:.1e}  on images of {"x".join(map(str, shape))}')
+        os.replace(beside, args.out)
+    print(describe(network, args.out))
+
+
+def load(args: argparse.Namespace):
+    """Return the model, and the names of its classes where it has any."""
+    from mmengine.config import Config
+
+    from polynext_mm.deployment.models import load_backbone, load_model
+
+    if not args.config.is_file():
+        raise FileNotFoundError(f'there is no config {args.config}')
+    config = Config.fromfile(args.config)
+    if args.output == 'features':
+        model, report = load_backbone(config, args.checkpoint)
+        print(report)
+        return model, None
+    model = load_model(config, args.checkpoint)
+    return model, list(model.dataset_meta.get('classes') or ())
+
+
+def describe(network, out: Path) -> str:
+    """Return what a file takes and returns, in a line."""
+    dtype = 'float32' if network.preprocessing is None else 'uint8'
+    shapes = [
+        f'{name} ({", ".join(axes)})' for name, axes in zip(network.output_names, network.out_axes)
+    ]
+    return (
+        f'wrote {out}, {out.stat().st_size / 1e6:.1f} MB: images (batch, {network.in_channels}, '
+        f'height, width), {dtype} -> {", ".join(shapes)}'
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    warnings.filterwarnings('ignore')
+    logging.disable(logging.WARNING)
+    from polynext_mm.deployment import ExportError
+    from polynext_mm.weights import CheckpointError
+
+    try:
+        export(args)
+    except (CheckpointError, ExportError, OSError, ValueError) as error:
+        sys.exit(f'{type(error).__name__}: {error}')
+    return 0

@@ -1,0 +1,90 @@
+"""Evaluate a segmentor (mIoU) or a detector (COCO AP): ``polynext-mm test CONFIG CHECKPOINT``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .arguments import UsageError, add_config, add_run_arguments
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='polynext-mm test', description='Evaluate a segmentor or a detector'
+    )
+    add_config(parser)
+    parser.add_argument('checkpoint', help="checkpoint: ours, or one of the authors' segmentors")
+    add_run_arguments(parser)
+    parser.add_argument(
+        '--out',
+        help='keep the predictions: in a folder as label images (segmentation), '
+        'or in a .pkl file (detection)',
+    )
+    parser.add_argument('--show', action='store_true', help='show predictions in a window')
+    parser.add_argument('--show-dir', help='folder for images with the predictions drawn in')
+    parser.add_argument(
+        '--wait-time',
+        type=float,
+        default=2,
+        help='seconds that --show shows an image (default: %(default)s)',
+    )
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    return parser
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    from polynext_mm.engine import launch
+
+    cfg = launch.read_config(args)
+    cfg.load_from = args.checkpoint
+    cfg.resume = False
+    if args.show or args.show_dir:
+        draw_predictions(cfg, args)
+    if args.tta:
+        if 'tta_model' not in cfg:
+            raise UsageError(f'--tta: {args.config} has no tta_model and tta_pipeline')
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+        cfg.model = dict(cfg.tta_model, module=cfg.model)
+    if args.out is not None:
+        keep_predictions(cfg, args.out)
+    return cfg
+
+
+def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
+    hook = cfg.default_hooks.visualization
+    hook.update(draw=True, interval=1, show=args.show, wait_time=args.wait_time)
+    if args.show_dir:
+        if cfg.default_scope == 'mmdet':
+            hook.test_out_dir = str(Path(args.show_dir).absolute())
+        else:
+            cfg.visualizer.save_dir = args.show_dir
+
+
+def keep_predictions(cfg: Config, out: str) -> None:
+    if cfg.default_scope == 'mmdet':
+        if not out.endswith(('.pkl', '.pickle')):
+            raise UsageError(f'--out must end in .pkl for detections, got {out}')
+        evaluators = cfg.test_evaluator
+        evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
+        cfg.test_evaluator = [*evaluators, dict(type='DumpDetResults', out_file_path=out)]
+    else:
+        cfg.test_evaluator.update(output_dir=out, keep_results=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    # Registers everything, and gives mmcv its operators before mmseg or mmdet is imported.
+    from polynext_mm.engine import launch
+
+    try:
+        cfg = load_config(args)
+    except (UsageError, launch.config_checks.ConfigError, FileNotFoundError) as error:
+        sys.exit(f'{type(error).__name__}: {error}')
+    launch.run(cfg, args, 'test', ('test_dataloader',))
+    return 0

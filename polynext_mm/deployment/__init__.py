@@ -1,0 +1,17 @@
+"""Deployment: graphs of segmentors, detectors and backbones for other programs to run."""
+
+from .networks import OUTPUTS, Network, UnsupportedModelError, make_network
+from .programs import FORMATS, TOLERANCE, ExportError, capture, check, fused
+
+__all__ = [
+    'FORMATS',
+    'OUTPUTS',
+    'TOLERANCE',
+    'ExportError',
+    'Network',
+    'UnsupportedModelError',
+    'capture',
+    'check',
+    'fused',
+    'make_network',
+]

@@ -1,0 +1,259 @@
+"""Graphs of networks: captured once for every size, written in three formats, run and compared."""
+
+import copy
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from ..nn.polynext import require_compiler
+from .networks import AnySizePool, LabelMap, Network
+
+#: Sides of images that a graph takes.
+SIDES = (32, 1 << 14)
+LARGEST_BATCH = 1 << 10
+#: Largest difference between a graph and torch, over the largest magnitude of an output.
+TOLERANCE = 1e-4
+
+_EXAMPLE = (2, 97, 130)  # batch, height and width while a graph is captured: no special numbers
+_AXES = ('batch', 'height', 'width')
+
+Run = Callable[[Tensor], list[Tensor]]
+
+
+class ExportError(RuntimeError):
+    """A graph cannot be captured, written or run here, or does not compute what it should."""
+
+
+class Format(NamedTuple):
+    """A format of files.
+
+    Args:
+        suffix: Of the files.
+        require: Raises an ExportError where something to write it is not installed.
+        write: Writes a program of a network to a path, with metadata.
+        consumer: What runs the files here.
+        install: The command that installs the consumer, if it is not torch.
+        open: Returns a function from images to outputs.
+    """
+
+    suffix: str
+    require: Callable[[], None]
+    write: Callable[[ExportedProgram, Network, Path, dict], None]
+    consumer: str
+    install: str | None
+    open: Callable[[Path], Run]
+
+
+def fused(network: Network) -> Network:
+    """Return a copy of a network in eval mode with weights folded and layers for any size.
+
+    Gates and scales of the backbone, and batch norms after convolutions, become part of the
+    neighbouring weights.
+    """
+    from mmcv.cnn import fuse_conv_bn
+
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    if hasattr(network.backbone, 'fuse'):
+        network.backbone.fuse()
+    with torch.no_grad():
+        fuse_conv_bn(network)
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d):
+                size = child.output_size
+                height, width = (size, size) if isinstance(size, int) else size
+                setattr(module, name, AnySizePool(height, width))
+    return network
+
+
+def random_images(network: Network, batch: int, height: int, width: int, seed: int = 0) -> Tensor:
+    """Return images of the dtype that the network takes: uint8 if it does its own preprocessing."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, network.in_channels, height, width)
+    if network.preprocessing is None:
+        return torch.randn(shape, generator=generator)
+    return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+
+
+def capture(network: Network) -> ExportedProgram:
+    """Return the graph of a network for any batch, height and width.
+
+    No size becomes a number of the graph, and no branch depends on one: batch, height and width
+    are symbols without a value while it is captured.
+
+    Args:
+        network: As :func:`fused` returns it.
+
+    Raises:
+        ExportError: If something in the network depends on a size in a way that a graph cannot.
+    """
+    try:
+        from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapesSpec, ShapeVar, TensorSpec
+    except ImportError:
+        raise ExportError(
+            f'export needs torch 2.14 or newer, and this is {torch.__version__}: upgrade torch'
+        ) from None
+    limits = ((1, LARGEST_BATCH), SIDES, SIDES)
+    batch, height, width = (
+        ShapeVar(name, min=low, max=high) for name, (low, high) in zip(_AXES, limits)
+    )
+    shape = TensorSpec([batch, network.in_channels, height, width])
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                network,
+                (random_images(network, *_EXAMPLE),),
+                dynamic_shapes=ShapesSpec(params=ParamsSpec({'images': shape})),
+            )
+    except Exception as error:  # of many kinds, and all say the same to the user
+        reason = next((line for line in str(error).splitlines() if line.strip()), '')
+        raise ExportError(
+            f'no graph for every size can be captured of this model: {type(error).__name__}: '
+            f'{reason}'
+        ) from error
+
+
+# ONNX
+
+
+def _require_onnx() -> None:
+    _require_packages('onnx', 'onnxscript')
+
+
+def _write_onnx(program: ExportedProgram, network: Network, path: Path, metadata: dict) -> None:
+    onnx_program = torch.onnx.export(
+        program,
+        dynamo=True,
+        verbose=False,
+        input_names=['images'],
+        output_names=list(network.output_names),
+    )
+    graph = onnx_program.model.graph
+    for value, axes in zip((*graph.inputs, *graph.outputs), (network.in_axes, *network.out_axes)):
+        value.shape = type(value.shape)(
+            [dim if isinstance(dim, int) else axis for dim, axis in zip(value.shape, axes)]
+        )
+    onnx_program.model.metadata_props.update(
+        {key: json.dumps(value) for key, value in metadata.items()}
+    )
+    onnx_program.save(path, external_data=False)
+
+
+def _open_onnx(path: Path) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    return lambda images: [
+        torch.from_numpy(output) for output in session.run(None, {'images': images.numpy()})
+    ]
+
+
+# Programs of torch
+
+
+def _write_program(program: ExportedProgram, network: Network, path: Path, metadata: dict) -> None:
+    files = {f'{key}.json': json.dumps(value) for key, value in metadata.items()}
+    torch.export.save(program, path, extra_files=files)
+
+
+def _open_program(path: Path) -> Run:
+    module = torch.export.load(path).module()
+    return lambda images: list(module(images))
+
+
+def _require_compiler() -> None:
+    try:
+        require_compiler('AOTInductor')
+    except RuntimeError as error:
+        raise ExportError(str(error)) from None
+
+
+def _write_compiled(program: ExportedProgram, network: Network, path: Path, metadata: dict) -> None:
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+
+
+def _open_compiled(path: Path) -> Run:
+    package = torch._inductor.aoti_load_package(str(path))
+    return lambda images: list(package(images))
+
+
+def _require_packages(*names: str) -> None:
+    absent = [name for name in names if importlib.util.find_spec(name) is None]
+    if absent:
+        raise ExportError(
+            f'{" and ".join(absent)} must be installed: pip install {" ".join(absent)}'
+        )
+
+
+FORMATS = {
+    'onnx': Format(
+        '.onnx', _require_onnx, _write_onnx, 'onnxruntime', 'pip install onnxruntime', _open_onnx
+    ),
+    'pt2': Format('.pt2', lambda: None, _write_program, 'torch', None, _open_program),
+    'aot': Format('.pt2', _require_compiler, _write_compiled, 'torch', None, _open_compiled),
+}
+
+
+# Comparing
+
+
+def difference(network: Network, images: Tensor, outputs: Sequence[Tensor]) -> float:
+    """Return the largest difference of outputs from the network's, over the latter's magnitude.
+
+    Labels, which jump, are compared by their logits: by how much the network's logit of a given
+    label is below its largest.
+
+    Args:
+        network: Run by torch.
+        images: (B, C, H, W).
+        outputs: Of a graph of the network for these images.
+    """
+    with torch.no_grad():
+        if isinstance(network, LabelMap):
+            return network.shortfall(images, outputs[0])
+        expected = network(images)
+    if [x.shape for x in outputs] != [x.shape for x in expected]:
+        return float('inf')
+    return max(
+        ((x - y).abs().max() / y.abs().max().clamp_min(1e-12)).item()
+        for x, y in zip(outputs, expected)
+    )
+
+
+def check(
+    network: Network, run: Run, shapes: Sequence[tuple[int, int, int]], name: str
+) -> list[float]:
+    """Compare a graph with its network on random images; return the difference of each shape.
+
+    Args:
+        network: Run by torch, before :func:`fused`.
+        run: The graph.
+        shapes: Batch, height and width of the images.
+        name: Of the graph, for messages.
+
+    Raises:
+        ExportError: If the graph fails, or a difference is above :data:`TOLERANCE`.
+    """
+    found = []
+    for seed, shape in enumerate(shapes):
+        images = random_images(network, *shape, seed)
+        where = 'x'.join(map(str, shape))
+        try:
+            outputs = run(images)
+        except Exception as error:
+            raise ExportError(f'{name} fails on images of {where}: {error}') from error
+        found.append(difference(network, images, outputs))
+        if not found[-1] <= TOLERANCE:
+            raise ExportError(
+                f'{name} differs from torch by {found[-1]:.1e} of the largest value on images of '
+                f'{where}, which is more than {TOLERANCE:.0e}'
+            )
+    return found

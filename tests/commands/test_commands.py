@@ -1,0 +1,112 @@
+"""The command polynext-mm: its table, its help, and the configs that it finds by name."""
+
+import importlib
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+import polynext_mm
+from helpers import CONFIG, ROOT, python
+from polynext_mm import shipped
+from polynext_mm.commands import COMMANDS, main
+
+NAME = 'upernet_cpolynext_s_ade20k'
+
+
+def test_the_help_lists_every_command(capsys):
+    assert main([]) == 2
+    printed = capsys.readouterr().out
+    listed = re.findall(r'^  ([a-z-]+)  ', printed.partition('commands:')[2], re.MULTILINE)
+    assert listed == list(COMMANDS)
+
+
+@pytest.mark.parametrize('name', sorted(set(COMMANDS) - {'benchmark'}))
+def test_every_command_is_a_module_with_a_parser_of_its_name(name):
+    module = importlib.import_module(f'polynext_mm.commands.{COMMANDS[name][0]}')
+    assert module.build_parser().prog == f'polynext-mm {name}'
+    assert callable(module.main)
+
+
+def test_help_needs_neither_torch_nor_mm():
+    program = f"""
+        import sys
+        from polynext_mm.commands import main
+
+        for name in {sorted(set(COMMANDS) - {'benchmark'})}:
+            try:
+                main([name, '--help'])
+            except SystemExit as end:
+                assert end.code == 0
+        print({{'torch', 'mmengine', 'matplotlib'}} & set(sys.modules))
+    """
+    printed = python('-c', textwrap.dedent(program))
+    assert printed.splitlines()[-1] == 'set()'
+    assert printed.count('usage: polynext-mm ') == len(COMMANDS) - 1
+
+
+def test_the_version(capsys):
+    assert main(['--version']) == 0
+    assert capsys.readouterr().out.strip() == polynext_mm.__version__
+
+
+def test_an_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(['trian', 'config.py'])
+    assert end.value.code == 2
+    assert "there is no command 'trian': it is one of train, test" in capsys.readouterr().err
+
+
+def test_every_tool_calls_a_command():
+    for tool in (ROOT / 'tools').glob('*.py'):
+        if tool.stem != 'dist_run':
+            assert 'from polynext_mm.commands.' in tool.read_text()
+
+
+# Configs by name
+
+
+@pytest.mark.parametrize(
+    'name', [NAME, f'{NAME}.py', f'configs/{NAME}', f'configs/{NAME}.py', CONFIG.with_stem(NAME)]
+)
+def test_a_config_is_named_with_or_without_path_and_suffix(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Path(shipped.find_config(name)).samefile(ROOT / 'configs' / f'{NAME}.py')
+
+
+def test_a_config_of_ones_own_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(f'{NAME}.py').write_text('mine = True')
+    assert shipped.find_config(NAME) == f'{NAME}.py'
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('upernet_cpolynext_s_ade20', f'did you mean {NAME}'),
+        ('elsewhere/nothing.py', '`polynext-mm list` has all'),
+        (f'elsewhere/{NAME}', 'there is no config elsewhere/'),
+    ],
+)
+def test_an_absent_config_is_told(name, message):
+    with pytest.raises(shipped.ConfigNotFoundError, match=message):
+        shipped.find_config(name)
+
+
+def test_configs_of_other_projects_inherit_wherever_ours_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # of the same name as ours: it must not inherit from itself
+    path = Path(f'{NAME}.py')
+    path.write_text(
+        f"_base_ = __import__('polynext_mm').config_file('{NAME}')\n"
+        'model = dict(decode_head=dict(num_classes=7))\n'
+    )
+    cfg = Config.fromfile(path)
+    assert cfg.model.decode_head.num_classes == 7
+    assert cfg.model.backbone.arch == 'cpolynext_s'
+    path.write_text(
+        "_base_ = [__import__('polynext_mm').config_file('_base_/default_runtime.py')]\n"
+    )
+    assert Config.fromfile(path).custom_imports.imports == ['polynext_mm']
