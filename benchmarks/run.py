@@ -34,7 +34,16 @@ from report import (
     plot_comparison,
 )
 from roofline import floor
-from subjects import ATTENTION, DTYPES, Setting, Subject, make_workload, parse_subject
+from subjects import (
+    ATTENTION,
+    DEVICES,
+    DTYPES,
+    Setting,
+    Subject,
+    check_device,
+    make_workload,
+    parse_subject,
+)
 
 PROFILE_ROWS = 12
 
@@ -80,7 +89,7 @@ def parse_args() -> argparse.Namespace:
     how.add_argument('--sizes', nargs='+', type=image_size, metavar='HxW', default=[(512, 512)])
     how.add_argument('--batch', type=positive, default=1)
     how.add_argument('--dtype', choices=DTYPES, default='float32', help='half types by autocast')
-    how.add_argument('--device', choices=['cpu', 'cuda', 'xpu', 'mps'], default='cpu')
+    how.add_argument('--device', choices=DEVICES, default='cpu')
     how.add_argument(
         '--threads',
         type=positive,
@@ -147,8 +156,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(
             'nothing to measure: give --models, --attention, --profile, --floor or --count'
         )
-    if args.device != 'cpu' and not torch.get_device_module(args.device).is_available():
-        raise ValueError(f'torch finds no {args.device} device: use --device cpu')
+    check_device(args.device)
     single += args.count
     if args.count and args.dtype == 'float16':
         raise ValueError('--count is for float32 and bfloat16')

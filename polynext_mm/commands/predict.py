@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         help='file to write, or folder if IMAGE is one (default: in predictions/)',
     )
-    parser.add_argument('--device', help='default: cuda:0 if there is a GPU, else cpu')
+    parser.add_argument('--device', help='default: a GPU if there is one, else cpu')
     parser.add_argument(
         '--score-thr',
         type=float,
@@ -129,11 +129,11 @@ def draw(model: nn.Module, source: Path, target: Path, score_thr: float) -> None
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    import torch
+    from mmengine.device import get_device
 
     from polynext_mm.weights import CheckpointError
 
-    device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
+    device = args.device or get_device()
     try:
         images = find_images(args.image, args.out)
         model = build_model(load_config(find_config(args.config)), args.checkpoint, device)
