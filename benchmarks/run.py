@@ -9,8 +9,8 @@
 
 A model is the name of an arch (ours), ``plain:ARCH`` (the paper's equations in ordinary torch),
 ``timm:NAME`` (any timm model with ``features_only``, in the faster memory format unless
-``:contiguous`` or ``:channels_last`` follows), or ``onnxruntime:ARCH`` or ``openvino:ARCH`` (ours, as
-these run the exported ONNX file). Modifiers come last: ``+compile`` for models in torch,
+``:contiguous`` or ``:channels_last`` follows), or ``onnxruntime:ARCH`` or ``openvino:ARCH`` (ours,
+as these run the exported ONNX file). Modifiers come last: ``+compile`` for models in torch,
 ``+fuse`` (weights folded for inference) and ``+cp`` (checkpointed cells) for ours. All models
 return the features of their stages; training is forward and backward of the sum of the features'
 means, without an optimizer.

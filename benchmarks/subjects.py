@@ -68,7 +68,8 @@ class Subject:
 
     Args:
         label: The name in the report.
-        kind: 'ours', 'plain', 'timm', 'attention', or a program that runs an exported graph of ours.
+        kind: 'ours', 'plain', 'timm', 'attention', or a program that runs an exported graph of
+            ours.
         name: An arch, a timm model or a key of ATTENTION.
         memory_format: A key of MEMORY_FORMATS, or None for the faster one.
         modifiers: Some of MODIFIERS[kind].

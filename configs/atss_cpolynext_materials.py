@@ -1,7 +1,7 @@
 # The short CPolyNeXt of upernet_cpolynext_materials.py with a narrow ATSS (a RetinaNet that chooses
 # its positive anchors by statistics of their overlaps), from scratch, on the sample in
-# demo/materials: what `make demo-detection` trains. The settings are chosen for a few minutes on two
-# cores and are no recipe for more.
+# demo/materials: what `make demo-detection` trains. The settings are chosen for a few minutes on
+# two cores and are no recipe for more.
 _base_ = [
     '_base_/models/retinanet_polynext.py',
     '_base_/schedules/coco_1x.py',

@@ -1,4 +1,5 @@
-# The same with mmdet's ResNet-18 as backbone: one of the two that `make demo-detection` compares with.
+# The same with mmdet's ResNet-18 as backbone: one of the two that `make demo-detection` compares
+# with.
 _base_ = 'atss_cpolynext_materials.py'
 model = dict(
     backbone=dict(

@@ -45,6 +45,7 @@ _OPTIONAL = {
     'matplotlib': '`polynext-mm plot`',
     'tensorboard': "TensorBoard as one of the config's vis_backends",
 }
+_MM_MODULES = ('mmengine', 'mmcv', 'mmseg', 'mmdet')
 # whose names differ from those of their modules
 _DISTRIBUTIONS = {
     'cv2': 'opencv-python-headless',
@@ -131,6 +132,8 @@ def _remedy(error: Exception) -> str:
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return ''
     module = error.name.partition('.')[0]
+    if module in _MM_MODULES:  # there are two sets of them, which do not mix
+        return ''
     return f'pip install {_DISTRIBUTIONS.get(module, module)}'
 
 
@@ -175,7 +178,7 @@ def packages() -> Iterator[tuple[str, str]]:
     for name in ('torch', 'torchvision', 'numpy', 'safetensors'):
         yield name, _version(name)
     yield 'mm packages', stack_name() or 'none'
-    for name in ('mmengine', 'mmcv', 'mmseg', 'mmdet'):
+    for name in _MM_MODULES:
         yield name, _version(name)
     for name in ('timm', 'triton', 'matplotlib', 'tensorboard', 'wandb', 'onnxruntime', 'openvino'):
         yield name, _version(name)
@@ -298,9 +301,10 @@ def check_detection() -> Check:
 
 
 def check_operators() -> Check:
-    from polynext_mm.compat import install_mmcv_ops
+    from polynext_mm.compat import check_stack, install_mmcv_ops
     from polynext_mm.compat.packages import how_to_compile_mmcv
 
+    check_stack()
     install_mmcv_ops()
     extension = importlib.import_module('mmcv._ext')
     if not hasattr(extension, 'why_missing'):

@@ -17,11 +17,12 @@ from .findings import IGNORED
 class OwnSegDataset(BaseSegDataset):
     """mmseg's ``BaseSegDataset`` with ids that are ignored, wherever labels are loaded.
 
-    Training, evaluation, test-time augmentation and the checks of data all follow, since the data set
-    maps the ids, not a step of a pipeline.
+    Training, evaluation, test-time augmentation and the checks of data all follow, since the data
+    set maps the ids, not a step of a pipeline.
 
     Args:
-        ignored_ids: Ids in the label files that are no class and are read as 255, besides 255 itself.
+        ignored_ids: Ids in the label files that are no class and are read as 255, besides 255
+            itself.
         options: As of ``BaseSegDataset``.
 
     Raises:
@@ -45,9 +46,9 @@ class OwnSegDataset(BaseSegDataset):
         for value in self.ignored_ids:
             if type(value) is not int or not 0 <= value <= IGNORED or value in classes:
                 raise ValueError(
-                    f'ignored_ids={list(self.ignored_ids)}: {value!r} must be within 0 to {IGNORED} '
-                    f'and no class; the ids of the {len(classes)} classes are {classes.start} to '
-                    f'{classes.stop - 1}'
+                    f'ignored_ids={list(self.ignored_ids)}: {value!r} must be within 0 to '
+                    f'{IGNORED} and no class; the ids of the {len(classes)} classes are '
+                    f'{classes.start} to {classes.stop - 1}'
                 )
         # mmseg maps after it has taken 1 from ids (reduce_zero_label), 0 and 255 excepted
         ignored = {

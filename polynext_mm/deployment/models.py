@@ -19,8 +19,8 @@ def load_backbone(config: Any, checkpoint: str) -> tuple[SimpleNamespace, str]:
         checkpoint: Path, url or published name, of the whole model or of the backbone alone.
 
     Returns:
-        Something with the attributes ``backbone``, in eval mode, and ``data_preprocessor``, which may
-        be None, and the report on what was loaded.
+        Something with the attributes ``backbone``, in eval mode, and ``data_preprocessor``, which
+        may be None, and the report on what was loaded.
 
     Raises:
         UnsupportedModelError: If the backbone is none of this package's.

@@ -80,7 +80,7 @@ class AnySizePool(nn.Module):
 
 
 def _pooling_matrix(out: int, size: int, like: Tensor) -> Tensor:
-    """Return the (out, size) matrix that averages from floor(i size / out) to ceil((i + 1) size / out)."""
+    """Return (out, size): row i averages from floor(i size / out) to ceil((i + 1) size / out)."""
     index = torch.arange(out, device=like.device)[:, None]
     position = torch.arange(size, device=like.device)[None]
     start = index * size // out
@@ -334,7 +334,8 @@ def _check_segmentor(model: nn.Module, output: str) -> None:
         if getattr(type(head), method) is not getattr(BaseDecodeHead, method):
             raise UnsupportedModelError(
                 f'{what}: {type(head).__name__} makes its logits in a way of its own ({method}); '
-                "heads can be exported that leave this to mmseg's BaseDecodeHead, such as UPerHead, "
+                "heads can be exported that leave this to mmseg's BaseDecodeHead, such as "
+                'UPerHead, '
                 'PSPHead and FCNHead; features can be of any'
             )
 

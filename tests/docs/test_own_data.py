@@ -57,7 +57,7 @@ def pasted(text: str, folder: Path, *pairs: tuple[str, object]) -> Path:
 
 @pytest.fixture
 def segmentation(tmp_path):
-    """Write the config, and data in which every label has an id that is no class; return the config."""
+    """Write the config, and data with an id that is no class in every label; return the config."""
     root = make_segmentation(tmp_path / 'roofs')
     rng = np.random.default_rng(0)
     for split, count in (('train', 4), ('val', 3)):

@@ -117,7 +117,7 @@ def write(text: str, path: Path) -> Path:
 
 
 def check_program(text: str) -> None:
-    """What a program imports exists, and what it calls of that takes the arguments that it gives."""
+    """What a program imports exists, and what it calls takes the arguments that it gives."""
     tree = ast.parse(text)
     names: dict[str, object] = {}
     for node in ast.walk(tree):

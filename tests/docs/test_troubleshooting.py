@@ -1,4 +1,4 @@
-"""Every message of docs/troubleshooting.md is raised, or occurs in the source where a CPU cannot."""
+"""Every message of docs/troubleshooting.md is raised, or is in the source if a CPU cannot."""
 
 import ast
 import importlib
@@ -178,7 +178,7 @@ def pattern(message: str) -> re.Pattern:
 
 @cache
 def strings_of_the_source() -> list[list[str | None]]:
-    """Return all longer messages of this package and of mmengine's runner: texts, None for values."""
+    """Return the longer messages of this package and mmengine's runner: texts, None for values."""
     paths = [*(ROOT / 'polynext_mm').rglob('*.py'), Path(mmengine_runner.__file__)]
     found = []
     for node in (node for path in paths for node in ast.walk(ast.parse(path.read_text()))):
