@@ -32,11 +32,11 @@ $(INSTALLED): pyproject.toml requirements/torch.txt requirements/base.txt requir
 	touch $@
 
 demo: $(INSTALLED)
-	echo '==> Training and evaluating a segmentor on demo/landcover (7 minutes)'
+	echo '==> Training and evaluating a segmentor on demo/materials (6 minutes on two cores)'
 	$(RUN) demo/segmentation.py
 
 demo-detection: $(INSTALLED)
-	echo '==> Training and evaluating two detectors on demo/treecrowns (8 minutes)'
+	echo '==> Training and evaluating three detectors on demo/materials (10 minutes)'
 	$(RUN) demo/detection.py
 
 lint: $(INSTALLED)

@@ -110,7 +110,8 @@ def main() -> None:
         sys.exit('needs a Linux that resets VmHWM: /proc/self/clear_refs cannot be written')
     print(
         f'{args.config}, {args.batch} images of {args.size[0]}x{args.size[1]}, '
-        f'{cfg.optim_wrapper.dtype}: {peak / 2**20:.0f} MiB, and {optimizer / 2**20:.0f} MiB of AdamW'
+        f'{cfg.optim_wrapper.dtype}: {peak / 2**20:.0f} MiB, and {optimizer / 2**20:.0f} MiB of '
+        'AdamW'
     )
 
 

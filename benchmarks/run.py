@@ -7,9 +7,10 @@
     python benchmarks/run.py --floor cpolynext_s
     python benchmarks/run.py --count cpolynext_s apolynext_s --mode train --batch 8 --dtype bfloat16
 
-A model is the name of an arch (ours), ``plain:ARCH`` (the paper's equations in ordinary torch) or
+A model is the name of an arch (ours), ``plain:ARCH`` (the paper's equations in ordinary torch),
 ``timm:NAME`` (any timm model with ``features_only``, in the faster memory format unless
-``:contiguous`` or ``:channels_last`` follows). Modifiers come last: ``+compile`` for all models,
+``:contiguous`` or ``:channels_last`` follows), or ``onnxruntime:ARCH`` or ``openvino:ARCH`` (ours,
+as these run the exported ONNX file). Modifiers come last: ``+compile`` for models in torch,
 ``+fuse`` (weights folded for inference) and ``+cp`` (checkpointed cells) for ours. All models
 return the features of their stages; training is forward and backward of the sum of the features'
 means, without an optimizer.
@@ -23,6 +24,7 @@ from pathlib import Path
 import torch
 
 import count
+from exported import PROGRAMS
 from measure import limit_memory, measure, seconds
 from report import (
     Report,
@@ -155,7 +157,13 @@ def check(args: argparse.Namespace) -> None:
     for subject in (*args.models, *single):
         if 'fuse' in subject.modifiers and 'train' in args.mode:
             raise ValueError(f'{subject.label} is for inference only: leave out +fuse or train')
+        if subject.kind in PROGRAMS and (
+            'train' in args.mode or args.dtype != 'float32' or args.device != 'cpu'
+        ):
+            raise ValueError(f'{subject.label} is for inference in float32 on the CPU')
     for subject in single:
+        if subject.kind in PROGRAMS:
+            raise ValueError(f'{subject.label}: only --models takes {subject.kind}')
         if subject.memory_format is None:
             raise ValueError(
                 f'{subject.label}: --profile, --floor and --count need a memory format: '

@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import difflib
+import importlib.util
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
+import exported
 from polynext_mm.nn import ARCHS, PolyNeXt, poly_attention
 from polynext_mm.nn.ops.poly_attention import plain as plain_attention
 from polynext_mm.nn.plain import PlainPolyNeXt
@@ -15,8 +17,18 @@ from polynext_mm.weights.names import translate_back
 
 # The modifiers that each kind of model takes, and the memory format of its images. None: a timm
 # model runs in either format, and the faster one counts.
-MODIFIERS = {'ours': ('fuse', 'compile', 'cp'), 'plain': ('compile',), 'timm': ('compile',)}
-KIND_FORMATS = {'ours': 'channels_last', 'plain': 'contiguous', 'timm': None}
+MODIFIERS = {
+    'ours': ('fuse', 'compile', 'cp'),
+    'plain': ('compile',),
+    'timm': ('compile',),
+    **dict.fromkeys(exported.PROGRAMS, ()),
+}
+KIND_FORMATS = {
+    'ours': 'channels_last',
+    'plain': 'contiguous',
+    'timm': None,
+    **dict.fromkeys(exported.PROGRAMS, 'contiguous'),
+}
 MEMORY_FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
 DTYPES = {name: getattr(torch, name) for name in ('float32', 'bfloat16', 'float16')}
 
@@ -56,7 +68,8 @@ class Subject:
 
     Args:
         label: The name in the report.
-        kind: 'ours', 'plain', 'timm' or 'attention'.
+        kind: 'ours', 'plain', 'timm', 'attention', or a program that runs an exported graph of
+            ours.
         name: An arch, a timm model or a key of ATTENTION.
         memory_format: A key of MEMORY_FORMATS, or None for the faster one.
         modifiers: Some of MODIFIERS[kind].
@@ -83,7 +96,10 @@ class Workload:
 
 
 def parse_subject(label: str) -> Subject:
-    """Parse ``ARCH``, ``plain:ARCH`` or ``timm:NAME[:MEMORY_FORMAT]``, with any ``+MODIFIER`` last.
+    """Parse a label: a model, with any ``+MODIFIER`` last.
+
+    A model is ``ARCH``, ``plain:ARCH``, ``timm:NAME[:MEMORY_FORMAT]``, ``onnxruntime:ARCH`` or
+    ``openvino:ARCH``.
 
     Raises:
         ValueError: For an unknown kind, name, memory format or modifier, naming the valid ones.
@@ -92,13 +108,15 @@ def parse_subject(label: str) -> Subject:
     kind, name, *rest = model.split(':') if ':' in model else ('ours', model)
     if kind not in MODIFIERS:
         raise ValueError(
-            f'{label}: unknown kind of model {kind!r}: write ARCH, plain:ARCH or timm:NAME, '
-            f'where ARCH is one of {", ".join(ARCHS)}'
+            f'{label}: unknown kind of model {kind!r}: write ARCH, plain:ARCH, timm:NAME, '
+            f'onnxruntime:ARCH or openvino:ARCH, where ARCH is one of {", ".join(ARCHS)}'
         )
     if kind == 'timm':
         _check_timm(label, name)
     elif name not in ARCHS:
         raise ValueError(f'{label}: unknown arch {name!r}: choose one of {", ".join(ARCHS)}')
+    if kind in exported.PROGRAMS and importlib.util.find_spec(kind) is None:
+        raise ValueError(f'{label} needs {kind}: pip install {kind}')
     if rest and kind != 'timm':
         raise ValueError(f'{label}: only timm models take a memory format')
     if rest and (len(rest) > 1 or rest[0] not in MEMORY_FORMATS):
@@ -107,7 +125,7 @@ def parse_subject(label: str) -> Subject:
         if modifier not in MODIFIERS[kind]:
             raise ValueError(
                 f'{label}: unknown modifier +{modifier}: {kind} models take '
-                f'+{", +".join(MODIFIERS[kind])}'
+                f'{", ".join(f"+{name}" for name in MODIFIERS[kind]) or "none"}'
             )
     memory_format = rest[0] if rest else KIND_FORMATS[kind]
     return Subject(label, kind, name, memory_format, tuple(modifiers))
@@ -170,6 +188,8 @@ def make_workload(subject: Subject, setting: Setting) -> Workload:
     torch.manual_seed(0)
     if subject.kind == 'attention':
         return _attention_workload(subject, setting)
+    if subject.kind in exported.PROGRAMS:
+        return _exported_workload(subject, setting)
     train = setting.mode == 'train'
     model = build_model(subject).to(setting.device).train(train)
     images = torch.randn(setting.batch, 3, *setting.size, device=setting.device)
@@ -183,6 +203,13 @@ def make_workload(subject: Subject, setting: Setting) -> Workload:
             model.zero_grad(set_to_none=True)
 
     return Workload(step, _bytes([*model.parameters(), *model.buffers()]))
+
+
+def _exported_workload(subject: Subject, setting: Setting) -> Workload:
+    path = exported.onnx_file(subject.name)
+    run = exported.load(subject.kind, path, setting.threads)
+    images = torch.randn(setting.batch, 3, *setting.size).numpy()
+    return Workload(lambda: run(images), path.stat().st_size)
 
 
 def _attention_workload(subject: Subject, setting: Setting) -> Workload:

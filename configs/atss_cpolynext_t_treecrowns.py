@@ -1,6 +1,6 @@
 # CPolyNeXt-T with a narrow ATSS (a RetinaNet that chooses its positive anchors by statistics of
-# their overlaps), from scratch, on the sample in demo/treecrowns: what `make demo-detection`
-# trains. The settings are chosen for a few minutes on two cores and are no recipe for more.
+# their overlaps), from scratch, on the sample in demo/treecrowns: an example of data in COCO's
+# format. The settings are chosen for a few minutes on two cores and are no recipe for more.
 _base_ = [
     '_base_/models/retinanet_polynext.py',
     '_base_/schedules/coco_1x.py',

@@ -1,5 +1,6 @@
-# CPolyNeXt-T with a narrow UperNet, from scratch, on the sample in demo/landcover: what `make demo`
-# trains. The settings are chosen for a few minutes on two cores and are no recipe for more.
+# CPolyNeXt-T with a narrow UperNet, from scratch, on the sample in demo/landcover: an example with
+# ids that count from 1. The settings are chosen for a few minutes on two cores and are no recipe
+# for more.
 _base_ = [
     '_base_/models/upernet_polynext.py',
     '_base_/schedules/ade20k_160k.py',

@@ -1,4 +1,4 @@
-"""Where configs, tools, benchmarks and demo are: inside an installed package, beside one in a clone."""
+"""Where configs, tools, benchmarks and demo are: inside a wheel's package, beside a clone's."""
 
 import difflib
 from pathlib import Path

@@ -257,6 +257,13 @@ def sample_as_ade20k(folder: Path, images: int = 4) -> Path:
     return root
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Return the bytes of every file below a folder, by relative path."""
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()
+    }
+
+
 def mm_folder(package: str) -> Path:
     """Return the folder of mmseg or mmdet that has their configs and tools."""
     return Path(importlib.import_module(package).__file__).parent / '.mim'

@@ -194,3 +194,8 @@ def test_every_supported_python_installs_and_imports_it(version, installed, tmp_
     for arguments in (['--help'], ['train', '--help'], ['list', 'configs', '--names']):
         printed = run(interpreter, '-m', 'polynext_mm', *arguments, **settings)
     assert NAME in printed.splitlines()
+    has_torch = subprocess.run([interpreter, '-c', 'import torch'], capture_output=True)
+    if has_torch.returncode:
+        printed = run(interpreter, '-m', 'polynext_mm', 'doctor', succeeds=False, **settings)
+        assert '-> pip install torch\n' in printed and 'Traceback' not in printed
+        assert '-> pip install mmcv' not in printed  # which of the two sets?

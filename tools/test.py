@@ -1,4 +1,4 @@
-"""Evaluate a segmentor or a detector: ``tools/test.py CONFIG CHECKPOINT``, or ``polynext-mm test``."""
+"""Evaluate a model: ``tools/test.py CONFIG CHECKPOINT``, or ``polynext-mm test``."""
 
 import sys
 

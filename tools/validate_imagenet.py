@@ -1,4 +1,4 @@
-"""Accuracy on ImageNet-1K and robustness: ``tools/validate_imagenet.py MODEL --imagenet FOLDER``."""
+"""Accuracy on ImageNet, and robustness: ``tools/validate_imagenet.py MODEL --imagenet FOLDER``."""
 
 import sys
 

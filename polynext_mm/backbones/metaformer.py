@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..compat.optional import require_timm
 from ..nn.arch import is_number
-from ..weights import loading, timm_hub
-from ..weights.names import BACKBONE, split_backbone, unwrapped
+from ..weights import loading, timm_hub, values
+from ..weights.names import BACKBONE, renamed
 from .multiscale import MultiScale, check_bools, refuse_pretrained
 
 METAFORMERS = tuple(
@@ -115,21 +115,13 @@ class MetaFormer(MultiScale):
     def adapt(
         self, state_dict: dict[str, Tensor], prefix: str, source: str | os.PathLike | None = None
     ) -> str:
-        weights = {
-            unwrapped(key.removeprefix(prefix)): state_dict.pop(key)
-            for key in list(state_dict)
-            if key.startswith(prefix)
-        }
-        left_over = []
-        if not prefix:
-            inner, heads = split_backbone(weights)
-            if inner:
-                weights, left_over = inner, list(heads)
+        weights, left_over = loading.own_weights(state_dict, prefix, source)
         classifier = [key for key in weights if key.startswith(_CLASSIFIER)]
         for key in classifier:
             del weights[key]
         if _AUTHORS_MARK in weights:
-            weights = _in_timms_names(weights, self)
+            with loading.naming(source):
+                weights = _in_timms_names(weights, self)
         expected = self.state_dict()
         unused_norms = [k for k in weights if k.startswith('out_norms.') and k not in expected]
         for key in unused_norms:
@@ -144,6 +136,8 @@ class MetaFormer(MultiScale):
             source,
             lambda: _hint(weights, self),
         )
+        values.require_whole_norms(fresh, weights, source)
+        values.require_loadable(expected, weights, source)
         state_dict.update({prefix + key: value for key, value in weights.items()})
         return loading.report(
             'MetaFormer',
@@ -182,12 +176,20 @@ def _load_from_timm(filename: str, map_location: str | None = None) -> dict:
 
 
 def _in_timms_names(weights: dict[str, Tensor], backbone: MetaFormer) -> dict[str, Tensor]:
-    """Translate the names and shapes of the authors' release by timm's own table."""
+    """Translate the names and shapes of the authors' release by timm's own table.
+
+    Raises:
+        ValueError: If two names become one.
+    """
     from timm.models.metaformer import checkpoint_filter_fn
 
     # timm looks every name up in the model; one that is not there is for the strict check to find
     known = collections.defaultdict(lambda: torch.empty(0), backbone.state_dict())
-    return checkpoint_filter_fn(weights, SimpleNamespace(state_dict=lambda: known))
+    model = SimpleNamespace(state_dict=lambda: known)
+    translated = checkpoint_filter_fn(weights, model)
+    if len(translated) < len(weights):
+        renamed(weights, lambda key: next(iter(checkpoint_filter_fn({key: weights[key]}, model))))
+    return translated
 
 
 def _hint(weights: Mapping[str, Tensor], backbone: MetaFormer) -> str:

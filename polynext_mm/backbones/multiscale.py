@@ -108,8 +108,9 @@ class MultiScale(BaseModule):
         """Replace this backbone's weights in ``state_dict`` by what it loads, after a strict check.
 
         Args:
-            state_dict: Weights, changed in place; keys that begin with ``prefix`` are the backbone's.
-                If ``prefix`` is empty, they may be a whole model's, whose heads are left over.
+            state_dict: Weights, changed in place; keys that begin with ``prefix`` are the
+                backbone's. If ``prefix`` is empty, they may be a whole model's, whose heads are
+                left over.
             prefix: Where the backbone is in the model: '' or a name and a dot.
             source: The file, for messages.
 
@@ -117,8 +118,8 @@ class MultiScale(BaseModule):
             The report, "loaded N of M tensors ...".
 
         Raises:
-            CheckpointError: If a shape is wrong, or anything is missing or left over but output norms
-                and a classifier.
+            CheckpointError: If a shape is wrong, or anything is missing or left over but output
+                norms and a classifier.
         """
         raise NotImplementedError
 

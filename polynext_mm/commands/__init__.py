@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     'predict': ('predict', "draw a model's predictions into images"),
     'check-dataset': ('check_dataset', 'read a data set once and say what is wrong with it'),
     'convert': ('convert', "translate a checkpoint's names to ours, or to the authors'"),
+    'export': ('export', 'write a model as ONNX, or as a program of torch.export'),
     'validate-imagenet': (
         'validate_imagenet',
         'measure a classifier on ImageNet, and its robustness',

@@ -96,7 +96,8 @@ def read(split: Split, workers: int) -> None:
         first, second = split.found.repeated[0]
         split.findings.append(
             Finding(
-                f'{len(split.found.repeated)} images occur more than once (e.g. {first} and {second})',
+                f'{len(split.found.repeated)} images occur more than once '
+                f'(e.g. {first} and {second})',
                 'they count that many times: keep one of each',
                 serious=False,
             )

@@ -45,6 +45,15 @@ _OPTIONAL = {
     'matplotlib': '`polynext-mm plot`',
     'tensorboard': "TensorBoard as one of the config's vis_backends",
 }
+_MM_MODULES = ('mmengine', 'mmcv', 'mmseg', 'mmdet')
+# whose names differ from those of their modules
+_DISTRIBUTIONS = {
+    'cv2': 'opencv-python-headless',
+    'PIL': 'pillow',
+    'pkg_resources': "'setuptools<81'",
+    'skimage': 'scikit-image',
+    'yaml': 'PyYAML',
+}
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,22 @@ def _tried(name: str, check: Callable[[], Check]) -> Check:
             warnings.simplefilter('ignore')
             return check()
     except Exception as error:  # whatever is wrong with this installation is the finding
-        return Check(name, 'FAIL', _one_line(error), getattr(error, 'remedy', ''))
+        return Check(name, 'FAIL', _one_line(error), _remedy(error))
+
+
+def _remedy(error: Exception) -> str:
+    """Return the command that helps where an import failed; none if the error itself says it."""
+    if 'libGL' in str(error):
+        return (
+            'pip uninstall -y opencv-python && '
+            'pip install --force-reinstall --no-deps opencv-python-headless'
+        )
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ''
+    module = error.name.partition('.')[0]
+    if module in _MM_MODULES:  # there are two sets of them, which do not mix
+        return ''
+    return f'pip install {_DISTRIBUTIONS.get(module, module)}'
 
 
 def _one_line(error: BaseException) -> str:
@@ -154,7 +178,7 @@ def packages() -> Iterator[tuple[str, str]]:
     for name in ('torch', 'torchvision', 'numpy', 'safetensors'):
         yield name, _version(name)
     yield 'mm packages', stack_name() or 'none'
-    for name in ('mmengine', 'mmcv', 'mmseg', 'mmdet'):
+    for name in _MM_MODULES:
         yield name, _version(name)
     for name in ('timm', 'triton', 'matplotlib', 'tensorboard', 'wandb', 'onnxruntime', 'openvino'):
         yield name, _version(name)
@@ -251,6 +275,9 @@ def check_networks() -> Check:
 
 
 def check_segmentation() -> Check:
+    from polynext_mm.compat import check_stack
+
+    check_stack(['mmseg'])
     importlib.import_module('polynext_mm.backbones')
     importlib.import_module('mmseg.apis')
     return Check('segmentation', 'ok', 'mmseg is there')
@@ -259,6 +286,9 @@ def check_segmentation() -> Check:
 def check_detection() -> Check:
     import torch
 
+    from polynext_mm.compat import check_stack
+
+    check_stack(['mmdet'])
     importlib.import_module('polynext_mm.backbones')
     importlib.import_module('mmdet.apis')
     from mmcv.ops import nms
@@ -271,9 +301,10 @@ def check_detection() -> Check:
 
 
 def check_operators() -> Check:
-    from polynext_mm.compat import install_mmcv_ops
+    from polynext_mm.compat import check_stack, install_mmcv_ops
     from polynext_mm.compat.packages import how_to_compile_mmcv
 
+    check_stack()
     install_mmcv_ops()
     extension = importlib.import_module('mmcv._ext')
     if not hasattr(extension, 'why_missing'):
@@ -332,7 +363,7 @@ def check_optional() -> Check:
 
 def check_weights() -> Check:
     from polynext_mm.weights import PUBLISHED
-    from polynext_mm.weights.reading import cached_path
+    from polynext_mm.weights.downloads import cached_path
 
     paths = {name: cached_path(file.url) for name, file in PUBLISHED.items()}
     there = [name for name, path in paths.items() if path.is_file()]
@@ -358,7 +389,7 @@ CHECKS: dict[str, Callable[[], Check]] = {
 
 
 def check_model(config: str, checkpoint: str | None) -> Iterator[Check]:
-    """Check that the model of a config can be built, that its data is there, and the checkpoint fits."""
+    """Build a config's model, look for its data, and check that the checkpoint fits."""
     built = []
 
     def check_config() -> Check:

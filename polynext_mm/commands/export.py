@@ -5,6 +5,7 @@ for, compared with torch on several sizes, and only then put in its place.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -12,8 +13,12 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from polynext_mm.shipped import find_config
+
+from .arguments import UsageError, add_cfg_options, add_config
 
 SIZES = ((32, 32), (97, 131), (256, 192))
 BATCHES = (1, 2)
@@ -24,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog='polynext-mm export',
         description='Export a segmentor, a detector or a backbone for other programs',
     )
-    parser.add_argument('config', type=Path, help='config file')
+    add_config(parser)
     parser.add_argument(
         'checkpoint',
         help="checkpoint: ours, or one of the authors'; for features, of the backbone alone, too",
@@ -62,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         f'{" ".join(f"{h}x{w}" for h, w in SIZES)})',
     )
     parser.add_argument('--force', action='store_true', help='replace the file if it exists')
+    add_cfg_options(parser)
     return parser
 
 
@@ -78,22 +84,26 @@ def choose_format(out: Path, aot: bool, force: bool) -> str:
     """Return the key of the format to write.
 
     Raises:
-        ValueError: If the name of the file does not tell it.
+        UsageError: If the name of the file does not tell it.
         FileExistsError: If the file exists and is not to be replaced.
     """
     if out.suffix not in ('.onnx', '.pt2') or (aot and out.suffix != '.pt2'):
         wanted = '.pt2 with --aot' if aot else '.onnx or .pt2'
-        raise ValueError(f'--out must end in {wanted}, got {out}')
+        raise UsageError(f'--out must end in {wanted}, got {out}')
     if out.exists() and not force:
         raise FileExistsError(f'{out} exists: use --force to replace it')
     return 'aot' if aot else out.suffix[1:]
 
 
 def export(args: argparse.Namespace) -> None:
-    """Capture, write, check, and put the file in its place.
+    """Capture the graph, write it, check it, and put the file in its place.
 
     Raises:
-        Exception: Of the kinds in :data:`ERRORS`, for what the user can correct.
+        UsageError: If the arguments do not fit together.
+        OSError: If the config or the checkpoint is not found, or the file exists already.
+        CheckpointError: If the checkpoint does not fit.
+        UnsupportedModelError: If the model cannot be exported as asked.
+        ExportError: If something is not installed, or the graph is not what it should be.
     """
     key = choose_format(args.out, args.aot, args.force)
 
@@ -104,7 +114,7 @@ def export(args: argparse.Namespace) -> None:
     model, classes = load(args)
     network = make_network(model, args.output, args.preprocess)
     print('capturing the graph', flush=True)
-    program = capture(fused(network))
+    program = capture(fused(network), form.with_hints)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.export-', dir=args.out.parent) as folder:
         beside = Path(folder) / args.out.name
@@ -125,18 +135,26 @@ def export(args: argparse.Namespace) -> None:
 
 def load(args: argparse.Namespace):
     """Return the model, and the names of its classes where it has any."""
+    path = find_config(args.config)
+
     from mmengine.config import Config
 
-    from polynext_mm.deployment.models import load_backbone, load_model
+    from polynext_mm.deployment.models import load_backbone
 
-    if not args.config.is_file():
-        raise FileNotFoundError(f'there is no config {args.config}')
-    config = Config.fromfile(args.config)
+    from .predict_outputs import TASKS, build_model
+
+    config = Config.fromfile(path)
+    config.merge_from_dict(args.cfg_options or {})
     if args.output == 'features':
         model, report = load_backbone(config, args.checkpoint)
         print(report)
         return model, None
-    model = load_model(config, args.checkpoint)
+    if config.get('default_scope') not in TASKS:
+        raise UsageError(
+            f'{path}: default_scope must be one of {", ".join(TASKS)}, since it names the task; '
+            f'got {config.get("default_scope")!r}. Features of a backbone need none'
+        )
+    model = build_model(config, args.checkpoint, 'cpu')
     return model, list(model.dataset_meta.get('classes') or ())
 
 
@@ -152,15 +170,33 @@ def describe(network, out: Path) -> str:
     )
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch and onnxscript from logging and warning of what is meant to be so."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logging.disable(before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    warnings.filterwarnings('ignore')
-    logging.disable(logging.WARNING)
-    from polynext_mm.deployment import ExportError
-    from polynext_mm.weights import CheckpointError
+    with quiet():
+        from polynext_mm.deployment import ExportError, UnsupportedModelError
+        from polynext_mm.weights import CheckpointError
 
-    try:
-        export(args)
-    except (CheckpointError, ExportError, OSError, ValueError) as error:
-        sys.exit(f'{type(error).__name__}: {error}')
+        try:
+            export(args)
+        except (
+            CheckpointError,
+            ExportError,
+            OSError,
+            UnsupportedModelError,
+            UsageError,
+        ) as error:
+            sys.exit(f'{type(error).__name__}: {error}')
     return 0

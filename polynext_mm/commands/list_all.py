@@ -1,4 +1,4 @@
-"""List archs, configs and published files: ``polynext-mm list [archs|configs|files] [WORD ...]``."""
+"""List archs, configs and published files: ``polynext-mm list [WHAT] [WORD ...]``."""
 
 import argparse
 import re

@@ -1,8 +1,8 @@
 """Draw a model's predictions: ``polynext-mm predict INPUT... CONFIG CHECKPOINT``.
 
-INPUT is an image, a folder, a pattern such as ``'photos/*.jpg'``, a video or the number of a camera.
-The config may be a segmentor's or a detector's. Images that cannot be read are named and left out,
-and the exit code is then 1.
+INPUT is an image, a folder, a pattern such as ``'photos/*.jpg'``, a video or the number of a
+camera. The config may be a segmentor's or a detector's. Images that cannot be read are named and
+left out, and the exit code is then 1.
 
 MMSegInferencer and DetInferencer are not used: they choose the names of the files they write,
 MMSegInferencer holds the logits of a whole folder before it draws, and the images that they return

@@ -75,15 +75,13 @@ def frame_count(capture: cv2.VideoCapture) -> int:
 
 
 def frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    """Yield frames, (H, W, 3) uint8 in BGR, until there are no more or Ctrl-C is pressed."""
+    """Yield frames, (H, W, 3) uint8 in BGR, until there are no more."""
     try:
         while True:
             there, frame = capture.read()
             if not there:
                 return
             yield frame
-    except KeyboardInterrupt:
-        return
     finally:
         capture.release()
 

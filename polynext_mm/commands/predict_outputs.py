@@ -187,6 +187,46 @@ class LastImage(BaseVisBackend):
         self.image = image
 
 
+class VideoFile:
+    """A video that is opened with its first frame, whose size it has.
+
+    Args:
+        path: The file; its suffix chooses the codec.
+        rate: Frames per second.
+    """
+
+    _CODECS = {'.avi': 'MJPG', '.webm': 'VP80', '.wmv': 'WMV2'}
+
+    def __init__(self, path: Path, rate: float):
+        self.path, self.rate = path, rate
+        self.size: tuple[int, int] | None = None
+        self.video: cv2.VideoWriter | None = None
+
+    def write(self, image: np.ndarray) -> None:
+        """Append a frame, (H, W, 3) uint8 in RGB.
+
+        Raises:
+            UsageError: If OpenCV cannot write such a file.
+        """
+        frame = mmcv.rgb2bgr(image)
+        if self.video is None:
+            self.size = frame.shape[1::-1]
+            codec = cv2.VideoWriter_fourcc(*self._CODECS.get(self.path.suffix.lower(), 'mp4v'))
+            self.video = cv2.VideoWriter(str(self.path), codec, self.rate, self.size)
+            if not self.video.isOpened():
+                raise UsageError(f'OpenCV cannot write {self.path}: use .mp4 or .avi')
+        if frame.shape[1::-1] != self.size:  # legends differ in height
+            fitted = np.full((self.size[1], self.size[0], 3), 255, np.uint8)
+            height, width = (min(n, m) for n, m in zip(frame.shape, fitted.shape[:2]))
+            fitted[:height, :width] = frame[:height, :width]
+            frame = fitted
+        self.video.write(frame)
+
+    def close(self) -> None:
+        if self.video is not None:
+            self.video.release()
+
+
 class Writer:
     """Draws predictions, and writes pictures and results.
 
@@ -268,26 +308,22 @@ class Writer:
         total = min(filter(None, (count, max_frames)), default=None)
         if not count:
             print(f'recording {clip.name} to {clip.target}; Ctrl-C ends', file=sys.stderr)
-        rate = frames_per_second(capture)
         numbered = enumerate(islice(frames(capture), max_frames))
         items = (Item(f'{clip.name}_{index:06}', frame) for index, frame in numbered)
         first = next(items, None)
         if first is None:
             raise UsageError(f'{clip.source} has no frames')
         clip.target.parent.mkdir(parents=True, exist_ok=True)
-        video, bar = None, Progress(total)
-        for item, sample in self.predict(chain([first], items)):
-            drawn = mmcv.rgb2bgr(self._draw(item, sample))
-            if video is None:
-                size = drawn.shape[1], drawn.shape[0]
-                codec = cv2.VideoWriter_fourcc(*_codec(clip.target))
-                video = cv2.VideoWriter(str(clip.target), codec, rate, size)
-                if not video.isOpened():
-                    raise UsageError(f'OpenCV cannot write {clip.target}: use .mp4 or .avi')
-            video.write(cv2.resize(drawn, size) if drawn.shape[1::-1] != size else drawn)
-            self._note(item, sample)
-            bar.advance()
-        video.release()
+        video, bar = VideoFile(clip.target, frames_per_second(capture)), Progress(total)
+        try:
+            for item, sample in self.predict(chain([first], items)):
+                video.write(self._draw(item, sample))
+                self._note(item, sample)
+                bar.advance()
+        except KeyboardInterrupt:  # how a camera ends
+            print('ended by Ctrl-C', file=sys.stderr)
+        finally:
+            video.close()
         bar.close()
         print(clip.target)
 
@@ -357,10 +393,6 @@ def _label_names(pictures: Sequence[Picture]) -> dict[Picture, str]:
     if repeated:
         raise UsageError(f'--labels: two images would be written to {repeated[0]}: rename one')
     return names
-
-
-def _codec(target: Path) -> str:
-    return {'.avi': 'MJPG', '.webm': 'VP80', '.wmv': 'WMV2'}.get(target.suffix.lower(), 'mp4v')
 
 
 def class_shares(sample: Any, num_classes: int) -> np.ndarray:

@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         '--timeout',
         type=float,
         metavar='SECONDS',
-        help='end the run when a process stands still for so long (default: as of the config, 1800)',
+        help="end the run when a process stands still for so long (default: the config's, 1800)",
     )
     return parser
 

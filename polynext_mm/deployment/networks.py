@@ -80,7 +80,7 @@ class AnySizePool(nn.Module):
 
 
 def _pooling_matrix(out: int, size: int, like: Tensor) -> Tensor:
-    """Return the (out, size) matrix that averages from floor(i size / out) to ceil((i + 1) size / out)."""
+    """Return (out, size): row i averages from floor(i size / out) to ceil((i + 1) size / out)."""
     index = torch.arange(out, device=like.device)[:, None]
     position = torch.arange(size, device=like.device)[None]
     start = index * size // out
@@ -288,7 +288,7 @@ def make_network(model: nn.Module, output: str | None = None, preprocess: bool =
 
     Args:
         model: A segmentor, a detector, or, for 'features', anything with a ``backbone``.
-        output: A key of :data:`OUTPUTS`; by default 'boxes' of a detector and 'logits' of others.
+        output: A key of :data:`OUTPUTS`; by default 'logits' of a segmentor and 'boxes' of others.
         preprocess: Whether the network does the work of the model's data preprocessor too.
 
     Raises:
@@ -297,7 +297,7 @@ def make_network(model: nn.Module, output: str | None = None, preprocess: bool =
         ValueError: If there is no such output.
     """
     if output is None:
-        output = 'boxes' if hasattr(model, 'bbox_head') else 'logits'
+        output = 'logits' if hasattr(model, 'decode_head') else 'boxes'
     if output not in OUTPUTS:
         raise ValueError(f'output must be one of {", ".join(OUTPUTS)}, got {output!r}')
     if output in ('logits', 'labels'):
@@ -306,6 +306,11 @@ def make_network(model: nn.Module, output: str | None = None, preprocess: bool =
         _check_detector(model)
     elif not hasattr(model.backbone, 'out_indices'):
         raise UnsupportedModelError(f'{type(model.backbone).__name__} has no out_indices')
+    if getattr(model.backbone, 'norm', None) == 'bn':
+        raise UnsupportedModelError(
+            "a backbone with norm='bn' has constants for every position of one size of image: "
+            'export it at that size, as docs/fully_polynomial.md shows'
+        )
     preprocessing = _preprocessing(model) if preprocess else None
     return OUTPUTS[output](model, preprocessing).eval()
 
@@ -329,7 +334,8 @@ def _check_segmentor(model: nn.Module, output: str) -> None:
         if getattr(type(head), method) is not getattr(BaseDecodeHead, method):
             raise UnsupportedModelError(
                 f'{what}: {type(head).__name__} makes its logits in a way of its own ({method}); '
-                "heads can be exported that leave this to mmseg's BaseDecodeHead, such as UPerHead, "
+                "heads can be exported that leave this to mmseg's BaseDecodeHead, such as "
+                'UPerHead, '
                 'PSPHead and FCNHead; features can be of any'
             )
 
@@ -363,12 +369,12 @@ def _preprocessing(model: nn.Module) -> Preprocessing:
         raise UnsupportedModelError(
             f'{type(settings).__name__} has no mean and std: export without preprocessing'
         )
-    if hasattr(model, 'bbox_head'):
+    if hasattr(settings, 'size_divisor'):  # mmseg's, which pads in testing only if told to
+        padding = settings.test_cfg or {}
+        pad_value = settings.pad_val
+    else:
         padding = dict(size_divisor=settings.pad_size_divisor)
         pad_value = settings.pad_value
-    else:
-        padding = dict(getattr(settings, 'test_cfg', None) or {})
-        pad_value = getattr(settings, 'pad_val', 0)
     if padding.get('size') is not None:
         raise UnsupportedModelError(
             'the data preprocessor pads to a fixed size in testing: '

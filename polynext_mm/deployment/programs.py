@@ -5,7 +5,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,9 @@ LARGEST_BATCH = 1 << 10
 #: Largest difference between a graph and torch, over the largest magnitude of an output.
 TOLERANCE = 1e-4
 
-_EXAMPLE = (2, 97, 130)  # batch, height and width while a graph is captured: no special numbers
+# Batch, height and width while a graph is captured, without and with hints. With them no map may be
+# of a single row or column. Without them the numbers do not matter.
+_EXAMPLES = ((2, 97, 130), (2, 1030, 1550))
 _AXES = ('batch', 'height', 'width')
 
 Run = Callable[[Tensor], list[Tensor]]
@@ -35,6 +37,7 @@ class Format(NamedTuple):
 
     Args:
         suffix: Of the files.
+        with_hints: What sizes of the graph are, as of :func:`capture`.
         require: Raises an ExportError where something to write it is not installed.
         write: Writes a program of a network to a path, with metadata.
         consumer: What runs the files here.
@@ -43,6 +46,7 @@ class Format(NamedTuple):
     """
 
     suffix: str
+    with_hints: bool
     require: Callable[[], None]
     write: Callable[[ExportedProgram, Network, Path, dict], None]
     consumer: str
@@ -81,18 +85,40 @@ def random_images(network: Network, batch: int, height: int, width: int, seed: i
     return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
 
 
-def capture(network: Network) -> ExportedProgram:
+def capture(network: Network, with_hints: bool = False) -> ExportedProgram:
     """Return the graph of a network for any batch, height and width.
-
-    No size becomes a number of the graph, and no branch depends on one: batch, height and width
-    are symbols without a value while it is captured.
 
     Args:
         network: As :func:`fused` returns it.
+        with_hints: False lets no size become a number of the graph and no branch depend on one:
+            they are symbols without a value while it is captured. AOTInductor needs to know values,
+            which are then those of a large image.
 
     Raises:
         ExportError: If something in the network depends on a size in a way that a graph cannot.
     """
+    batch, *size = _EXAMPLES[with_hints]
+    images = torch.empty(batch, network.in_channels, *size)
+    if network.preprocessing is not None:
+        images = images.byte()
+    shapes = _hinted_shapes() if with_hints else _unhinted_shapes(network.in_channels)
+    try:
+        with torch.no_grad():
+            return torch.export.export(network, (images,), dynamic_shapes=shapes)
+    except Exception as error:  # of many kinds, and all say the same to the user
+        reason = next((line for line in str(error).splitlines() if line.strip()), '')
+        raise ExportError(
+            f'no graph for every size can be captured of this model: {type(error).__name__}: '
+            f'{reason}'
+        ) from error
+
+
+def _hinted_shapes() -> Any:
+    dynamic = torch.export.Dim.DYNAMIC
+    return {'images': {0: dynamic, 2: dynamic, 3: dynamic}}
+
+
+def _unhinted_shapes(channels: int) -> Any:
     try:
         from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapesSpec, ShapeVar, TensorSpec
     except ImportError:
@@ -103,20 +129,8 @@ def capture(network: Network) -> ExportedProgram:
     batch, height, width = (
         ShapeVar(name, min=low, max=high) for name, (low, high) in zip(_AXES, limits)
     )
-    shape = TensorSpec([batch, network.in_channels, height, width])
-    try:
-        with torch.no_grad():
-            return torch.export.export(
-                network,
-                (random_images(network, *_EXAMPLE),),
-                dynamic_shapes=ShapesSpec(params=ParamsSpec({'images': shape})),
-            )
-    except Exception as error:  # of many kinds, and all say the same to the user
-        reason = next((line for line in str(error).splitlines() if line.strip()), '')
-        raise ExportError(
-            f'no graph for every size can be captured of this model: {type(error).__name__}: '
-            f'{reason}'
-        ) from error
+    spec = TensorSpec([batch, channels, height, width])
+    return ShapesSpec(params=ParamsSpec({'images': spec}))
 
 
 # ONNX
@@ -195,10 +209,16 @@ def _require_packages(*names: str) -> None:
 
 FORMATS = {
     'onnx': Format(
-        '.onnx', _require_onnx, _write_onnx, 'onnxruntime', 'pip install onnxruntime', _open_onnx
+        '.onnx',
+        False,
+        _require_onnx,
+        _write_onnx,
+        'onnxruntime',
+        'pip install onnxruntime',
+        _open_onnx,
     ),
-    'pt2': Format('.pt2', lambda: None, _write_program, 'torch', None, _open_program),
-    'aot': Format('.pt2', _require_compiler, _write_compiled, 'torch', None, _open_compiled),
+    'pt2': Format('.pt2', False, lambda: None, _write_program, 'torch', None, _open_program),
+    'aot': Format('.pt2', True, _require_compiler, _write_compiled, 'torch', None, _open_compiled),
 }
 
 

@@ -26,8 +26,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..weights import CheckpointError, read
-from ..weights.reading import allowed_globals
+from ..weights import CheckpointError, containers, read
 from .processes import on_main
 
 # what a checkpoint of ours holds besides mmengine's, under one key
@@ -163,7 +162,7 @@ def newest_checkpoint(folder: Path, templates: Iterable[str] = ()) -> Newest:
         except CheckpointError as error:
             passed_over[path] = str(error)
     for path in sorted(times, key=times.get, reverse=True):
-        problem = _damage(path)
+        problem = containers.damage(path)
         if problem is None:
             break
         passed_over[path] = problem
@@ -204,11 +203,10 @@ def _time_and_iteration(path: Path) -> tuple[float, int]:
     if not zipfile.is_zipfile(path):
         raise CheckpointError('cut short' if path.stat().st_size else 'empty')
     try:
-        with torch.serialization.safe_globals(allowed_globals(path)):
-            content = torch.load(path, map_location='cpu', mmap=True, weights_only=True)
-    except Exception as error:  # noqa: BLE001 - damage shows in many ways
-        first = (str(error).splitlines() or [''])[0]
-        raise CheckpointError(f'not readable: {type(error).__name__}: {first[:80]}') from None
+        content = containers.outline(path)
+    except CheckpointError as error:
+        reason = str(error).splitlines()[0].removeprefix(f'{path} ')
+        raise CheckpointError(f'not readable: {reason[:120]}') from None
     missing = [
         key
         for key in ('meta', 'state_dict', 'optimizer', 'message_hub')
@@ -226,16 +224,6 @@ def _time_and_iteration(path: Path) -> tuple[float, int]:
         except ValueError:
             saved_at = path.stat().st_mtime
     return saved_at, meta['iter']
-
-
-def _damage(path: Path) -> str | None:
-    """What is wrong with an archive, by its own checksums."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except Exception as error:  # noqa: BLE001 - damage shows in many ways
-        return f'damaged: {error}'
-    return f'damaged: the checksum of {bad} is wrong' if bad else None
 
 
 # The hook
@@ -300,8 +288,8 @@ class AtomicCheckpointHook(CheckpointHook):
         if runner._resume and isinstance(checkpoint.get('meta'), dict):
             if checkpoint['meta'].get('nonfinite'):
                 raise CheckpointError(
-                    f'{runner._load_from} was saved because the loss was not finite: it is there to '
-                    'be looked at, and cannot be resumed from'
+                    f'{runner._load_from} was saved because the loss was not finite: it is there '
+                    'to be looked at, and cannot be resumed from'
                 )
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:

@@ -17,7 +17,8 @@ class CUDAGraphHook(Hook):
     For crops of one size in one process, where the host launches kernels more slowly than the GPU
     runs them. The shape of the first batch is captured by ``torch.cuda.make_graphed_callables``; in
     evaluation, and on batches of other shapes, kernels are launched one by one as ever. In several
-    processes or for several sizes, ``compile_cells='reduce-overhead'`` of the backbone does the like.
+    processes or for several sizes, ``compile_cells='reduce-overhead'`` of the backbone does the
+    like.
 
     It has not been run on a GPU yet: the tests put a stand-in in the place of the capture.
 

@@ -62,13 +62,15 @@ _SOURCES = {
         'leftImg8bit/val/*/*_leftImg8bit.png    gtFine/val/*/*_gtFine_labelTrainIds.png',
     ),
     'VOC2012': (
-        'Pascal VOC 2012: http://host.robots.ox.ac.uk/pascal/VOC/voc2012, VOCtrainval_11-May-2012.tar, '
+        'Pascal VOC 2012: http://host.robots.ox.ac.uk/pascal/VOC/voc2012, '
+        'VOCtrainval_11-May-2012.tar, '
         "and SBD's labels by mmseg's tools/dataset_converters/voc_aug.py",
         'JPEGImages/*.jpg        ImageSets/Segmentation/train.txt, val.txt, aug.txt\n'
         'SegmentationClass/*.png SegmentationClassAug/*.png',
     ),
     'VOC2010': (
-        'PASCAL Context: http://host.robots.ox.ac.uk/pascal/VOC/voc2010, VOCtrainval_03-May-2010.tar, '
+        'PASCAL Context: http://host.robots.ox.ac.uk/pascal/VOC/voc2010, '
+        'VOCtrainval_03-May-2010.tar, '
         "and its labels by mmseg's tools/dataset_converters/pascal_context.py",
         'JPEGImages/*.jpg               ImageSets/SegmentationContext/train.txt, val.txt\n'
         'SegmentationClassContext/*.png',

@@ -144,8 +144,9 @@ class NonFiniteHook(Hook):
         raise NonFiniteError(
             f'the loss is not finite since iteration {self._first}, {self._in_a_row} iterations in '
             f'a row; first output that is not finite: {module}; the batch: '
-            f'{", ".join(files) or "its samples name no files"}. The state is in {path}; go on from '
-            'the last checkpoint with --resume, with a lower learning rate or without these files'
+            f'{", ".join(files) or "its samples name no files"}. The state is in {path}; go on '
+            'from the last checkpoint with --resume, with a lower learning rate or without these '
+            'files'
         )
 
 

@@ -13,8 +13,8 @@ from ..backbones.multiscale import MultiScale
 from ..backbones.polynext import PolyNeXt
 from ..nn import batch_norm, layers
 
-# 'released' is what the authors' released code does, which gave the published numbers; in the paper,
-# all norms are exempt from weight decay.
+# 'released' is what the authors' released code does, which gave the published numbers; in the
+# paper, all norms are exempt from weight decay.
 _NO_DECAY = ('released', 'paper')
 _NORMS = (
     nn.LayerNorm,
@@ -37,8 +37,8 @@ class PolyNeXtOptimWrapperConstructor:
     - ``no_decay``: 'released' (default) exempts the backbone's output norms and learned scales from
       weight decay: skip scales, gates and attention scales of a PolyNeXt, residual scales and
       activations of a MetaFormer. 'paper' exempts all norms of the model as well.
-    - ``embedding_decay``: Whether ``nn.Embedding`` decays, such as the queries of Mask2Former, whose
-      recipe exempts them. True by default.
+    - ``embedding_decay``: Whether ``nn.Embedding`` decays, such as the queries of Mask2Former,
+      whose recipe exempts them. True by default.
     - ``head_lr_mult``: Factor on the learning rate of everything but the backbone, 1 by default.
     - ``layer_decay_rate``: Factor on the learning rate of the backbone, applied once per cell
       (block of a MetaFormer) between a parameter and the output, or None (default).
@@ -80,8 +80,8 @@ class PolyNeXtOptimWrapperConstructor:
         backbone = getattr(model, 'backbone', None)
         if not isinstance(backbone, MultiScale):
             raise ValueError(
-                f'{type(self).__name__} is for models whose backbone is a PolyNeXt or a MetaFormer, '
-                f'got {type(backbone).__name__}'
+                f'{type(self).__name__} is for models whose backbone is a PolyNeXt or a '
+                f'MetaFormer, got {type(backbone).__name__}'
             )
         exempt = self._exempt(model)
         groups: dict[tuple, dict] = {}

@@ -20,6 +20,7 @@ from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
 
+from ..weights import CheckpointError
 from .checkpointing import RESUME, AtomicCheckpointHook
 from .processes import on_main
 
@@ -211,8 +212,8 @@ class ReproducibilityHook(Hook):
     none of training's random numbers, and one that a kill prevented is done on resuming. Without
     ``randomness.seed`` the seed is drawn once, and resumed runs take it from the checkpoint.
 
-    On the CPU, and on GPUs as far as their kernels are deterministic (``randomness.deterministic``),
-    the weights are then equal bit for bit.
+    On the CPU, and on GPUs as far as their kernels are deterministic
+    (``randomness.deterministic``), the weights are then equal bit for bit.
 
     Raises:
         ValueError: For a train loop, data loader or checkpoint hook that it does not work with.
@@ -262,6 +263,7 @@ class ReproducibilityHook(Hook):
         self._done = done
         self._epoch = runner.epoch - (done == 0)
         self._restore(runner)
+        self._warn_of_another_batch_size(runner, loop.dataloader.batch_sampler.batch_size)
         if self._resumed.get('validated') is False and not (by_epoch and done):
             _validate_if_due(runner, loop.epoch if by_epoch else loop.iter)
 
@@ -291,6 +293,7 @@ class ReproducibilityHook(Hook):
         whole_epoch = not by_epoch or checkpoint['meta']['epoch'] > self._epoch
         checkpoint.setdefault(RESUME, {}).update(
             random_states=self._states,
+            batch_size=runner.train_dataloader.batch_sampler.batch_size,
             batches_of_epoch=0 if whole_epoch else checkpoint['meta']['iter'] - self._epoch_start,
         )
 
@@ -304,7 +307,21 @@ class ReproducibilityHook(Hook):
                 f'{dist.get_world_size()}: it goes on, but not as if it had not been interrupted'
             )
             return
-        set_random_state(states[dist.get_rank()])
+        try:
+            set_random_state(states[dist.get_rank()])
+        except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f'{runner._load_from}: the random states in it are damaged ({error}): resume from '
+                'another checkpoint'
+            ) from error
+
+    def _warn_of_another_batch_size(self, runner: Runner, size: int) -> None:
+        saved = self._resumed.get('batch_size', size)
+        if saved != size:
+            runner.logger.warning(
+                f'The checkpoint is of batches of {saved} per process and this run has batches of '
+                f'{size}: it goes on, but not as if it had not been interrupted'
+            )
 
 
 def _reproducible(cfg: Any, loader: DataLoader, seed: int, by_epoch: bool) -> DataLoader:
@@ -315,8 +332,8 @@ def _reproducible(cfg: Any, loader: DataLoader, seed: int, by_epoch: bool) -> Da
     """
     if not isinstance(cfg, dict) or not isinstance(cfg.get('sampler'), dict):
         raise ValueError(
-            'ReproducibilityHook builds the sampler itself: give train_dataloader, and its sampler, '
-            'as dicts of the config'
+            'ReproducibilityHook builds the sampler itself: give train_dataloader, and its '
+            'sampler, as dicts of the config'
         )
     if isinstance(loader.dataset, IterableDataset):
         raise ValueError(

@@ -237,10 +237,10 @@ class PolyNeXt(nn.Module):
         norm: 'ln', or 'bn' for the paper's fully polynomial network, whose inference is additions
             and multiplications: ChannelBatchNorm instead of LN, and attention divided by a running
             average of its row sums.
-        norm_size: For 'bn', the side, or height and width, of the images that the norms' weights and
-            statistics are for; 224 by default. A state dict that is loaded tells another. Images of
-            other sizes get resized ones. The first batch of a training makes its size this one,
-            except in several processes, where it stays the one given here.
+        norm_size: For 'bn', the side, or height and width, of the images that the norms' weights
+            and statistics are for; 224 by default. A state dict that is loaded tells another.
+            Images of other sizes get resized ones. The first batch of a training makes its size
+            this one, except in several processes, where it stays the one given here.
         sync_norm: For 'bn', take statistics over the batches of all processes in training.
 
     Raises:
@@ -376,8 +376,8 @@ class PolyNeXt(nn.Module):
     def _settle_norm_size(self, image_size: tuple[int, int]) -> None:
         """Give the norms the size of the first batch of a training, once.
 
-        DistributedDataParallel has taken the sizes of parameters when it wrapped them, so in several
-        processes that size is the one from the constructor.
+        DistributedDataParallel has taken the sizes of parameters when it wrapped them, so in
+        several processes that size is the one from the constructor.
         """
         self._norm_size_is_settled = True
         fixed = many_processes()
@@ -440,8 +440,8 @@ class PolyNeXt(nn.Module):
         Equal stacks share their code, and the names of weights do not change.
 
         Args:
-            mode: As of ``torch.compile``: 'default', or 'reduce-overhead', which records a CUDA graph
-                of every stack for every size of image, and on other devices is the default.
+            mode: As of ``torch.compile``: 'default', or 'reduce-overhead', which records a CUDA
+                graph of every stack for every size of image, and on other devices is the default.
 
         Raises:
             ValueError: For another mode.
@@ -467,9 +467,9 @@ class PolyNeXt(nn.Module):
         For deployment: the outputs are the same to rounding, there is no way back, and no training.
 
         With ``norm='bn'``, what the norms do is then a multiplication and an addition for every
-        position. Those of one size of image are kept as buffers, and a graph that is exported at this
-        size holds additions and multiplications alone. Images of other sizes still get resized ones,
-        which are not folded beforehand.
+        position. Those of one size of image are kept as buffers, and a graph that is exported at
+        this size holds additions and multiplications alone. Images of other sizes still get resized
+        ones, which are not folded beforehand.
 
         Args:
             size: With ``norm='bn'``, the side, or height and width, of these images; by default

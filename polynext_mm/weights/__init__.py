@@ -4,10 +4,11 @@ Reading, converting and loading need torch alone; ``install_loader`` is for mmen
 """
 
 from .convert import convert
+from .errors import CheckpointError
 from .loading import load
 from .mm_loader import install_loader, safe_reading
 from .published import PUBLISHED, Published
-from .reading import CheckpointError, read
+from .reading import read
 
 __all__ = [
     'PUBLISHED',

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ..nn import ARCHS, PolyNeXt
 from . import loading, names
-from .reading import CheckpointError, read
+from .containers import checksum_path, sha256_of
+from .errors import CheckpointError
+from .reading import read
 
 _NAMINGS = {'ours': 'our names', 'authors': "the authors' names"}
 
@@ -26,7 +28,8 @@ def convert(
 
     Values and heads stay as they are. The file written holds the weights and the part of ``meta``
     that consists of plain Python values. A backbone in the authors' names is a bare dict, as in
-    their release; everything else is ``dict(meta=..., state_dict=...)``.
+    their release; everything else is ``dict(meta=..., state_dict=...)``. The SHA-256 of the file
+    goes beside it, into ``TARGET.sha256``, and reading verifies it.
 
     Args:
         source: Path, url or published name, as for :func:`polynext_mm.weights.read`.
@@ -114,10 +117,15 @@ def _is_plain(value: Any) -> bool:
 
 
 def _write(content: dict, target: Path) -> None:
-    """Write a file completely or, if that fails, leave what was there."""
+    """Write a file completely, and its checksum beside it, or leave what was there."""
     partial = target.with_name(f'{target.name}.{os.getpid()}.part')
+    checksum = checksum_path(target)
     try:
         torch.save(content, partial)
+        line = f'{sha256_of(partial)}  {target.name}\n'
+        checksum.unlink(missing_ok=True)  # of the file that is replaced
         os.replace(partial, target)
+        partial.write_text(line)
+        os.replace(partial, checksum)
     finally:
         partial.unlink(missing_ok=True)

@@ -1,12 +1,14 @@
 """Load weights strictly: every key is accounted for, or an error names what does not fit."""
 
+import contextlib
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ..nn import ARCHS
+from .errors import CheckpointError, shown
 from .names import (
     BACKBONE,
     DROPOUT_RATE,
@@ -14,13 +16,13 @@ from .names import (
     is_authors,
     norm_of,
     norm_size,
+    renamed,
     split_backbone,
     translate,
     unwrapped,
 )
-from .reading import CheckpointError, read
-
-Source = str | os.PathLike | None
+from .reading import read
+from .values import Source, named, require_loadable, require_tensors, require_whole_norms
 
 
 def load(model: nn.Module, source: str | os.PathLike) -> str:
@@ -66,20 +68,15 @@ def adapt(
 
     Raises:
         CheckpointError: If a shape is wrong, or anything is missing or left over but output norms
-            and, for a backbone without one, the classifier.
+            and, for a backbone without one, the classifier; or if a value is not one that the
+            backbone can hold.
     """
-    weights = {}
-    for key in [key for key in state_dict if key.startswith(prefix)]:
-        weights[unwrapped(key[len(prefix) :])] = state_dict.pop(key)
-    left_over = []
-    if not prefix:
-        inner, heads = split_backbone(weights)
-        if inner:
-            weights, left_over = inner, list(heads)
-    given = weights
-    if is_authors(weights):
-        weights = translate(weights, backbone.arch)
-    expected = _expected(backbone, weights)
+    given, left_over = own_weights(state_dict, prefix, source)
+    expected = _expected(backbone, given)
+    weights = given
+    if is_authors(given):
+        with naming(source):
+            weights = translate(given, backbone.arch, expected)
     optional = [
         key
         for key in weights
@@ -97,8 +94,46 @@ def adapt(
         source,
         lambda: _hint(given, backbone),
     )
+    require_whole_norms(fresh, weights, source)
+    require_loadable(expected, weights, source)
     state_dict.update({prefix + key: value for key, value in weights.items()})
     return report('PolyNeXt', len(weights), len(expected), source, fresh, left_over)
+
+
+def own_weights(
+    state_dict: dict[str, Tensor], prefix: str, source: Source
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Take a backbone's weights out of ``state_dict``.
+
+    Args:
+        state_dict: Weights, changed in place.
+        prefix: As of :func:`adapt`.
+        source: The file, for messages.
+
+    Returns:
+        The weights, with neither the prefix nor marks of DDP and torch.compile on their keys, and
+        the keys of heads that are left over.
+
+    Raises:
+        CheckpointError: If one is no dense tensor, or two have the same name.
+    """
+    require_tensors(state_dict, source)
+    own = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+    with naming(source):
+        weights = renamed(own, lambda key: unwrapped(key.removeprefix(prefix)))
+        inner, heads = split_backbone(weights)
+        if prefix or not inner:
+            return weights, []
+        return inner, list(heads)
+
+
+@contextlib.contextmanager
+def naming(source: Source) -> Iterator[None]:
+    """Name the file in what is said of its names."""
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointError(f'{named(source)}: {error}') from error
 
 
 def _expected(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -119,29 +154,39 @@ def check(
     source: Source = None,
     reset_mismatched_heads: bool = False,
     evaluation: bool = False,
+    backbones: Mapping[str, nn.Module] | None = None,
 ) -> str:
     """Check that the heads of a model take ``state_dict``; its backbone is for :func:`adapt`.
 
     Args:
-        model: A segmentor or detector whose ``backbone`` is a PolyNeXt.
+        model: A segmentor or detector.
         state_dict: Weights. Those of heads that keep their initialization are removed.
         source: The file, for messages.
         reset_mismatched_heads: Whether layers whose shape differs, as with another number of
             classes, keep their initialization. Without effect in evaluation.
         evaluation: Whether to refuse what may start a training but is not the whole model: a file
             without heads, or one with output norms where the model has none, or vice versa.
+        backbones: The backbones in the model, by their names; everything else is a head. By default
+            ``backbone``.
 
     Returns:
         The report.
 
     Raises:
-        CheckpointError: If weights of heads are missing, left over, or of another shape.
+        CheckpointError: If weights of heads are missing, left over, of another shape, or not of
+            values that the heads can hold.
     """
-    _, expected = split_backbone(model.state_dict())
-    backbone, heads = split_backbone(state_dict)
+    require_tensors(state_dict, source)
+    if backbones is None:
+        backbones = {'backbone': model.backbone}
+    prefixes = tuple(f'{name}.' for name in backbones)
+    expected = {k: v for k, v in model.state_dict().items() if not k.startswith(prefixes)}
+    heads = {k: v for k, v in state_dict.items() if not k.startswith(prefixes)}
     what = f'{type(model).__name__} heads'
     if evaluation:
-        _raise_if_norms_differ(model.backbone, backbone, source)
+        for name, backbone in backbones.items():
+            own = {k.removeprefix(f'{name}.') for k in state_dict if k.startswith(f'{name}.')}
+            _raise_if_norms_differ(backbone, own, source)
     elif not heads:
         return report(what, 0, len(expected), source, _groups(expected), [])
     mismatched = [
@@ -159,7 +204,10 @@ def check(
 
     def hint() -> str:
         if not heads:
-            return 'the file has no heads: it is a backbone alone and cannot be evaluated'
+            return (
+                'the file has no heads: it is a backbone alone and cannot be evaluated; to train '
+                'from it, give it as init_cfg of the backbone'
+            )
         if mismatched:
             return (
                 "for another number of classes, set reset_mismatched_heads=True in the config's "
@@ -168,21 +216,18 @@ def check(
         return 'the file is from another kind of model'
 
     raise_unless_equal(expected, heads, [key for key in missing if key not in reset], source, hint)
+    require_loadable(expected, heads, source)
     return report(what, len(heads), len(expected), source, reset, [])
 
 
-def _raise_if_norms_differ(
-    backbone: nn.Module, weights: Mapping[str, Tensor], source: Source
-) -> None:
-    in_file = {
-        key.split('.')[1] for key in weights if key.startswith(('out_norms.', 'extra_norms.'))
-    }
+def _raise_if_norms_differ(backbone: nn.Module, keys: Collection[str], source: Source) -> None:
+    in_file = {key.split('.')[1] for key in keys if key.startswith(('out_norms.', 'extra_norms.'))}
     absent = sorted(set(backbone.out_norms) - in_file)
     if in_file and not len(backbone.out_norms):
-        raise CheckpointError(f'{_named(source)} was trained with output norms: set out_norm=True')
+        raise CheckpointError(f'{named(source)} was trained with output norms: set out_norm=True')
     if absent:
         raise CheckpointError(
-            f'{_named(source)} has no output norms for the stages '
+            f'{named(source)} has no output norms for the stages '
             f'{", ".join(absent)}: set out_norm=False if it was trained without'
         )
 
@@ -205,21 +250,17 @@ def report(
         fresh: Names that were not in the file.
         left_over: Keys of the file that were not loaded.
     """
-    line = f'{what}: loaded {loaded} of {total} tensors from {_named(source)}'
+    line = f'{what}: loaded {loaded} of {total} tensors from {named(source)}'
     if fresh:
         line += f'; not in the file, left as initialized: {", ".join(fresh)}'
     if left_over:
-        line += f'; left over in the file: {", ".join(_groups(left_over))}'
+        line += f'; left over in the file: {", ".join(map(shown, _groups(left_over)))}'
     return line
 
 
 def _groups(keys: Collection[str]) -> list[str]:
     """Return the different first two parts of keys, which is enough for a message."""
     return list(dict.fromkeys('.'.join(key.split('.')[:2]) for key in keys))
-
-
-def _named(source: Source) -> str:
-    return 'the checkpoint' if source is None else str(source)
 
 
 def _hint(weights: Mapping[str, Tensor], backbone: nn.Module) -> str:
@@ -268,6 +309,6 @@ def raise_unless_equal(
     ):
         if keys:
             more = f' and {len(keys) - 4} more' if len(keys) > 4 else ''
-            problems.append(f'{len(keys)} {what}: {", ".join(list(keys)[:4])}{more}')
+            problems.append(f'{len(keys)} {what}: {", ".join(map(shown, list(keys)[:4]))}{more}')
     if problems:
-        raise CheckpointError(f'{_named(source)} does not fit: {"; ".join(problems)}; {hint()}')
+        raise CheckpointError(f'{named(source)} does not fit: {"; ".join(problems)}; {hint()}')

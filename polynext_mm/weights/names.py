@@ -5,13 +5,14 @@ arch and norm), shapes (a 1x1 convolution is a matrix here, a scale a vector, wh
 every position a table (..., H, W)) and the order of PolyConv's inner channels.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TypeVar
 
 from torch import Tensor
 
 from ..nn import ARCHS, Arch
 from ..nn.ops import partner_order
+from .errors import shown
 
 Value = TypeVar('Value')
 
@@ -107,7 +108,7 @@ def norm_of(keys: Collection[str]) -> str:
 def norm_size(state_dict: Mapping[str, Tensor], arch: Arch) -> tuple[int, int] | None:
     """Return the height and width of the images that the norms are for; None for LN."""
     for mark in _BATCH_NORM_MARKS:
-        if mark in state_dict and state_dict[mark].ndim > 1:
+        if mark in state_dict and state_dict[mark].ndim > 1 and state_dict[mark].numel():
             return tuple(side * arch.stem_stride for side in state_dict[mark].shape[-2:])
     return None
 
@@ -204,6 +205,22 @@ def unwrapped(key: str) -> str:
     return parts.removeprefix('module.')
 
 
+def renamed(weights: Mapping[str, Value], new_name: Callable[[str], str]) -> dict[str, Value]:
+    """Return weights under other names.
+
+    Raises:
+        ValueError: If two become one, naming them.
+    """
+    result, old_names = {}, {}
+    for key, value in weights.items():
+        name = new_name(key)
+        if name in result:
+            first, second = shown(old_names[name]), shown(key)
+            raise ValueError(f'{first} and {second} are both the weight {shown(name)}')
+        result[name], old_names[name] = value, key
+    return result
+
+
 def is_backbone(keys: Collection[str]) -> bool:
     """Return whether these keys, without a prefix, are a PolyNeXt's, in either naming."""
     return _AUTHORS_MARK in keys or _OUR_MARK in keys
@@ -214,20 +231,39 @@ def is_authors(keys: Collection[str]) -> bool:
     return _AUTHORS_MARK in keys
 
 
-def translate(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
+def translate(
+    state_dict: Mapping[str, Tensor], arch: Arch, expected: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Return weights of the authors' in our names, shapes and order of channels.
 
     Names that the arch does not have are kept, so that the strict check reports them.
+
+    Args:
+        state_dict: The weights.
+        arch: The network's arch.
+        expected: Weights of the model, by our names. What has another number of elements is not
+            copied into another order, however large it claims to be.
+
+    Raises:
+        ValueError: If two names become one.
     """
     names = authors_to_ours(arch, norm_of(state_dict))
-    ours = {}
-    for key, value in state_dict.items():
-        if key in names:
-            if key.endswith(_PER_QUERY):
-                value = _on_map(value, state_dict.get(_sibling(key)))
-            ours[names[key]] = _reordered(_our_shape(value, key), names[key], arch, back=False)
-        elif key != DROPOUT_RATE:
-            ours[key] = value
+    weights = {key: value for key, value in state_dict.items() if key != DROPOUT_RATE}
+    ours = renamed(weights, lambda key: names.get(key, key))
+    for key, value in weights.items():
+        name = names.get(key)
+        if name is None:
+            continue
+        wanted = None if expected is None else expected.get(name)
+        fits = expected is None or (wanted is not None and value.numel() == wanted.numel())
+        if not fits and not value.is_contiguous():
+            continue
+        if key.endswith(_PER_QUERY):
+            value = _on_map(value, state_dict.get(_sibling(key)))
+        value = _our_shape(value, key)
+        if fits and (wanted is None or value.shape == wanted.shape):
+            value = _reordered(value, name, arch, back=False)
+        ours[name] = value
     return ours
 
 
@@ -302,7 +338,7 @@ def _our_shape(value: Tensor, key: str) -> Tensor:
     if key.endswith('.scale'):
         return value.flatten()
     if key.endswith(_PER_POSITION):
-        return value.reshape(value.shape[-2:])
+        return value[0, 0] if value.ndim == 4 and value.shape[:2] == (1, 1) else value
     return value.flatten(1) if _is_pointwise(key, value) else value
 
 

@@ -19,6 +19,8 @@ class Published:
             low-resolution network 'cifar10', 'svhn' or 'tiny_imagenet', with the classifier too.
         figure: Published top-1 accuracy or mIoU, in percent.
         norm: 'ln', or 'bn' for a fully polynomial network.
+        sha256: Of the file, in hexadecimal digits; None where it is not known.
+        size: Of the file, in bytes; None where it is not known.
     """
 
     file: str
@@ -26,6 +28,8 @@ class Published:
     holds: str
     figure: float
     norm: str = 'ln'
+    sha256: str | None = None
+    size: int | None = None
 
     @property
     def url(self) -> str:
@@ -33,6 +37,7 @@ class Published:
         return _BASE + self.file
 
 
+# The release publishes no checksums or sizes, so none stand here: they belong beside the figures.
 #: The files by name; ``polynext://NAME`` stands for one wherever a checkpoint's path or url goes.
 PUBLISHED: dict[str, Published] = {
     file.rpartition('.')[0]: Published(file, arch, holds, figure, *norm)

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 
 from ..compat.optional import require_timm
-from .loading import CheckpointError
+from .errors import CheckpointError
 
 SCHEME = 'timm://'
 

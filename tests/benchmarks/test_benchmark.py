@@ -77,6 +77,15 @@ def test_models_are_compared(tmp_path):
     assert [float(r['time ratio']) for r in records if r['model'] == MODELS[1]] == [1, 1]
 
 
+@pytest.mark.slow
+def test_exported_models_are_compared(tmp_path):
+    labels = ['cpolynext_t', 'onnxruntime:cpolynext_t', 'openvino:cpolynext_t']
+    report = run(tmp_path, '--models', *labels, '--sizes', '64x64')
+    records = read_results(tmp_path, report, 'results')
+    assert [record['model'] for record in records] == labels
+    assert_positive(records, 'median ms', 'time ratio')
+
+
 def test_peak_memory_of_training(tmp_path):
     report = run(tmp_path, '--models', *MODELS, '--mode', 'train', '--sizes', '64x64', '--memory')
     assert 'process of its own' in report
@@ -189,13 +198,15 @@ def test_busy_times_are_doubted():
     [
         ('cpolynext_x', 'choose one of cpolynext_t, cpolynext_s'),
         ('plain:convformer_s18', 'choose one of cpolynext_t, cpolynext_s'),
-        ('torchvision:convnext_tiny', 'write ARCH, plain:ARCH or timm:NAME'),
+        ('torchvision:convnext_tiny', 'write ARCH, plain:ARCH, timm:NAME, onnxruntime:ARCH or '),
         ('timm:convformer_s17', 'did you mean convformer_s18'),
         ('timm:convformer_s18:fast', 'write :contiguous or :channels_last'),
         ('timm:convformer_s18:contiguous:fast', 'write :contiguous or :channels_last'),
         ('plain:cpolynext_t:contiguous', 'only timm models take a memory format'),
         ('cpolynext_t+fast', r'take \+fuse, \+compile, \+cp'),
         ('timm:convformer_s18+cp', r'timm models take \+compile$'),
+        ('onnxruntime:cpolynext_x', 'choose one of cpolynext_t, cpolynext_s'),
+        ('openvino:cpolynext_t+compile', 'openvino models take none'),
     ],
 )
 def test_unknown_models_are_named_with_what_there_is(label, message):
@@ -218,6 +229,8 @@ def test_unknown_models_are_named_with_what_there_is(label, message):
         (('--models', 'cpolynext_t+fuse', '--mode', 'train'), 'leave out +fuse or train'),
         (('--floor', 'timm:convformer_s18'), 'write timm:convformer_s18:channels_last'),
         (('--floor', 'cpolynext_t', '--dtype', 'bfloat16'), 'for float32 on the CPU'),
+        (('--models', 'onnxruntime:cpolynext_t', '--mode', 'train'), 'inference in float32'),
+        (('--profile', 'onnxruntime:cpolynext_t'), 'only --models takes onnxruntime'),
     ],
 )
 def test_wrong_arguments_are_explained(arguments, message, monkeypatch, capsys):

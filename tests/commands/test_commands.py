@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shlex
 import textwrap
 from pathlib import Path
 
@@ -65,6 +66,27 @@ def test_every_tool_calls_a_command():
             assert 'from polynext_mm.commands.' in tool.read_text()
 
 
+# docs/tools.md
+
+PAGE = (ROOT / 'docs' / 'tools.md').read_text()
+LINES = re.findall(r'^polynext-mm (.+?)(?:\s+#.*)?$', PAGE, re.MULTILINE)
+
+
+def test_the_page_lists_every_command_and_tool():
+    rows = re.findall(r'^\| `([a-z-]+).*?\| (?:`(.*?)`)? *\|', PAGE, re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(COMMANDS)
+    tools = {f'tools/{path.name}' for path in (ROOT / 'tools').glob('*.py')}
+    listed = {tool for _, tool in rows if tool.startswith('tools/')}
+    assert listed == tools - {'tools/dist_run.py'}
+
+
+@pytest.mark.parametrize('line', LINES)
+def test_the_pages_command_lines_are_understood(line):
+    name, *arguments = shlex.split(line)
+    parser = importlib.import_module(f'polynext_mm.commands.{COMMANDS[name][0]}').build_parser()
+    parser.parse_args(arguments)
+
+
 # Configs by name
 
 
@@ -106,6 +128,9 @@ def test_configs_of_other_projects_inherit_wherever_ours_are(tmp_path, monkeypat
     cfg = Config.fromfile(path)
     assert cfg.model.decode_head.num_classes == 7
     assert cfg.model.backbone.arch == 'cpolynext_s'
+    # in a process that has not imported polynext_mm
+    program = "from mmengine.config import Config; print(Config.fromfile('{}').model.backbone.arch)"
+    assert python('-c', program.format(path)).splitlines()[-1] == 'cpolynext_s'
     path.write_text(
         "_base_ = [__import__('polynext_mm').config_file('_base_/default_runtime.py')]\n"
     )

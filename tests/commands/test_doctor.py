@@ -74,6 +74,26 @@ def test_an_error_in_a_check_is_a_finding(examine, monkeypatch):
     assert code == 1 and 'ZeroDivisionError: division by zero' in printed
 
 
+@pytest.mark.parametrize(
+    ('error', 'remedy'),
+    [
+        (ModuleNotFoundError("No module named 'ftfy'", name='ftfy'), 'pip install ftfy'),
+        (ModuleNotFoundError('no', name='skimage.io'), 'pip install scikit-image'),
+        (
+            ImportError('libGL.so.1: cannot open shared object file'),
+            'pip uninstall -y opencv-python && pip install --force-reinstall',
+        ),
+    ],
+)
+def test_a_failed_import_has_a_remedy(examine, monkeypatch, error, remedy):
+    def fails():
+        raise error
+
+    monkeypatch.setitem(doctor.CHECKS, 'segmentation', fails)
+    code, printed = examine(only=['segmentation'])
+    assert code == 1 and f'-> {remedy}' in printed
+
+
 # A config and a checkpoint
 
 
@@ -125,5 +145,5 @@ def test_a_checkpoint_that_does_not_fit(examine, config, tmp_path):
 def test_a_checkpoint_of_another_backbone(examine, tmp_path):
     path = tmp_path / 'resnet.pth'
     torch.save(dict(state_dict={'backbone.conv1.weight': torch.ones(1)}), path)
-    code, printed = examine(ROOT / 'configs' / 'atss_resnet18_treecrowns.py', path)
+    code, printed = examine(ROOT / 'configs' / 'atss_resnet18_materials.py', path)
     assert code == 1 and 'does not fit' in printed

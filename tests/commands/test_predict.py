@@ -176,6 +176,27 @@ def test_a_camera(video, segmentor, monkeypatch):
     assert predict(segmentor, '1') == 1
 
 
+def test_ctrl_c_ends_a_recording(video, segmentor, monkeypatch, capsys):
+    class Interrupted:
+        def __init__(self, source):
+            self.capture, self.frames = opened('clip.avi'), 0
+
+        def __getattr__(self, name):
+            return getattr(self.capture, name)
+
+        def read(self):
+            self.frames += 1
+            if self.frames > 3:
+                raise KeyboardInterrupt
+            return self.capture.read()
+
+    opened = cv2.VideoCapture
+    monkeypatch.setattr(cv2, 'VideoCapture', Interrupted)
+    assert predict(segmentor, '0', ['--out', 'seen.avi', '--legend']) == 0
+    assert 'ended by Ctrl-C' in capsys.readouterr().err
+    assert opened('seen.avi').get(cv2.CAP_PROP_FRAME_COUNT) == 2  # the third was not drawn yet
+
+
 @pytest.mark.parametrize(
     ('inputs', 'out', 'message'),
     [

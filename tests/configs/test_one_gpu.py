@@ -1,4 +1,4 @@
-"""The settings for one GPU in the docs: they exist, and the recipe sees as many images as before."""
+"""The settings for one GPU in the docs exist, and the recipe sees as many images as before."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""Heads besides UperNet, and data sets besides ADE20K: recipes, a step, a prediction, and the data."""
+"""Heads besides UperNet, data sets besides ADE20K: recipes, a step, a prediction, the data."""
 
 import dataclasses
 import shutil
@@ -19,7 +19,7 @@ from polynext_mm.engine.launch import DatasetNotFoundError, require_dataset
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a recipe says: the learning rate is that of the backbone, the clip that of the recipe."""
+    """What a recipe says: the learning rate is the backbone's, the clip the recipe's."""
 
     head: str
     classes: int

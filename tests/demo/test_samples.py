@@ -10,7 +10,7 @@ from PIL import Image
 
 import make_landcover
 import make_treecrowns
-from helpers import ROOT
+from helpers import ROOT, contents
 from package_files import find_file, package_files
 
 LANDCOVER = ROOT / 'demo' / 'landcover'
@@ -25,13 +25,6 @@ def stems(folder, suffix):
     files = list(folder.iterdir())
     assert {file.suffix for file in files} == {suffix}
     return {file.stem for file in files}
-
-
-def contents(folder):
-    """Return the bytes of every file below a folder, by relative path."""
-    return {
-        path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()
-    }
 
 
 @pytest.mark.parametrize('folder', [LANDCOVER, TREECROWNS], ids=lambda folder: folder.name)

@@ -123,7 +123,8 @@ def test_a_misspelt_key_of_a_file_is_refused(tmp_path, text, nearest):
     [
         'num_classes = 150',
         'my_option = 1',
-        'test_dataloader_2 = dict()\ntest_dataloader = test_dataloader_2',  # used by the file itself
+        # used by the file itself
+        'test_dataloader_2 = dict()\ntest_dataloader = test_dataloader_2',
     ],
 )
 def test_variables_of_a_file_pass(tmp_path, text):

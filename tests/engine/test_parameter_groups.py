@@ -235,7 +235,8 @@ def test_the_table_in_the_log(model, monkeypatch):
         (dict(layer_decay_rate=0), r'within \(0, 1\]'),
         (
             dict(custom_keys={}),
-            'unknown custom_keys; the options are no_decay, embedding_decay, head_lr_mult and layer_d',
+            'unknown custom_keys; the options are no_decay, embedding_decay, head_lr_mult and '
+            'layer_d',
         ),
         (dict(embedding_decay=0.0), 'embedding_decay must be True or False, got 0.0'),
         (dict(norm_decay_mult=0.0), 'unknown norm_decay_mult'),

@@ -1,5 +1,7 @@
-"""Two processes: resumed bit for bit, ended with their launcher, named when they freeze, and together
-the same as one."""
+"""Two processes: resumed bit for bit, ended with their launcher, named when they freeze.
+
+Together they train as one does.
+"""
 
 import os
 import re

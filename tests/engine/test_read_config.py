@@ -121,6 +121,20 @@ def test_one_setting_chooses_the_visualization_backends(name, derived, tmp_path)
     assert cfg.visualizer.type == load_config(name).visualizer.type
 
 
+def test_tensorboard_is_written_where_it_is_installed(derived, tmp_path):
+    pytest.importorskip('tensorboard')
+    lines = """
+visualizer = dict(vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
+"""
+    cfg = load_config(derived(ADE20K, lines))
+    init_default_scope(cfg.default_scope)
+    visualizer = VISUALIZERS.build(dict(cfg.visualizer, save_dir=str(tmp_path), name='both'))
+    visualizer.add_scalars(dict(loss=1.0), step=1)
+    visualizer.close()
+    written = {path.name.split('.')[0] for path in (tmp_path / 'vis_data').iterdir()}
+    assert written == {'scalars', 'events'}
+
+
 def test_the_visualization_backends_stand_in_one_place():
     files = [p for p in (ROOT / 'configs').rglob('*.py') if 'vis_backends=' in p.read_text()]
     assert files == [ROOT / 'configs' / '_base_' / 'default_runtime.py']

@@ -10,7 +10,8 @@ import golden
 from polynext_mm.nn import ARCHS, Arch, PolyNeXt, PolyNeXtClassifier, get_arch, plain_ops
 from polynext_mm.weights.names import authors_to_ours, translate
 
-# published: million parameters, GMACs at 224 (classifier included), and the MACs counted in the release
+# published: million parameters, GMACs at 224 (classifier included), and the MACs counted in the
+# release
 PUBLISHED = {
     'cpolynext_t': ('6.4', 1.2, 1.20),
     'apolynext_t': ('6.5', 1.3, 1.34),

@@ -31,6 +31,7 @@ from helpers import (
 )
 from polynext_mm import weights
 from polynext_mm.nn import PolyNeXtClassifier
+from polynext_mm.weights import CheckpointError
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
@@ -151,20 +152,22 @@ def test_load_checkpoint_takes_every_container(file):
     assert is_golden(backbone)
 
 
-def test_init_model_takes_every_container(file):
+def test_init_model_takes_no_backbone_alone(tmp_path):
     from mmseg.apis import init_model
 
-    model = init_model(
-        str(CONFIG),
-        file,
-        device='cpu',
-        cfg_options={
-            'model.backbone.out_norm': False,
-            'model.decode_head.channels': 8,
-            'model.auxiliary_head.channels': 8,
-        },
-    )
-    assert is_golden(model.backbone)
+    path = tmp_path / 'weights.pt'
+    torch.save(CONTAINERS['averaged'](), path)
+    with pytest.raises(CheckpointError, match='a backbone alone and cannot be evaluated'):
+        init_model(
+            str(CONFIG),
+            str(path),
+            device='cpu',
+            cfg_options={
+                'model.backbone.out_norm': False,
+                'model.decode_head.channels': 8,
+                'model.auxiliary_head.channels': 8,
+            },
+        )
 
 
 @pytest.mark.parametrize('container', ['bare', 'averaged'])

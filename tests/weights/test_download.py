@@ -1,5 +1,7 @@
 """Urls and published names: fetched once, completely or not at all; failures say what to do."""
 
+import dataclasses
+import hashlib
 import http.client
 import http.server
 import io
@@ -13,6 +15,7 @@ import urllib.error
 
 import pytest
 import torch
+from hostile import Evil
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 
 from helpers import (
@@ -71,13 +74,19 @@ def file_bytes(content, **options) -> bytes:
     return buffer.getvalue()
 
 
+def place(url, cache):
+    """Where the download of a url is kept: under the file's name and a hash of the url."""
+    stem, dot, suffix = url.rpartition('/')[2].partition('.')
+    return cache / f'{stem}-{hashlib.sha256(url.encode()).hexdigest()[:12]}{dot}{suffix}'
+
+
 def failure(url, cache) -> str:
     backbone = build(arch=ARCH, init_cfg=dict(type='Pretrained', checkpoint=url))
     with pytest.raises(CheckpointError) as caught:
         backbone.init_weights()
     message = str(caught.value)
     assert url in message
-    assert str(cache / url.rpartition('/')[2]) in message
+    assert str(place(url, cache)) in message
     assert 'to start from scratch instead, set the init_cfg of the backbone to None' in message
     assert not cache.exists() or not list(cache.iterdir())
     return message
@@ -94,7 +103,7 @@ def test_a_url_is_fetched_once(cache, server):
         backbone.init_weights()
         assert is_golden(backbone)
     assert server.asked == ['/weights.pt']
-    assert [file.name for file in cache.iterdir()] == ['weights.pt']
+    assert list(cache.iterdir()) == [place(f'{server.url}/weights.pt', cache)]
 
 
 def test_load_checkpoint_takes_a_url(cache, server):
@@ -129,7 +138,53 @@ def test_a_published_name_is_fetched_once(cache, release, load, scheme):
         load(backbone, scheme + ARCH)
         assert is_golden(backbone)
     assert release.asked == [f'/release/{ARCH}.pt']
-    assert [file.name for file in cache.iterdir()] == [f'{ARCH}.pt']
+    assert list(cache.iterdir()) == [place(PUBLISHED[ARCH].url, cache)]
+
+
+def known(monkeypatch, **figures):
+    """Let the smallest published file have figures."""
+    file = dataclasses.replace(PUBLISHED[ARCH], **figures)
+    monkeypatch.setitem(PUBLISHED, ARCH, file)
+
+
+def test_size_and_sha256_are_checked_on_download(cache, release, monkeypatch):
+    data = release.files[f'/release/{ARCH}.pt']
+    digest = hashlib.sha256(data).hexdigest()
+    for figures, message in (
+        (dict(size=len(data) + 1), f'has {len(data)} bytes instead of {len(data) + 1}'),
+        (dict(size=len(data), sha256='0' * 64), 'another SHA-256'),
+    ):
+        known(monkeypatch, **figures)
+        with pytest.raises(CheckpointError, match=message):
+            weights.read(f'polynext://{ARCH}')
+        assert not list(cache.iterdir())
+    known(monkeypatch, size=len(data), sha256=digest)
+    weights.read(f'polynext://{ARCH}')
+
+
+def test_two_urls_of_the_same_file_name_are_two_files(cache, server):
+    for folder, value in (('a', 1.0), ('b', 2.0)):
+        server.files[f'/{folder}/weights.pt'] = file_bytes({'x.weight': torch.full((2,), value)})
+    for folder, value in (('a', 1.0), ('b', 2.0)) * 2:
+        content = weights.read(f'{server.url}/{folder}/weights.pt')
+        assert content['state_dict']['x.weight'][0] == value
+    assert server.asked == ['/a/weights.pt', '/b/weights.pt']
+
+
+def test_urls_of_mmengines_names_are_read_safely(cache, server, tmp_path, monkeypatch):
+    from mmengine.runner import checkpoint
+
+    trace = tmp_path / 'trace'
+    content = dict(state_dict={'conv1.weight': torch.ones(2)}, extra=Evil(trace))
+    server.files['/resnet.pth'] = file_bytes(content)
+    url = f'{server.url}/resnet.pth'
+    monkeypatch.setattr(checkpoint, 'get_torchvision_models', lambda: {'resnet': url})
+    monkeypatch.setattr(checkpoint, 'get_external_models', lambda: {'resnet': url})
+    monkeypatch.setattr(checkpoint, 'get_mmcls_models', lambda: {'resnet': url})
+    for source in (url, 'torchvision://resnet', 'open-mmlab://resnet', 'mmcls://resnet'):
+        with pytest.raises(CheckpointError, match='eval'):
+            load_checkpoint(build(), source)
+    assert not trace.exists()
 
 
 @pytest.mark.usefixtures('cache', 'release', 'quick_configs')
@@ -170,7 +225,7 @@ def test_a_published_file_that_cannot_be_had_names_url_and_place(cache, release)
     url = PUBLISHED['cpolynext_s'].url
     with pytest.raises(CheckpointError, match=re.escape(url)) as caught:
         load_checkpoint(build(), 'polynext://cpolynext_s')
-    assert str(cache / 'cpolynext_s.pt') in str(caught.value)
+    assert str(place(url, cache)) in str(caught.value)
 
 
 @pytest.mark.usefixtures('cache')
@@ -196,7 +251,7 @@ def test_a_file_put_in_place_by_hand_needs_no_network(cache, monkeypatch):
 
     monkeypatch.setattr(torch.hub, 'download_url_to_file', no_network)
     cache.mkdir(parents=True)
-    torch.save(imagenet_weights(), cache / f'{ARCH}.pt')
+    torch.save(imagenet_weights(), place(URL, cache))
     backbone = build(arch=ARCH, out_norm=False)
     load_checkpoint(backbone, URL)
     assert is_golden(backbone)

@@ -1,4 +1,4 @@
-"""The released files of fully polynomial and low-resolution networks: loaded strictly, both namings."""
+"""The released files of fully polynomial and low-resolution networks load strictly."""
 
 import pytest
 import torch

@@ -1,27 +1,29 @@
 """Nothing in PolyNeXt's files is executed; other people's load as without this package."""
 
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
+from hostile import EXECUTED, Evil
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 
-from helpers import ARCH, build, imagenet_weights, python, sample_as_ade20k, tiny_config
+from helpers import (
+    ARCH,
+    CONFIG,
+    ROOT,
+    build,
+    build_model,
+    imagenet_weights,
+    python,
+    sample_as_ade20k,
+    tiny_config,
+)
 from polynext_mm import weights
 from polynext_mm.weights import CheckpointError
 
+DETECTOR = str(ROOT / 'configs' / 'atss_cpolynext_t_treecrowns.py')
 pytestmark = pytest.mark.usefixtures('quick_configs')
-EXECUTED = 'executed by the file'
-
-
-class Evil:
-    """Leaves a trace when it is unpickled."""
-
-    def __init__(self, trace):
-        self.trace = str(trace)
-
-    def __reduce__(self):
-        return eval, (f'open({self.trace!r}, "w").write({EXECUTED!r})',)
 
 
 class Setting:
@@ -60,8 +62,119 @@ def by_resuming(path, config):
     Runner.from_cfg(config).train()
 
 
+def by_init_detector(path, config):
+    from mmdet.apis import init_detector
+
+    init_detector(DETECTOR, path, device='cpu')
+
+
+def by_init_cfg_of_the_whole(path, config):
+    config.model.init_cfg = dict(type='Pretrained', checkpoint=path)
+    build_model(config).init_weights()
+
+
+def by_init_cfg_of_a_head(path, config):
+    config.model.decode_head.init_cfg = dict(type='Pretrained', checkpoint=path)
+    build_model(config).init_weights()
+
+
+def by_init_cfg_with_a_prefix(path, config):
+    backbone = build(arch=ARCH)
+    backbone.init_cfg = dict(type='Pretrained', checkpoint=path, prefix='backbone.')
+    backbone.init_weights()
+
+
+def by_load_from_in_training(path, config):
+    config.load_from = path
+    Runner.from_cfg(config).train()
+
+
+def by_mms_resume(path, config):
+    """Without the hooks of this package's configs, and of a path that is given later."""
+    config.custom_hooks = []
+    config.default_hooks.checkpoint.type = 'CheckpointHook'
+    Runner.from_cfg(config).resume(path)
+
+
+def by_last_checkpoint(path, config):
+    """As mmengine resumes: what stands in a file of the work dir is what it reads."""
+    config.custom_hooks = []
+    config.default_hooks.checkpoint.type = 'CheckpointHook'
+    config.resume = True
+    work_dir = Path(config.work_dir)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    (work_dir / 'last_checkpoint').write_text(path)
+    Runner.from_cfg(config).train()
+
+
+def by_inferencer(path, config):
+    from mmseg.apis import MMSegInferencer
+
+    MMSegInferencer(model=str(CONFIG), weights=path, device='cpu')
+
+
+def by_a_reference_from_before(path, config):
+    """A name that somebody bound before this package was imported."""
+    from mmengine.runner import checkpoint
+
+    keep = {'load': checkpoint.load_checkpoint}
+    keep['load'](torch.nn.Sequential(build(arch=ARCH)), path)
+
+
 def by_read(path, config):
     weights.read(path)
+
+
+FOR_OUR_MODELS = [
+    by_init_cfg,
+    by_init_cfg_of_the_whole,
+    by_init_cfg_of_a_head,
+    by_init_cfg_with_a_prefix,
+    by_load_checkpoint,
+    by_a_reference_from_before,
+    by_init_model,
+    by_init_detector,
+    by_inferencer,
+    by_load_from,
+    by_load_from_in_training,
+    by_resuming,
+    by_mms_resume,
+    by_last_checkpoint,
+    by_read,
+]
+
+
+@pytest.mark.parametrize('way', FOR_OUR_MODELS)
+def test_the_keys_of_a_file_do_not_matter(tmp_path, trace, way):
+    """Whoever writes a file chooses its keys: these are of no network of ours."""
+    config = tiny_config(sample_as_ade20k(tmp_path), tmp_path / 'work')
+    path = str(tmp_path / 'somebody.pth')
+    content = dict(
+        meta=dict(epoch=0, iter=1),
+        state_dict={'conv1.weight': torch.ones(2)},
+        message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}),
+        optimizer={},
+        extra=Evil(trace),
+    )
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match='eval') as caught:
+        way(path, config)
+    assert not trace.exists() and path in str(caught.value)
+
+
+def test_unsafe_in_last_checkpoint_does_not_count(tmp_path, trace):
+    config = tiny_config(sample_as_ade20k(tmp_path), tmp_path / 'work')
+    path = str(tmp_path / 'somebody.pth')
+    torch.save(dict(state_dict={'conv1.weight': torch.ones(2)}, extra=Evil(trace)), path)
+    with pytest.raises(CheckpointError, match="last_checkpoint in .* says 'unsafe:"):
+        by_last_checkpoint(f'unsafe:{path}', config)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize('scheme', ['s3://', 'petrel://', 'pavi://'])
+def test_storage_that_cannot_be_read_safely_is_refused(scheme):
+    with pytest.raises(CheckpointError, match=f'cannot be read safely.*unsafe:{scheme}'):
+        load_checkpoint(build(arch=ARCH), f'{scheme}bucket/weights.pth')
 
 
 @pytest.mark.parametrize(
@@ -132,7 +245,7 @@ def init_cfg(path, backbone):
 
 
 @pytest.mark.parametrize('way', [init_cfg, load])
-def test_unsafe_reads_the_way_of_mmengine(tmp_path, trace, way):
+def test_unsafe_reads_all_of_a_pickle(tmp_path, trace, way):
     path = tmp_path / 'weights.pt'
     torch.save(dict(state_dict=imagenet_weights(), extra=Evil(trace), setting=Setting()), path)
     backbone = build(arch=ARCH)
@@ -157,6 +270,8 @@ OTHERS = textwrap.dedent("""
     import torch
     if sys.argv[2] == 'with':
         import polynext_mm
+        ours = torch.nn.Sequential(polynext_mm.PolyNeXt('cpolynext_t'))  # which changes nothing
+    from mmengine.model import BaseModule
     from mmengine.registry import MODELS
     from mmengine.runner import CheckpointLoader, load_checkpoint
 
@@ -180,6 +295,18 @@ OTHERS = textwrap.dedent("""
         print('READ', str(error).splitlines()[0])
     torch.save([1, 2], sys.argv[1] + '.list')
     print('READ', CheckpointLoader.load_checkpoint(sys.argv[1] + '.list'))
+    class Part(BaseModule):
+        def __init__(self):
+            super().__init__(dict(type='Pretrained', checkpoint=sys.argv[1]))
+            self.add_module('0', torch.nn.Linear(2, 2))
+
+
+    try:
+        part = Part()
+        part.init_weights()
+        print('READ', part.get_submodule('0').weight.tolist())
+    except pickle.UnpicklingError as error:
+        print('READ', str(error).splitlines()[0])
     for wrong in ('absent.pth', sys.argv[0]):
         try:
             CheckpointLoader.load_checkpoint(wrong)
@@ -200,6 +327,6 @@ def test_other_peoples_files_load_as_without_the_import(tmp_path):
         ]
         for how in ('with', 'without')
     ]
-    assert len(printed[0]) == 4
+    assert len(printed[0]) == 5
     assert '3 a = 1' in printed[0][0] or 'Weights only load failed' in printed[0][0]
     assert printed[0] == printed[1]

@@ -1,0 +1,16 @@
+# The same with timm's ConvNeXt-Atto as backbone: one of the two that `make demo-detection` compares
+# with, and the one of PolyNeXt's own kind, with layer norms and depthwise convolutions.
+_base_ = 'atss_cpolynext_materials.py'
+custom_imports = dict(imports=['polynext_mm', 'mmseg.models'], allow_failed_imports=False)
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmseg.TIMMBackbone',
+        model_name='convnext_atto',
+        features_only=True,
+        pretrained=False,
+        out_indices=(1, 2, 3),
+    ),
+    neck=dict(in_channels=[80, 160, 320]),
+)
+optim_wrapper = dict(constructor='DefaultOptimWrapperConstructor', paramwise_cfg=None)

@@ -1,0 +1,90 @@
+"""The sample demo/materials is what its README says, and the script that makes it is right."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import make_materials
+from helpers import ROOT, contents
+
+MATERIALS = ROOT / 'demo' / 'materials'
+SCENES = {name: scenes for name, (scenes, *_) in make_materials.SPLITS.items()}
+
+
+def test_the_sample_stays_small():
+    assert sum(map(len, contents(MATERIALS).values())) <= 5_000_000
+    assert (MATERIALS / 'README.md').is_file()
+
+
+@pytest.mark.parametrize('split', SCENES)
+def test_labels_and_boxes_belong_to_the_scenes(split):
+    coco = json.loads((MATERIALS / 'annotations' / f'instances_{split}.json').read_text())
+    assert [category['name'] for category in coco['categories']] == list(make_materials.CLASSES)
+    assert len(coco['images']) == SCENES[split]
+    names = {image['id']: image['file_name'] for image in coco['images']}
+    assert {path.name for path in (MATERIALS / 'images' / split).iterdir()} == set(names.values())
+    labels = {}
+    for image_id, name in names.items():
+        with Image.open(MATERIALS / 'images' / split / name) as image:
+            assert (image.size, image.mode) == ((128, 128), 'RGB'), name
+        path = MATERIALS / 'annotations' / split / name
+        labels[image_id] = np.asarray(Image.open(path.with_suffix('.png')))
+        assert (labels[image_id].shape, labels[image_id].dtype) == ((128, 128), np.uint8)
+    assert set(np.unique(np.stack(list(labels.values())))) == set(range(6))
+    for box in coco['annotations']:
+        left, top, width, height = box['bbox']
+        inside = labels[box['image_id']][top : top + height, left : left + width]
+        assert inside.shape == (height, width)
+        # every row and column at the border of a box shows the piece
+        piece = inside == box['category_id'] - 1
+        assert piece.sum() >= box['area'] > 0 and box['id'] > 0
+        assert piece[0].any() and piece[-1].any() and piece[:, 0].any() and piece[:, -1].any()
+
+
+@pytest.fixture
+def bands():
+    """Gray values of six materials: noise."""
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=(90, 200)).astype(np.float32) for _ in range(6)]
+
+
+def test_no_row_of_a_photograph_is_in_two_splits():
+    photograph = np.arange(101)[:, None].repeat(3, 1)
+    rows = [
+        set(make_materials.cut_band(photograph, start, end)[:, 0].tolist())
+        for _, start, end in make_materials.SPLITS.values()
+    ]
+    assert sum(map(len, rows)) == len(set.union(*rows)) == 101
+
+
+def test_a_scene_shows_the_materials_that_its_labels_name():
+    """Materials of one gray value each are told apart by it, whatever their dye."""
+    bands = [np.full((90, 90), value, np.float32) for value in (-2.75, 2.75)]
+    rng = np.random.default_rng(0)
+    scene, ids, boxes = make_materials.compose(bands, rng)
+    assert 0 < len(boxes) <= make_materials.PIECES[1]
+    bright = scene.max(-1) > 100
+    agreement = np.mean(bright == (ids == 1))
+    assert agreement > 0.95  # shadows and edges are neither
+
+
+def test_a_material_has_one_hue(bands):
+    pixels = make_materials.lay_out(bands[0], np.random.default_rng(0)).reshape(-1, 3)
+    pixels = pixels[(pixels > 0).all(1)]
+    shares = pixels / pixels.sum(1, keepdims=True)
+    np.testing.assert_allclose(shares, shares[:1].repeat(len(shares), 0), rtol=1e-9)
+
+
+def test_files_are_reproducible(bands, tmp_path):
+    """The second folder has a scene of an earlier run, which must be deleted."""
+    stale = tmp_path / 'b' / 'images' / 'tuning' / '999.jpg'
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b'')
+    for name in 'ab':
+        pixels = make_materials.make_split(bands, 3, tmp_path / name, 'tuning')
+        assert pixels.sum() == 3 * 128 * 128
+    made = contents(tmp_path / 'a')
+    assert made == contents(tmp_path / 'b')
+    assert len(made) == 2 * 3 + 1

@@ -1,0 +1,164 @@
+"""The two configs of docs/own_data.md: read, and trained and evaluated on data made here."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+from pages import example, replaced
+from PIL import Image
+
+from coco_sample import SHAPES, make_coco
+from helpers import TINY_ARCH, build, build_model, call_tool
+from polynext_mm.datasets.own import OwnSegDataset
+from polynext_mm.engine.config_checks import check_config
+from polynext_mm.engine.normalization import find_mismatch
+from segmentation_sample import CLASSES, image_path, make_segmentation, write_label
+
+PAGE = 'docs/own_data.md'
+SEGMENTATION, DETECTION = (
+    example(PAGE, f"config_file('_base_/own_{task}')") for task in ('segmentation', 'detection')
+)
+WIDTHS = list(TINY_ARCH['widths'])
+
+
+@pytest.mark.parametrize('text', [SEGMENTATION, DETECTION], ids=['segmentation', 'detection'])
+def test_it_is_a_config_as_pasted(text, tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(text)
+    cfg = Config.fromfile(path)
+    check_config(cfg)
+    cfg.model.backbone.init_cfg = None
+    assert find_mismatch(build_model(cfg)) is None
+    for split in ('train', 'val', 'test'):
+        assert cfg[f'{split}_dataloader'].dataset.metainfo.classes == cfg.classes
+    assert cfg.test_evaluator == cfg.val_evaluator
+
+
+def pasted(text: str, folder: Path, *pairs: tuple[str, object]) -> Path:
+    """Write a config of the page with the smallest network, small images and no processes."""
+    torch.manual_seed(0)
+    torch.save(build(out_norm=False).state_dict(), folder / 'tiny.pt')
+    path = folder / 'mine.py'
+    path.write_text(
+        replaced(
+            text,
+            ("'polynext://cpolynext_s'", repr(str(folder / 'tiny.pt'))),
+            ("'cpolynext_s'", TINY_ARCH),
+            ('num_workers=4', 'num_workers=0'),
+            *pairs,
+        )
+    )
+    return path
+
+
+@pytest.fixture
+def segmentation(tmp_path):
+    """Write the config, and data with an id that is no class in every label; return the config."""
+    root = make_segmentation(tmp_path / 'roofs')
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 4), ('val', 3)):
+        for index in range(count):
+            pixels = rng.integers(0, 256, (64, 80, 3), dtype=np.uint8)  # TTA shrinks by .75
+            Image.fromarray(pixels).save(image_path(root, split, index))
+            ids = rng.integers(0, 3, (64, 80))
+            ids[:5], ids[5:10] = 11, 255
+            write_label(root, split, index, ids)
+    return pasted(
+        SEGMENTATION,
+        tmp_path,
+        ('/data/roofs', root),
+        ('[72, 144, 288, 432]', WIDTHS),
+        ('in_channels=288', f'in_channels={WIDTHS[2]}'),
+        ('ignored_ids=[]', 'ignored_ids=[11]'),
+        ('crop_size = (512, 512)', 'crop_size = (64, 64)'),
+        ('batch_size = 8', 'batch_size = 2'),
+        ('max_iters = 20000', 'max_iters = 2'),
+    )
+
+
+@pytest.fixture
+def detection(tmp_path):
+    """Write the config and data; return the config."""
+    root = make_coco(tmp_path / 'cells', SHAPES)
+    return pasted(
+        DETECTION,
+        tmp_path,
+        ('/data/cells/', f'{root}/'),
+        ("('platelets', 'red', 'white')", SHAPES),
+        ('annotations/train.json', 'annotations/instances_train2017.json'),
+        ('annotations/val.json', 'annotations/instances_val2017.json'),
+        ('images/train/', 'train2017/'),
+        ('images/val/', 'val2017/'),
+        ('[144, 288, 432]', WIDTHS[1:]),
+        ('(1333, 800)', (128, 96)),
+        ('max_epochs = 24', 'max_epochs = 1'),
+    )
+
+
+@pytest.mark.parametrize(
+    ('task', 'checkpoint', 'metric', 'options'),
+    [
+        ('segmentation', 'iter_2.pth', r'mIoU: +[\d.]+', ()),
+        # no score is high after two steps
+        (
+            'detection',
+            'epoch_1.pth',
+            r'coco/bbox_mAP: +-?[\d.]+',
+            ('--cfg-options', 'model.test_cfg.score_thr=0.0'),
+        ),
+    ],
+)
+def test_it_trains_and_evaluates(
+    task, checkpoint, metric, options, request, tmp_path, monkeypatch, capfd
+):
+    path = request.getfixturevalue(task)
+    monkeypatch.chdir(tmp_path)
+    assert call_tool('check_dataset', path) is None
+    assert call_tool('train', path, *options) is None
+    printed = capfd.readouterr()
+    assert 'tiny.pt' in printed.out + printed.err  # the weights of init_cfg
+    assert re.search(metric, printed.out + printed.err)
+    for more in ((), ('--tta',)):
+        found = call_tool(
+            'test', path, tmp_path / 'work_dirs' / 'mine' / checkpoint, *more, *options
+        )
+        assert found is None
+        printed = capfd.readouterr()
+        assert re.search(metric, printed.out + printed.err)
+
+
+@pytest.mark.parametrize('reduce_zero_label', [False, True])
+def test_ignored_ids_are_255_in_every_pipeline(segmentation, reduce_zero_label):
+    cfg = Config.fromfile(segmentation)
+    init_default_scope('mmseg')
+    for dataset, pipeline in (
+        (cfg.train_dataloader.dataset, cfg.test_pipeline),
+        (cfg.val_dataloader.dataset, cfg.test_pipeline),
+        (cfg.test_dataloader.dataset, cfg.tta_pipeline),
+    ):
+        settings = dict(dataset, pipeline=pipeline, reduce_zero_label=reduce_zero_label)
+        sample = DATASETS.build(settings)[0]['data_samples']
+        sample = sample[0] if isinstance(sample, list) else sample  # TTA makes several
+        found = set(sample.gt_sem_seg.data.unique().tolist())
+        assert found == ({0, 1, 255} if reduce_zero_label else {0, 1, 2, 255})
+
+
+@pytest.mark.parametrize('ids', [[2], [-1], [256], ['11']])
+def test_ids_that_cannot_be_ignored_are_refused(ids, tmp_path):
+    with pytest.raises(ValueError, match='the ids of the 4 classes are 0 to 3'):
+        OwnSegDataset(ids, metainfo=dict(classes=CLASSES), lazy_init=True)
+
+
+def test_fine_tuning_resets_heads_of_other_classes(segmentation):
+    path = segmentation.with_name('finetuned.py')
+    path.write_text(
+        replaced(example(PAGE, 'reset_mismatched_heads'), ('my_roofs.py', segmentation.name))
+    )
+    cfg, before = Config.fromfile(path), Config.fromfile(segmentation)
+    guard = dict(type='CheckpointGuardHook', reset_mismatched_heads=True)
+    assert cfg.custom_hooks == [guard, *before.custom_hooks[1:]]
+    assert cfg.load_from == 'polynext://uper_cpolynexts'

@@ -1,0 +1,382 @@
+"""Files made on purpose do nothing but raise our error, whatever they hold and claim."""
+
+import re
+import textwrap
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from hostile import BOMBS, CODE, archive, bomb, odd_weights, older, tensor, weights_and
+from mmengine.runner import load_checkpoint
+
+from helpers import (
+    ROOT,
+    TINY_ARCH,
+    build,
+    build_model,
+    imagenet_weights,
+    python,
+    randomized,
+    tiny_config,
+)
+from polynext_mm import weights
+from polynext_mm.weights import CheckpointError
+
+pytestmark = pytest.mark.usefixtures('quick_configs')
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / 'weights.pt'
+
+
+def refusal(path, read=weights.read) -> str:
+    with pytest.raises(CheckpointError, match=re.escape(str(path))) as caught:
+        read(path)
+    return str(caught.value)
+
+
+# Code
+
+
+@pytest.mark.parametrize('value', CODE.values(), ids=CODE)
+@pytest.mark.parametrize('write', [archive, older])
+def test_no_pickle_calls_anything(path, value, write):
+    write(path, weights_and(value), *([[], b''] if write is older else []))
+    assert 'execute code' in refusal(path) or 'damaged' in refusal(path)
+
+
+def test_what_these_files_are_made_with_makes_files_that_load(path):
+    """Else the tests above would pass for any file."""
+    data = torch.arange(6.0).numpy().tobytes()
+    archive(path, weights_and(tensor(6, (2, 3), (3, 1))), {'0': data})
+    assert torch.equal(
+        weights.read(path)['state_dict']['stem.weight'], torch.arange(6.0).reshape(2, 3)
+    )
+    size = (6).to_bytes(8, 'little')
+    older(path, weights_and(tensor(6, (2, 3), (3, 1))), ['0'], size + data)
+    assert torch.equal(
+        weights.read(path)['state_dict']['stem.weight'], torch.arange(6.0).reshape(2, 3)
+    )
+
+
+def test_a_numpy_dtype_and_numbers_are_values(path):
+    """Read by torch, a dtype made on purpose crashes the interpreter."""
+    content = dict(
+        state_dict={'a.weight': torch.ones(2)},
+        meta=dict(dtype=np.dtype('f8'), scalar=np.float32(0.5), array=np.arange(6).reshape(2, 3)),
+    )
+    torch.save(content, path)
+    meta = weights.read(path)['meta']
+    assert (meta['dtype'], meta['scalar']) == ('f8', 0.5)
+    assert meta['array'].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+# Sizes
+
+MEASURE = textwrap.dedent("""
+    import resource
+    import sys
+    import time
+    from pathlib import Path
+
+    sys.path.insert(0, sys.argv[1])
+    import hostile
+    from polynext_mm import weights
+
+    folder = Path(sys.argv[2])
+    for kind in hostile.BOMBS:
+        path = hostile.bomb(kind, folder)
+        # writing a bomb can take memory: what is left may be taken again, and no more
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, resource.RLIM_INFINITY))
+        started = time.monotonic()
+        try:
+            weights.read(path)
+            found = 'READ'
+        except weights.CheckpointError as error:
+            found = 'ERROR' if str(path) in str(error) else f'UNNAMED {error}'
+        taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+        print(f'{found}|{path.stat().st_size}|{taken}|{kind}')
+        path.unlink()
+""")
+
+
+def test_what_a_file_claims_takes_no_memory(tmp_path):
+    tests = ROOT / 'tests' / 'weights'
+    printed = python('-c', MEASURE, tests, tmp_path, cwd=tmp_path).splitlines()
+    rows = [line.split('|') for line in printed if line.count('|') == 3]
+    assert [row[3] for row in rows] == list(BOMBS)
+    # every file is of a few MB at most; millions of lists are refused after some
+    for found, size, taken, kind in rows:
+        assert found == 'ERROR', kind
+        assert int(size) < 1 << 23, kind
+        assert int(taken) < 600, (kind, taken)
+
+
+@pytest.mark.parametrize('kind', ['stride 0', 'deflated weights', 'deflated pickle'])
+def test_a_bomb_is_named_for_what_it_is(tmp_path, kind):
+    message = refusal(bomb(kind, tmp_path))
+    assert ('claims' if kind == 'stride 0' else 'compressed member') in message
+
+
+def test_bombs_are_refused_where_mm_loads_them(tmp_path):
+    for kind in ('stride 0', 'deflated weights', 'deflated pickle'):
+        path = bomb(kind, tmp_path)
+        with pytest.raises(CheckpointError, match=re.escape(str(path))):
+            load_checkpoint(build(), str(path))
+
+
+def test_a_shape_that_does_not_fit_is_not_reordered(path, monkeypatch):
+    """A storage that many names share would be copied for each of them."""
+    from polynext_mm.weights import names
+
+    content = {
+        key: torch.ones(8, 8, 1, 1) if 'ops' in key else value
+        for key, value in imagenet_weights().items()
+    }
+    torch.save(content, path)
+    reordered = []
+    order = names.partner_order
+    monkeypatch.setattr(names, 'partner_order', lambda size: reordered.append(size) or order(size))
+    with pytest.raises(CheckpointError, match='of a wrong shape'):
+        weights.load(build(arch='cpolynext_t'), path)
+    assert reordered == []
+
+
+# Checksums and damage
+
+
+def test_a_flipped_bit_in_the_weights_is_found(path):
+    torch.save({'a.weight': torch.ones(1000)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.ones(4).numpy().tobytes()) + 400] ^= 1
+    path.write_bytes(content)
+    assert 'damaged' in refusal(path)
+
+
+@pytest.mark.parametrize('suffix', ['.pt', '.legacy.pt', '.safetensors'])
+def test_a_checksum_beside_a_file_is_verified(tmp_path, suffix):
+    from safetensors.torch import save_file
+
+    path = tmp_path / f'weights{suffix}'
+    if suffix == '.safetensors':
+        save_file({'a.weight': torch.ones(1000)}, path)
+    else:
+        torch.save({'a.weight': torch.ones(1000)}, path, _use_new_zipfile_serialization=False)
+    python('-c', CHECKSUM, path)  # as the program sha256sum writes it
+    assert weights.read(path)['state_dict']['a.weight'].sum() == 1000
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert f'is not the file that {path.name}.sha256 is of' in refusal(path)
+    (tmp_path / f'{path.name}.sha256').unlink()
+    weights.read(path)
+
+
+CHECKSUM = """
+import hashlib, pathlib, sys
+path = pathlib.Path(sys.argv[1])
+line = f'{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}'
+path.with_name(path.name + '.sha256').write_text(line)
+"""
+
+
+def test_a_converted_file_has_its_checksum_beside_it(tmp_path):
+    torch.save(imagenet_weights(), tmp_path / 'authors.pt')
+    weights.convert(tmp_path / 'authors.pt', tmp_path / 'ours.pth')
+    beside = tmp_path / 'ours.pth.sha256'
+    assert beside.read_text().split()[1] == 'ours.pth'
+    weights.read(tmp_path / 'ours.pth')
+    weights.convert(tmp_path / 'ours.pth', tmp_path / 'ours.pth', to='authors', overwrite=True)
+    weights.read(tmp_path / 'ours.pth')
+    beside.write_text('0' * 64)
+    assert 'ours.pth.sha256' in refusal(tmp_path / 'ours.pth')
+
+
+# Values
+
+
+@pytest.fixture(scope='module')
+def model():
+    """A segmentor with the tiny network, and its weights."""
+    cfg = tiny_config('', '')
+    cfg.merge_from_dict(TINY)
+    return randomized(build_model(cfg))
+
+
+TINY = {
+    'model.backbone.arch': dict(TINY_ARCH, _delete_=True),
+    'model.decode_head.in_channels': [8, 16, 16, 24],
+    'model.decode_head.channels': 8,
+    'model.auxiliary_head.in_channels': 16,
+    'model.auxiliary_head.channels': 8,
+}
+ODD = list(odd_weights(torch.ones(2)))
+
+
+def by_mm(model, path):
+    load_checkpoint(model, str(path))
+
+
+@pytest.mark.parametrize('load', [by_mm, weights.load])
+@pytest.mark.parametrize('key', ['backbone.stem.weight', 'decode_head.conv_seg.weight'])
+@pytest.mark.parametrize('kind', ODD)
+def test_a_weight_of_another_kind_is_named(path, model, kind, key, load):
+    content = dict(model.state_dict())
+    content[key] = odd_weights(content[key])[kind]
+    torch.save(dict(state_dict=content), path)
+    before = model.backbone.stem.weight.clone()
+    with pytest.raises(CheckpointError) as caught:
+        load(model, path)
+    message = str(caught.value)
+    assert str(path) in message and key.removeprefix('backbone.') in message, message
+    assert torch.equal(before, model.backbone.stem.weight)
+
+
+def test_beyond_half_precision_is_named(path):
+    backbone = build().half()
+    content = backbone.state_dict()
+    content['stem.weight'] = content['stem.weight'].float() * 0 + 1e5
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r'stem.weight has values beyond the range of .*16'):
+        load_checkpoint(backbone, str(path))
+    content['stem.weight'] = content['stem.weight'] / 10
+    torch.save(content, path)
+    load_checkpoint(backbone, str(path))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        ('decode_head.fpn_bottleneck.bn.running_var', -1.0, 'has negative variances'),
+        ('decode_head.fpn_bottleneck.bn.num_batches_tracked', -1, 'no whole number'),
+        ('decode_head.fpn_bottleneck.bn.num_batches_tracked', 0.5, 'no whole number'),
+        ('decode_head.fpn_bottleneck.bn.num_batches_tracked', True, 'instead of whole numbers'),
+    ],
+)
+def test_statistics_that_cannot_be(path, model, key, value, message):
+    content = dict(model.state_dict())
+    content[key] = torch.full_like(content[key], value, dtype=torch.tensor(value).dtype)
+    torch.save(dict(state_dict=content), path)
+    for load in (by_mm, weights.load):
+        with pytest.raises(CheckpointError, match=f'{re.escape(key)} .*{message}'):
+            load(model, path)
+
+
+def test_negative_variance_in_a_backbone(path):
+    backbone = build(norm='bn', norm_size=64)
+    content = backbone.state_dict()
+    key = next(key for key in content if key.endswith('running_var'))
+    content[key] = content[key] - 2
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=f'{key} has negative variances'):
+        load_checkpoint(backbone, str(path))
+
+
+def test_norms_for_images_of_no_size(path):
+    backbone = build(norm='bn', norm_size=64)
+    shapes = backbone.position_shapes((64, 64))
+    content = {
+        key: torch.ones(*value.shape[:-2], 0, 0) if key in shapes else value
+        for key, value in backbone.state_dict().items()
+    }
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match='of a wrong shape'):
+        load_checkpoint(backbone, str(path))
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda w: w.pop('out_norms.1.bias'), 'has out_norms.1.weight and no out_norms.1.bias'),
+        (lambda w: w.pop('out_norms.1.weight'), 'has out_norms.1.bias and no out_norms.1.weight'),
+        (lambda w: w.update({'module.stem.weight': w['stem.weight']}), 'both the weight'),
+        (lambda w: w.update({'_orig_mod.stem.weight': w['stem.weight']}), 'both the weight'),
+        (lambda w: w.update({'backbone.stem.weight': w['stem.weight']}), 'two backbones'),
+        (lambda w: w.update({7: w['stem.weight']}), 'the key 7 is not a name'),
+        (lambda w: w.update({'more.weight': torch.ones(2)}), '1 unexpected: more.weight'),
+        (lambda w: w.pop('stem.weight'), '1 missing: stem.weight'),
+        (lambda w: w.update({'stem.weight': torch.ones(2)}), 'is (2,) instead of (8, 3, 7, 7)'),
+    ],
+)
+@pytest.mark.parametrize('load', [by_mm, weights.load])
+def test_names_are_held_to_the_backbone(path, change, message, load):
+    backbone = randomized(build())
+    content = dict(backbone.state_dict())
+    change(content)
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=re.escape(str(path))) as caught:
+        load(backbone, path)
+    assert message in str(caught.value)
+
+
+def test_two_names_of_the_release_that_become_one(path):
+    content = dict(imagenet_weights(), **{'stages.0.cells.0.gate_logits': torch.zeros(6)})
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match='cells.0.skip_weight and .* are both the weight'):
+        weights.load(build(arch='cpolynext_t'), path)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda w: w.pop('decode_head.conv_seg.bias'), '1 missing: decode_head.conv_seg.bias'),
+        (lambda w: w.update({'neck.weight': torch.ones(2)}), '1 unexpected: neck.weight'),
+        (
+            lambda w: w.update({'decode_head.conv_seg.bias': torch.ones(3)}),
+            'decode_head.conv_seg.bias is (3,) instead of (150,)',
+        ),
+        (
+            lambda w: [w.pop(key) for key in list(w) if 'backbone' not in key],
+            'it is a backbone alone and cannot be evaluated',
+        ),
+        (
+            lambda w: [w.pop(key) for key in list(w) if 'out_norms' in key],
+            'has no output norms for the stages',
+        ),
+    ],
+)
+def test_what_mmengine_warns_about_is_an_error(path, model, change, message):
+    """Without a hook in the config: mmengine's load_checkpoint, which mm's apis call."""
+    content = dict(model.state_dict())
+    change(content)
+    torch.save(dict(meta={}, state_dict=content), path)
+    with pytest.raises(CheckpointError, match=re.escape(str(path))) as caught:
+        load_checkpoint(model, str(path))
+    assert message in str(caught.value)
+
+
+def test_a_whole_file_loads_and_says_so(path, model, monkeypatch):
+    printed = []
+    for logs in ('mmengine.logging.print_log', 'polynext_mm.backbones.multiscale.print_log'):
+        monkeypatch.setattr(logs, lambda line, **_: printed.append(line))
+    content = {key: value.clone() for key, value in model.state_dict().items()}
+    torch.save(dict(meta={}, state_dict=content), path)
+    loaded = randomized(model, seed=1)
+    load_checkpoint(loaded, str(path))
+    assert all(torch.equal(value, content[key]) for key, value in loaded.state_dict().items())
+    heads = [key for key in content if not key.startswith('backbone.')]
+    backbone = len(content) - len(heads)
+    assert printed == [
+        f'EncoderDecoder heads: loaded {len(heads)} of {len(heads)} tensors from {path}',
+        f'PolyNeXt: loaded {backbone} of {backbone} tensors from {path}',
+    ]
+
+
+def test_weights_in_memory_are_left_to_torch(model):
+    """What does not come from a file: a state dict of part of the model, not strictly."""
+    part = {key: value for key, value in model.state_dict().items() if 'auxiliary' not in key}
+    result = model.load_state_dict(part, strict=False)
+    assert result.missing_keys and not result.unexpected_keys
+
+
+def test_a_deflated_archive_of_ones_own_says_what_to_do(path):
+    torch.save({'a.weight': torch.ones(2)}, path)
+    with zipfile.ZipFile(path) as stored:
+        contents = {name: stored.read(name) for name in stored.namelist()}
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as packed:
+        for name, data in contents.items():
+            packed.writestr(name, data)
+    assert 'pack it again without compression' in refusal(path)
