@@ -93,13 +93,23 @@ def workload(cfg: Config, images: int, size: tuple[int, int]) -> tuple[Workload,
     return Workload(step, held), 2 * trained
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Peak memory of a training step of a config')
     parser.add_argument('config', help='config file')
     parser.add_argument('--batch', type=int, default=2, help='images (default: %(default)s)')
     parser.add_argument('--size', type=int, nargs=2, default=(512, 512), metavar=('H', 'W'))
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
-    args = parser.parse_args()
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='settings of the config to override, as key=value',
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     if not ENVIRONMENT.items() <= os.environ.items():  # glibc reads them when a program starts
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ENVIRONMENT)
     cfg = Config.fromfile(args.config)
