@@ -18,7 +18,8 @@ optimizer state and the interpreter do not. On Linux with glibc two things make 
 Where the mark cannot be reset, the very first step is measured, by ru_maxrss. That includes what
 the libraries load and compile in it, and is an upper bound.
 
-On CUDA it is torch.cuda.max_memory_allocated of a step, which includes weights and input.
+On a GPU it is max_memory_allocated of its torch module (torch.cuda, torch.xpu) for a step, which
+includes weights and input. Where there is no such count (MPS), there is no figure.
 """
 
 import contextlib
@@ -100,8 +101,8 @@ def measure(
     """Measure subjects side by side and return one result for each, in order."""
     variants = [variant for subject in subjects for variant in subject.variants()]
     times = _measure_times(variants, setting, rounds, warmup)
-    if setting.device == 'cuda':
-        torch.cuda.empty_cache()  # for the processes that measure memory
+    if setting.device != 'cpu':  # for the processes that measure memory
+        torch.get_device_module(setting.device).empty_cache()
     results = []
     for subject in subjects:
         fitting = [variant for variant in subject.variants() if variant in times]
@@ -141,7 +142,7 @@ def _warmed_up(subject: Subject, setting: Setting, steps: int) -> Callable[[], N
 
 def seconds(step: Callable[[], None], device: str) -> float:
     """Time one step, including what it leaves a GPU to do."""
-    synchronize = torch.cuda.synchronize if device == 'cuda' else lambda: None
+    synchronize = torch.get_device_module(device).synchronize  # of the CPU, it does nothing
     synchronize()
     start = time.perf_counter()
     step()
@@ -208,14 +209,17 @@ def _measure_own_peak(request: str) -> tuple[int | None, str]:
 
 def _peak(subject: Subject, setting: Setting) -> tuple[int, str]:
     work = make_workload(subject, setting)
-    return _cuda_peak(work) if setting.device == 'cuda' else cpu_peak(work)
+    return cpu_peak(work) if setting.device == 'cpu' else _gpu_peak(work, setting.device)
 
 
-def _cuda_peak(work: Workload) -> tuple[int, str]:
+def _gpu_peak(work: Workload, device: str) -> tuple[int | None, str]:
+    module = torch.get_device_module(device)
+    if not hasattr(module, 'max_memory_allocated'):
+        return None, f'torch.{device} does not count it'
     work.step()
-    torch.cuda.reset_peak_memory_stats()
+    module.reset_peak_memory_stats()
     work.step()
-    return torch.cuda.max_memory_allocated(), 'torch.cuda.max_memory_allocated'
+    return module.max_memory_allocated(), f'torch.{device}.max_memory_allocated'
 
 
 def cpu_peak(work: Workload) -> tuple[int, str]:

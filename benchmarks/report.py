@@ -65,8 +65,9 @@ def environment(setting: Setting, rounds: int, warmup: int) -> str:
         f'warm-up steps, on {setting.device}',
         'load average before: {:.2f} {:.2f} {:.2f}'.format(*load),
     ]
-    if setting.device == 'cuda':
-        lines.append(torch.cuda.get_device_name())
+    module = torch.get_device_module(setting.device)
+    if hasattr(module, 'get_device_name'):
+        lines.append(module.get_device_name())
     if load[0] > BUSY_LOAD * cores:
         lines.append(
             f'**WARNING: the machine is busy (load {load[0]:.2f} on {cores} cores): '
@@ -193,7 +194,7 @@ def plot_comparison(records: list[Record], path: Path) -> None:
     models = list(dict.fromkeys(r['model'] for r in records))
     measured = {kind for r in records for kind, value in r.items() if value is not None}
     kinds = ['time ratio', *({'memory ratio'} & measured)]
-    figure, axes = _new_figure(len(kinds))
+    figure, axes = new_figure(len(kinds))
     for axis, kind in zip(axes, kinds):
         for i, model in enumerate(models):
             heights = [r[kind] or 0 for r in records if r['model'] == model]
@@ -208,7 +209,7 @@ def plot_comparison(records: list[Record], path: Path) -> None:
 
 def plot_attention(records: list[Record], path: Path) -> None:
     """Draw memory per token and time per pair of tokens over the number of tokens."""
-    figure, axes = _new_figure(2)
+    figure, axes = new_figure(2)
     for axis, kind in zip(axes, ('bytes per token', 'ns per pair')):
         for form in dict.fromkeys(r['form'] for r in records):
             points = [
@@ -225,7 +226,8 @@ def plot_attention(records: list[Record], path: Path) -> None:
     figure.savefig(path)
 
 
-def _new_figure(columns: int):
+def new_figure(columns: int):
+    """Return a figure and its axes, side by side."""
     import matplotlib
 
     matplotlib.use('Agg')

@@ -36,7 +36,16 @@ from report import (
     plot_comparison,
 )
 from roofline import floor
-from subjects import ATTENTION, DTYPES, Setting, Subject, make_workload, parse_subject
+from subjects import (
+    ATTENTION,
+    DEVICES,
+    DTYPES,
+    Setting,
+    Subject,
+    check_device,
+    make_workload,
+    parse_subject,
+)
 
 PROFILE_ROWS = 12
 
@@ -82,7 +91,7 @@ def parse_args() -> argparse.Namespace:
     how.add_argument('--sizes', nargs='+', type=image_size, metavar='HxW', default=[(512, 512)])
     how.add_argument('--batch', type=positive, default=1)
     how.add_argument('--dtype', choices=DTYPES, default='float32', help='half types by autocast')
-    how.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    how.add_argument('--device', choices=DEVICES, default='cpu')
     how.add_argument(
         '--threads',
         type=positive,
@@ -149,8 +158,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(
             'nothing to measure: give --models, --attention, --profile, --floor or --count'
         )
-    if args.device == 'cuda' and not torch.cuda.is_available():
-        raise ValueError('torch finds no CUDA device: use --device cpu')
+    check_device(args.device)
     single += args.count
     if args.count and args.dtype == 'float16':
         raise ValueError('--count is for float32 and bfloat16')
@@ -225,7 +233,8 @@ def profile(args: argparse.Namespace, report: Report) -> None:
         for _ in range(args.rounds):
             seconds(work.step, args.device)
     table = profiler.key_averages().table(
-        sort_by=f'self_{args.device}_time_total', row_limit=PROFILE_ROWS
+        sort_by=f'self_{"cpu" if args.device == "cpu" else "device"}_time_total',
+        row_limit=PROFILE_ROWS,
     )
     report.add(
         f'## Where the time goes: {args.profile.label}, {where.mode}, {where.shown_size}, '

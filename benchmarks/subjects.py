@@ -30,11 +30,27 @@ KIND_FORMATS = {
     **dict.fromkeys(exported.PROGRAMS, 'contiguous'),
 }
 MEMORY_FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
+DEVICES = ('cpu', 'cuda', 'xpu', 'mps')
 DTYPES = {name: getattr(torch, name) for name in ('float32', 'bfloat16', 'float16')}
 
 # Attention alone, with the heads of the third stage of the S archs.
 ATTENTION = {'blocks': poly_attention, 'matrix': plain_attention}
 HEADS, HEAD_WIDTH = 5, 32
+
+
+def check_device(device: str) -> None:
+    """Check that there is a device of a kind.
+
+    Raises:
+        ValueError: If torch finds none.
+    """
+    if device == 'cpu':
+        return
+    accelerator = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
+    if accelerator is None or accelerator.type != device:
+        raise ValueError(f'torch finds no {device} device: use --device cpu')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +62,7 @@ class Setting:
         size: (H, W) of the images, or (tokens,) for attention.
         batch: Images per step.
         dtype: A key of DTYPES. Half types are by autocast, for attention alone by its inputs.
-        device: 'cpu', 'cuda', or 'meta', which computes nothing.
+        device: Of DEVICES, or 'meta', which computes nothing.
         threads: CPU threads.
     """
 
@@ -196,7 +212,7 @@ def make_workload(subject: Subject, setting: Setting) -> Workload:
     images = images.contiguous(memory_format=MEMORY_FORMATS[subject.memory_format])
 
     def step():
-        with torch.set_grad_enabled(train), _autocast(setting):
+        with torch.set_grad_enabled(train), autocast(setting):
             features = model(images)
         if train:
             sum(feature.float().mean() for feature in features).backward()
@@ -234,7 +250,8 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _autocast(setting: Setting) -> contextlib.AbstractContextManager:
+def autocast(setting: Setting) -> contextlib.AbstractContextManager:
+    """Return what a forward pass of a setting runs under."""
     if setting.dtype == 'float32':
         return contextlib.nullcontext()
     return torch.autocast(setting.device, DTYPES[setting.dtype])

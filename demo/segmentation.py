@@ -27,7 +27,7 @@ SAMPLE = ROOT / 'demo' / 'materials'
 IGNORED = 255
 SHEET_ROWS = 8
 NETWORK = 'CPolyNeXt, short'
-TRAINING_MINUTES = 4
+TRAINING_MINUTES = 5
 
 
 def parse_args() -> argparse.Namespace:

@@ -199,8 +199,9 @@ class PolyNeXt(network.PolyNeXt, MultiScale):
         ``grad_clip_norm`` applies to gradients of the unscaled loss. ``AutocastOptimWrapper`` calls
         this in every iteration; a training loop that scales the loss itself must do so too.
         """
-        if isinstance(self.loss_scale, Tensor) and isinstance(scale, Tensor):
-            self.loss_scale.copy_(scale)
+        place = self.loss_scale
+        if isinstance(place, Tensor) and isinstance(scale, Tensor) and place.device == scale.device:
+            place.copy_(scale)
         else:
             self.loss_scale = scale
 

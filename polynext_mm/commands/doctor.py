@@ -363,7 +363,7 @@ def check_optional() -> Check:
 
 def check_weights() -> Check:
     from polynext_mm.weights import PUBLISHED
-    from polynext_mm.weights.reading import cached_path
+    from polynext_mm.weights.downloads import cached_path
 
     paths = {name: cached_path(file.url) for name, file in PUBLISHED.items()}
     there = [name for name, path in paths.items() if path.is_file()]

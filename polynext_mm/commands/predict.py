@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     how = parser.add_argument_group('how')
     how.add_argument('--batch-size', type=_positive, default=1, help='images at once (default: 1)')
-    how.add_argument('--device', help='default: cuda:0 if there is a GPU, else cpu')
+    how.add_argument('--device', help='default: a GPU if there is one, else cpu')
     how.add_argument('--dtype', choices=DTYPES, default='float32', help='half types by autocast')
     how.add_argument(
         '--slide',

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
+from mmengine.device import get_device
 from mmengine.registry import VISUALIZERS
 from mmengine.utils import ProgressBar
 from mmengine.visualization import BaseVisBackend
@@ -141,7 +142,7 @@ def load(path: str, args: argparse.Namespace) -> Predictor:
 
 def _device(name: str | None) -> str:
     if name is None:
-        return 'cuda:0' if torch.cuda.is_available() else 'cpu'
+        return get_device()
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

@@ -341,6 +341,8 @@ def _float32(output):
 def _can_autocast(device: str, dtype: str) -> bool:
     if not torch.amp.is_autocast_available(device):
         return False
-    if device == 'cuda' and dtype == 'bfloat16':
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # emulated it is slower than float32
+    supported = getattr(torch.get_device_module(device), 'is_bf16_supported', None)
+    if dtype == 'bfloat16' and supported is not None:
+        return supported(including_emulation=False)
     return True

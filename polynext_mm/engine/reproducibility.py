@@ -36,8 +36,9 @@ def random_state() -> dict:
         numpy=(name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
         torch=torch.get_rng_state(),
     )
-    if torch.cuda.is_available():
-        state['cuda'] = torch.cuda.get_rng_state()
+    if torch.accelerator.is_available():
+        accelerator = torch.accelerator.current_accelerator().type
+        state[accelerator] = torch.get_device_module(accelerator).get_rng_state()
     return state
 
 
@@ -48,8 +49,10 @@ def set_random_state(state: dict) -> None:
     name, keys, *rest = state['numpy']
     np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state['torch'].cpu())
-    if 'cuda' in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state['cuda'].cpu())
+    if torch.accelerator.is_available():
+        accelerator = torch.accelerator.current_accelerator().type
+        if accelerator in state:
+            torch.get_device_module(accelerator).set_rng_state(state[accelerator].cpu())
 
 
 @contextlib.contextmanager

@@ -231,6 +231,7 @@ def test_unknown_models_are_named_with_what_there_is(label, message):
         (('--floor', 'cpolynext_t', '--dtype', 'bfloat16'), 'for float32 on the CPU'),
         (('--models', 'onnxruntime:cpolynext_t', '--mode', 'train'), 'inference in float32'),
         (('--profile', 'onnxruntime:cpolynext_t'), 'only --models takes onnxruntime'),
+        (('--models', 'cpolynext_t', '--device', 'xpu'), 'no xpu device: use --device cpu'),
     ],
 )
 def test_wrong_arguments_are_explained(arguments, message, monkeypatch, capsys):

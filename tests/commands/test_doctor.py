@@ -145,5 +145,5 @@ def test_a_checkpoint_that_does_not_fit(examine, config, tmp_path):
 def test_a_checkpoint_of_another_backbone(examine, tmp_path):
     path = tmp_path / 'resnet.pth'
     torch.save(dict(state_dict={'backbone.conv1.weight': torch.ones(1)}), path)
-    code, printed = examine(ROOT / 'configs' / 'atss_resnet18_treecrowns.py', path)
+    code, printed = examine(ROOT / 'configs' / 'atss_resnet18_materials.py', path)
     assert code == 1 and 'does not fit' in printed

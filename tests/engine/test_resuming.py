@@ -1,10 +1,13 @@
 """A resumed run equals the uninterrupted one, bit for bit."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from runs import config, differences, saved, train
+
+from polynext_mm.engine.reproducibility import random_state, set_random_state
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
@@ -85,3 +88,21 @@ def test_another_checkpoint_hook_is_refused(tmp_path):
     options = {'default_hooks.checkpoint.type': 'CheckpointHook'}
     with pytest.raises(ValueError, match='AtomicCheckpointHook'):
         train(config('segmentation', tmp_path, **options))
+
+
+@pytest.mark.parametrize('device', ['cuda', 'xpu', 'mps'])
+def test_the_generator_of_any_accelerator_is_kept(device, monkeypatch):
+    generator = torch.Generator()  # in the place of the device's
+    module = SimpleNamespace(
+        get_rng_state=generator.get_state,
+        set_rng_state=generator.set_state,
+    )
+    monkeypatch.setattr(torch.accelerator, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.accelerator, 'current_accelerator', lambda: torch.device(device))
+    monkeypatch.setattr(torch, 'get_device_module', lambda name: {device: module}[name])
+    state = random_state()
+    drawn = torch.rand(3, generator=generator)
+    set_random_state(state)
+    assert torch.equal(torch.rand(3, generator=generator), drawn)
+    monkeypatch.setattr(torch.accelerator, 'current_accelerator', lambda: torch.device('hpu'))
+    set_random_state(state)  # taken up on another machine

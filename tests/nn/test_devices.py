@@ -1,11 +1,16 @@
 """Half precision, and devices that are not here."""
 
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import golden
 from helpers import ROOT, TINY_ARCH, python, randomized
 from polynext_mm.nn import PolyNeXt
+from polynext_mm.nn.ops import dispatch, poly_attention_triton
+from polynext_mm.nn.ops.precision import matmul_dtype
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -53,3 +58,42 @@ def test_autocast_of_half_activations(dtype):
 def test_forward_on_cuda_tensors_that_hold_no_numbers():
     """float32, autocast and models in half precision, with cuDNN and without, any memory format."""
     assert 'all cases passed' in python(ROOT / 'tests' / 'nn' / 'fake_cuda.py')
+
+
+# Devices that this build of torch cannot make tensors of, not even without numbers
+
+
+def on(device):
+    """What decides about a tensor: its device, its dtype and its shape."""
+    return SimpleNamespace(device=torch.device(device), dtype=torch.float32, shape=(2, 5, 64, 32))
+
+
+@contextlib.contextmanager
+def autocast(device, dtype):
+    torch.set_autocast_enabled(device, True)
+    torch.set_autocast_dtype(device, dtype)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled(device, False)
+
+
+@pytest.mark.parametrize('device', ['cpu', 'cuda', 'mps', 'xpu'])
+def test_products_follow_the_autocast_of_their_own_device(device):
+    other = 'cpu' if device != 'cpu' else 'cuda'
+    with autocast(other, torch.bfloat16):
+        assert matmul_dtype(on(device)) is torch.float32
+    with autocast(device, torch.float16):
+        assert matmul_dtype(on(device)) is torch.float16
+        assert matmul_dtype(on(other)) is torch.float32
+        with dispatch._without_autocast(device):
+            assert matmul_dtype(on(device)) is torch.float32
+        with dispatch._without_autocast(other):
+            assert matmul_dtype(on(device)) is torch.float16
+
+
+@pytest.mark.parametrize('device', ['cpu', 'mps', 'xpu'])
+def test_the_triton_kernel_is_for_cuda_and_rocm(device):
+    """Elsewhere attention takes the blocks that are made of torch's operations."""
+    assert not poly_attention_triton.supports(*[on(device)] * 3)
+    assert poly_attention_triton.supports(*[on('cuda')] * 3)

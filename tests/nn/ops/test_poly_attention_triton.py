@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import inspect
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,11 @@ def test_every_tile_is_measured_once(launched):
     launched.clear()
     launch(200, 330, heads=5)
     assert launched == tiles
+    if 'cache_results' in inspect.signature(triton.autotune).parameters:
+        forget_compiled()  # as another process, which finds the choice on the disk
+        launched.clear()
+        launch(20, 33, heads=1)
+        assert launched == tiles[3::4]
 
 
 @pytest.mark.slow
