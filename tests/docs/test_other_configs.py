@@ -55,7 +55,8 @@ def config(method: str) -> tuple[Config, str]:
     package, (name, out_indices, settings, normalization) = ROWS[method]
     (path,) = (mm_folder(package) / 'configs').rglob(f'{name.strip("`")}.py')
     cfg = Config.fromfile(path)
-    lines = Config.fromstring(example('docs/other_configs.md', 'modules='), '.py')
+    text = example('docs/other_configs.md', 'modules=')
+    lines = Config.fromstring(re.sub('_base_ = .*', '', text), '.py')
     backbone = dict(lines.model.backbone, out_indices=ast.literal_eval(out_indices.strip('`')))
     del backbone['init_cfg']
     cfg.merge_from_dict(

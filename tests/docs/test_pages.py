@@ -21,7 +21,7 @@ from shell import check, command_lines
 
 from helpers import CONFIG, ROOT, build, imagenet_weights, mm_folder
 from polynext_mm.engine.config_checks import check_config
-from polynext_mm.weights import PUBLISHED
+from polynext_mm.weights import PUBLISHED, downloads
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 #: Not looked into: layouts of folders, messages (test_troubleshooting.py), the citation.
@@ -268,12 +268,12 @@ PROGRAMS = [
 @pytest.mark.parametrize('block', PROGRAMS)
 def test_a_program_runs(block, tmp_path, monkeypatch):
     """With made-up weights where published files would be downloaded to."""
-    folder = tmp_path / 'hub' / 'checkpoints'
-    folder.mkdir(parents=True)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    (tmp_path / 'hub' / 'checkpoints').mkdir(parents=True)
     for name, published in PUBLISHED.items():
         if re.search(rf'\b{name}\b', block.text):
-            torch.save(imagenet_weights(name), folder / published.file)
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+            torch.save(imagenet_weights(name), downloads.cached_path(published.url))
+            torch.save(imagenet_weights(name), downloads.plain_path(published.url))  # timm's
     monkeypatch.chdir(tmp_path)
     backbone = build().eval()
     given = dict(model=backbone, backbone=backbone, images=torch.randn(2, 3, 64, 64))
