@@ -79,6 +79,22 @@ class AnySizePool(nn.Module):
         return rows @ x @ columns.transpose(0, 1)
 
 
+class AnySizeGroupNorm(nn.Module):
+    """``nn.GroupNorm`` without its check of the size of a map, which a graph cannot depend on.
+
+    Args:
+        norm: The norm whose weights it shares.
+    """
+
+    def __init__(self, norm: nn.GroupNorm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        return torch.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+
+
 def _pooling_matrix(out: int, size: int, like: Tensor) -> Tensor:
     """Return (out, size): row i averages from floor(i size / out) to ceil((i + 1) size / out)."""
     index = torch.arange(out, device=like.device)[:, None]

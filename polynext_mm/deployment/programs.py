@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from ..nn.polynext import require_compiler
-from .networks import AnySizePool, LabelMap, Network
+from .networks import AnySizeGroupNorm, AnySizePool, LabelMap, Network
 
 #: Sides of images that a graph takes.
 SIDES = (32, 1 << 14)
@@ -73,6 +73,8 @@ def fused(network: Network) -> Network:
                 size = child.output_size
                 height, width = (size, size) if isinstance(size, int) else size
                 setattr(module, name, AnySizePool(height, width))
+            elif isinstance(child, nn.GroupNorm):
+                setattr(module, name, AnySizeGroupNorm(child))
     return network
 
 

@@ -461,6 +461,7 @@ def test_compiled_cells_compute_the_same(graphs):
         assert (a - b).norm() <= 1e-12 * b.norm()
 
 
+@pytest.mark.slow
 def test_compiled_cells_are_as_exact_under_autocast(graphs):
     """Compiled code rounds to bfloat16 in other places than kernels do, and no more often."""
     exact = evaluated_and_trained(False, torch.float32, autocast=False)

@@ -86,6 +86,7 @@ def test_exported_models_are_compared(tmp_path):
     assert_positive(records, 'median ms', 'time ratio')
 
 
+@pytest.mark.slow
 def test_peak_memory_of_training(tmp_path):
     report = run(tmp_path, '--models', *MODELS, '--mode', 'train', '--sizes', '64x64', '--memory')
     assert 'process of its own' in report
@@ -98,6 +99,7 @@ def test_peak_memory_of_training(tmp_path):
         assert 2 * weights < float(record['peak MiB']) < 3 * weights  # and gradients, and maps
 
 
+@pytest.mark.slow
 def test_attention_alone_profile_and_floor(tmp_path):
     report = run(
         tmp_path,

@@ -7,6 +7,7 @@ import pytest
 from helpers import ROOT, Config, build_model, python
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['upernet_cpolynext_t_ade20k', 'retinanet_cpolynext_t_coco_1x'])
 def test_weights_gradients_and_optimizer(name):
     config = ROOT / 'configs' / f'{name}.py'

@@ -85,7 +85,7 @@ def test_whole_checkpoints_are_checked_strictly():
     with torch.device('meta'):
         model = build_model(cfg)
     runner = SimpleNamespace(model=model, _load_from='peer.pth', _resume=False, _train_loop=None)
-    weights = model.state_dict()
+    weights = {key: torch.zeros_like(w, device='cpu') for key, w in model.state_dict().items()}
     guard = CheckpointGuardHook()
     guard.after_load_checkpoint(runner, dict(state_dict=weights.copy()))
     del weights['decode_head.conv_seg.bias']

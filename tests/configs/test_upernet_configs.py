@@ -100,7 +100,7 @@ def test_optimization(arch):
         type='AutocastOptimWrapper',
         dtype='bfloat16',
         constructor='PolyNeXtOptimWrapperConstructor',
-        optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+        optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
         paramwise_cfg=dict(no_decay='released', head_lr_mult=10.0),
     )
     assert cfg.optim_wrapper.get('clip_grad') == (

@@ -86,7 +86,8 @@ def test_onnx_of_a_segmentor(segmentor, exported):
     for batch, height, width in SHAPES:
         images = np.random.default_rng(height).integers(0, 256, (batch, 3, height, width), np.uint8)
         (logits,) = session.run(None, {'images': images})
-        results = model.test_step(dict(inputs=list(torch.from_numpy(images))))
+        with torch.no_grad():
+            results = model.test_step(dict(inputs=list(torch.from_numpy(images))))
         expected = torch.stack([result.seg_logits.data for result in results]).numpy()
         assert logits.shape == expected.shape
         assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
@@ -132,6 +133,7 @@ def test_one_graph_of_a_detector_for_every_size(name):
     assert max(check(network, lambda images: list(graph(images)), SHAPES, name)) < 1e-5
 
 
+@pytest.mark.slow
 def test_features_from_a_file_of_the_backbone_alone(tmp_path, capsys):
     torch.save(imagenet_weights(), tmp_path / 'imagenet.pth')
     out = tmp_path / 'features.pt2'

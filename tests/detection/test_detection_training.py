@@ -33,6 +33,7 @@ def average_precisions(log: str) -> dict[str, float]:
     return {name: float(value) for name, value in re.findall(r'coco/(\w+): (-?[\d.]+)', log)}
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     """Train and resume under DDP, without find_unused_parameters."""
     root = make_coco(tmp_path / 'coco', coco_classes())

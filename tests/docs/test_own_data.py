@@ -99,6 +99,7 @@ def detection(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('task', 'checkpoint', 'metric', 'options'),
     [

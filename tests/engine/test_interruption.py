@@ -73,6 +73,7 @@ def test_workers_outlive_a_signal_to_all_processes_of_a_job(tmp_path, whole):
     assert differences(saved(tmp_path / 'iter_6.pth'), whole[False]) == []
 
 
+@pytest.mark.slow
 def test_a_second_sigint_interrupts_at_once(tmp_path):
     def twice(runner):
         os.kill(os.getpid(), signal.SIGINT)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
@@ -79,6 +79,7 @@ def test_wrapped_and_unknown_preprocessors():
 )
 def test_all_configs_normalize_as_the_weights_expect(path):
     cfg = Config.fromfile(path)
+    init_default_scope(cfg.default_scope)
     kind = f'{cfg.default_scope}.{cfg.model.data_preprocessor.pop("type")}'
     assert find_mismatch(model_with(type=kind, **cfg.model.data_preprocessor)) is None
 
@@ -170,6 +171,7 @@ def evaluate(cfg: Config, content: dict, tmp_path, tta: bool = False) -> str:
     for key in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler'):
         cfg.pop(key)
     cfg.load_from = str(tmp_path / 'model.pth')
+    cfg.experiment_name = tmp_path.name  # the default names a second, and loggers by that name
     if tta:
         cfg.model = dict(cfg.tta_model, module=cfg.model)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.usefixtures('quick_configs')
 KINDS = [
     ('segmentation', False, 0),
     ('segmentation', True, 2),
-    ('detection', False, 2),
-    ('detection', True, 0),
+    pytest.param(('detection', False, 2), marks=pytest.mark.slow),
+    pytest.param(('detection', True, 0), marks=pytest.mark.slow),
 ]
 
 
@@ -60,6 +60,7 @@ def test_workers_do_not_matter(tmp_path):
     assert differences(none, two) == []
 
 
+@pytest.mark.slow
 def test_without_a_seed_the_drawn_one_goes_on(tmp_path):
     options = dict(settings('segmentation', False, 0), **{'randomness.seed': None})
     train(config(work_dir=tmp_path / 'whole', **options))

@@ -49,6 +49,7 @@ def options(tmp_path):
     return path, kept
 
 
+@pytest.mark.slow
 def test_several_processes_stop_before_the_first_step(options, tmp_path):
     path, settings = options
     printed = run(

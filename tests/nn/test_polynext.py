@@ -213,6 +213,7 @@ def test_checkpointed_cells_are_computed_again_in_the_form_that_forward_took():
     assert_same(features_and_gradients(checkpointed, plain=True), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['cpolynext_t', 'apolynext_t'])
 def test_the_whole_network_exports_for_any_size(name):
     model = PolyNeXt(name).eval()

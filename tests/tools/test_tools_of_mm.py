@@ -25,6 +25,7 @@ def is_trained(work_dir: Path) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_mmsegs_train(tmp_path):
     data_root = sample_as_ade20k(tmp_path)
     configs, train = (mm_folder('mmseg') / part for part in ('configs', 'tools/train.py'))

@@ -277,6 +277,7 @@ def test_two_processes_train_and_evaluate(sample, tmp_path):
     assert 'Distributed training: True' in log and 'GPU number: 2' in log
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one_does(trained, evaluated, sample, tmp_path):
     printed = run(
         TOOLS / 'dist_test.sh',
