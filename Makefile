@@ -45,11 +45,11 @@ lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 
 test: lint
-	echo '==> Running the tests, slow ones excepted (9 minutes)'
+	echo '==> Running the tests, slow ones excepted (10 minutes)'
 	$(RUN) -m pytest -n $(JOBS) -m 'not slow and not cuda'
 
 test-slow: $(INSTALLED)
-	echo '==> Running the slow tests (20 minutes)'
+	echo '==> Running the slow tests (25 minutes)'
 	$(RUN) -m pytest -n $(JOBS) -m 'slow and not cuda'
 
 # On a machine with a GPU, the first thing to run. Without one it says so.
@@ -59,7 +59,7 @@ test-cuda: $(INSTALLED)
 
 # Upstream's packages are put in front of the default ones. What needs torch alone is left out.
 test-openmmlab: $(UPSTREAM)/.installed
-	echo '==> Running the tests on upstream OpenMMLab, slow ones excepted (9 minutes)'
+	echo '==> Running the tests on upstream OpenMMLab, slow ones excepted (8 minutes)'
 	PYTHONPATH=$(abspath $(UPSTREAM)) $(RUN) -m pytest -n $(JOBS) -m 'not slow and not cuda' \
 	    --ignore tests/nn --ignore tests/benchmarks --ignore tests/docs/test_pages.py
 
