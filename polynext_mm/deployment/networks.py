@@ -396,10 +396,13 @@ def _preprocessing(model: nn.Module) -> Preprocessing:
             'the data preprocessor pads to a fixed size in testing: '
             'export without preprocessing, or set size_divisor in its test_cfg'
         )
+    # mmseg of OpenMMLab has the first name, mmengine and onedl's mmseg the second
+    conversion = getattr(settings, 'channel_conversion', None)
+    conversion = settings._channel_conversion if conversion is None else conversion
     return Preprocessing(
         settings.mean.flatten().tolist(),
         settings.std.flatten().tolist(),
-        settings._channel_conversion,
+        conversion,
         padding.get('size_divisor') or 1,
         float(pad_value),
     )

@@ -13,6 +13,19 @@ TOLERANCE = {
     torch.float16: 8 * torch.finfo(torch.float16).eps,
 }
 precisions = pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+# The parameters of norms are float32 in every network, and gradients of undivided sums are beyond
+# float16's numbers.
+NEVER = {
+    ('channel_batch_norm', torch.bfloat16),
+    ('channel_batch_norm', torch.float16),
+    ('poly_attention_sums', torch.float16),
+}
+CASES = [
+    pytest.param(make, dtype, id=f'{make.__name__}-{dtype}')
+    for make in OPS
+    for dtype in TOLERANCE
+    if (make.__name__, dtype) not in NEVER
+]
 
 
 def run(op, inputs):
@@ -26,8 +39,7 @@ def run(op, inputs):
 def assert_close(actual, expected, tolerance):
     largest = max(b.norm() for b in expected)
     for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
-        # with one key, the gradients of q and k are nothing but rounding
-        length = b.norm() if b.norm() > 1e-10 * largest else largest
+        length = b.norm() if b.norm() > 1e-10 * largest else largest  # of what is only rounding
         off = (a.cpu().double() - b).norm() / length
         assert off < tolerance, (i, off.item())
 
@@ -46,9 +58,8 @@ def check(op, inputs, device, dtype):
         assert_close([op(*leaves(inputs, device=device))], expected[:1], TOLERANCE[dtype])
 
 
-@precisions
 @pytest.mark.parametrize('keep', [False, True], ids=['kept', 'dropped'])
-@pytest.mark.parametrize('make', OPS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize(('make', 'dtype'), CASES)
 def test_every_operation(make, keep, dtype, device):
     op, inputs = make(torch.float64, keep, height=9, width=14)
     check(op, inputs, device, dtype)
@@ -56,7 +67,7 @@ def test_every_operation(make, keep, dtype, device):
 
 @precisions
 @pytest.mark.parametrize('triton', [True, False], ids=['Triton', 'torch'])
-@pytest.mark.parametrize('tokens', [1, 17, 196, 1050])
+@pytest.mark.parametrize('tokens', [17, 196, 1050])
 def test_attention(tokens, triton, dtype, device):
     """With heads as in a network, of which Triton's kernels take the width."""
     generator = torch.Generator().manual_seed(0)
