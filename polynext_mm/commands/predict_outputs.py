@@ -247,9 +247,10 @@ class Writer:
             meta['palette'] = [tuple(colour) for colour in meta['palette']]  # no lists for mmdet's
         self.classes: Sequence[str] = meta['classes']
         self.palette = meta.get('palette')
-        self.visualizer = VISUALIZERS.build(
-            dict(predictor.model.cfg.visualizer, vis_backends=[LastImage()])
-        )
+        settings = dict(predictor.model.cfg.visualizer, vis_backends=[LastImage()])
+        with VISUALIZERS.switch_scope_and_registry(None) as visualizers:
+            # build would return an earlier visualizer of the same name, with its backends
+            self.visualizer = visualizers.get(settings.pop('type'))(**settings)
         self.drawn = self.visualizer.get_backend('LastImage')
         self.visualizer.dataset_meta = meta
         if args.opacity is not None:

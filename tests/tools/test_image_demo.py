@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import VISUALIZERS
 from PIL import Image
 
 from helpers import ROOT, build_model, call_tool, python
@@ -52,6 +53,18 @@ def test_a_folder(image, tmp_path):
     arguments = (image.parent, DETECTOR, weights, '--out', drawn, '--device', 'cpu')
     assert call_tool('image_demo', *arguments) is None
     assert sorted(path.name for path in drawn.iterdir()) == ['one.png', 'two.jpg']
+
+
+def test_a_visualizer_of_the_process_is_left_alone(image, tmp_path):
+    cfg = Config.fromfile(DETECTOR)
+    earlier = VISUALIZERS.build(cfg.visualizer)
+    weights = checkpoint(DETECTOR, tmp_path / 'weights.pth')
+    out = tmp_path / 'drawn.png'
+    arguments = (image, DETECTOR, weights, '--out', out, '--device', 'cpu')
+    assert call_tool('image_demo', *arguments) is None
+    assert out.is_file()
+    assert VISUALIZERS.build(cfg.visualizer) is earlier
+    assert earlier.get_backend('LastImage') is None
 
 
 @pytest.mark.parametrize(
