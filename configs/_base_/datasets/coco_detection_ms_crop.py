@@ -1,19 +1,7 @@
 # COCO 2017 with boxes for DETR and what came of it: multi-scale training with crops, images without
 # objects included. Before a crop the longer side is not limited.
 _base_ = 'coco_detection.py'
-scales = [
-    (480, 1333),
-    (512, 1333),
-    (544, 1333),
-    (576, 1333),
-    (608, 1333),
-    (640, 1333),
-    (672, 1333),
-    (704, 1333),
-    (736, 1333),
-    (768, 1333),
-    (800, 1333),
-]
+scales = [(shorter, 1333) for shorter in range(480, 801, 32)]
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),

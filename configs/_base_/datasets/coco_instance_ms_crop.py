@@ -1,19 +1,7 @@
 # COCO 2017 with masks for the 3x schedules: the multi-scale training with crops of DETR and Sparse
 # R-CNN (shorter side 480 to 800, longer at most 1333), also used by Swin, ConvNeXt and HorNet.
 _base_ = 'coco_instance.py'
-scales = [
-    (480, 1333),
-    (512, 1333),
-    (544, 1333),
-    (576, 1333),
-    (608, 1333),
-    (640, 1333),
-    (672, 1333),
-    (704, 1333),
-    (736, 1333),
-    (768, 1333),
-    (800, 1333),
-]
+scales = [(shorter, 1333) for shorter in range(480, 801, 32)]
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),

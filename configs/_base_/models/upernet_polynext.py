@@ -1,21 +1,7 @@
 # UperNet as in the authors' release. Configs set arch, init_cfg and in_channels of the heads.
-default_scope = 'mmseg'
+_base_ = 'encoder_decoder_polynext.py'
 norm_cfg = dict(type='SyncBN', requires_grad=True)
-crop_size = (512, 512)
 model = dict(
-    type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,  # after normalizing
-        seg_pad_val=255,
-        size=crop_size,
-    ),
-    backbone=dict(
-        type='PolyNeXt', out_indices=(0, 1, 2, 3), drop_path_rate=0.3, compile_cells=False
-    ),
     decode_head=dict(
         type='UPerHead',
         in_index=[0, 1, 2, 3],
@@ -39,6 +25,5 @@ model = dict(
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
     ),
-    train_cfg=dict(),
-    test_cfg=dict(mode='slide', crop_size=crop_size, stride=(341, 341)),
+    test_cfg=dict(mode='slide', crop_size=_base_.crop_size, stride=(341, 341)),
 )
