@@ -3,6 +3,8 @@
 OpenMP threads that wait for each other on a busy machine are many times slower.
 """
 
+import gc
+import multiprocessing
 import os
 
 import pytest
@@ -16,3 +18,19 @@ def quick_configs(monkeypatch):
     from mmengine.config import Config
 
     monkeypatch.setattr(Config, 'pretty_text', property(lambda config: repr(config._cfg_dict)))
+
+
+@pytest.fixture(autouse=True)
+def workers_end_with_their_test():
+    """Shut workers down while their queues work.
+
+    A runner is collected in a cycle, its queues first, and torch then waits five seconds for each
+    worker that it can no longer tell to end.
+    """
+    yield
+    if multiprocessing.active_children():
+        from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+        for iterator in gc.get_objects():
+            if isinstance(iterator, _MultiProcessingDataLoaderIter):
+                iterator._shutdown_workers()

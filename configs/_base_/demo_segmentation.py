@@ -12,5 +12,5 @@ optim_wrapper = dict(
     paramwise_cfg=dict(head_lr_mult=1.0),
     clip_grad=dict(max_norm=5.0),
 )
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(save_best=None))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(save_best=None, max_keep_ckpts=-1))
 randomness = dict(seed=0)
