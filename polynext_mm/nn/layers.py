@@ -68,7 +68,25 @@ class DepthwiseConv(nn.Module):
 
 
 class Branch(nn.Module):
-    """What the three branches share: the place of the gate."""
+    """What the three branches share: their arguments, and the place of the gate."""
+
+    def forward(
+        self,
+        x: Tensor,
+        gate: Tensor | None = None,
+        keep: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Add the branch to the residual stream.
+
+        Args:
+            x: (B, H, W, C).
+            gate: A scalar, or None for 1.
+            keep: The factor of drop path, (B, 1, 1, 1), or None for 1.
+            out: Where the result may be written without gradients: contiguous, like ``x`` or ``x``
+                itself. By default a new map is returned.
+        """
+        raise NotImplementedError
 
     def gated_layer(self) -> nn.Module:
         """Return the layer whose weight the gate is folded into."""
@@ -101,12 +119,12 @@ class PolyMLP(Branch):
         self.norm = norm(width // 2)
         self.proj_out = nn.Linear(width // 2, channels, bias=False)
 
-    def forward(self, x: Tensor, gate: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    def forward(self, x, gate=None, keep=None, out=None):
         w_in, w_out = self.proj_in.weight, self.proj_out.weight
         if isinstance(self.norm, ChannelBatchNorm):
             norm = partial(self.norm, gate=gate)
             return poly_mlp.plain_with_norm(norm, x, keep, *narrow(x, w_in, w_out))
-        return ops.add_poly_mlp(x, keep, w_in, self.gated_weight(gate), w_out)
+        return ops.add_poly_mlp(x, keep, w_in, self.gated_weight(gate), w_out, out)
 
     def gated_layer(self) -> nn.Module:
         return self.norm
@@ -139,7 +157,7 @@ class PolyConv(Branch):
         self.proj_out = nn.Linear(width, channels, bias=False)
         self.norm = norm(channels)
 
-    def forward(self, x: Tensor, gate: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    def forward(self, x, gate=None, keep=None, out=None):
         weights = (
             self.proj_in.weight,
             self.coarse_conv.weight,
@@ -150,7 +168,7 @@ class PolyConv(Branch):
         if isinstance(self.norm, ChannelBatchNorm):
             norm = partial(self.norm, gate=gate)
             return poly_conv.plain_with_norm(norm, x, keep, *narrow(x, *weights))
-        return ops.add_poly_conv(x, keep, *weights, self.gated_weight(gate))
+        return ops.add_poly_conv(x, keep, *weights, self.gated_weight(gate), out)
 
     def gated_layer(self) -> nn.Module:
         return self.norm
@@ -192,7 +210,7 @@ class PolyAttn(Branch):
         self.row_norm = norm.of_rows(self.num_heads) if polynomial else None
         self.smooth_norm = norm(width) if polynomial else None
 
-    def forward(self, x: Tensor, gate: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    def forward(self, x, gate=None, keep=None, out=None):
         polynomial = self.row_norm is not None
         w_in, w_q, w_k, w_v, w_smooth, w_out = narrow(
             x,
@@ -216,7 +234,7 @@ class PolyAttn(Branch):
         y = ops.depthwise(y.transpose(1, 2).reshape(*x.shape[:3], -1), w_smooth)
         if polynomial:
             y = self.smooth_norm(y, gate)
-        return ops.residual(x, linear(y, w_out), keep)
+        return ops.residual(x, linear(y, w_out), keep, out)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """View (B, H, W, heads * 32) as (B, heads, H * W, 32)."""

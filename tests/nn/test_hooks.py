@@ -98,3 +98,51 @@ def test_arguments_stay_as_they_are(kind, needs_grad, monkeypatch):
     # of the pair that a stage returns, the first may be the second that it got
     storages = {t.untyped_storage().data_ptr() for t in given}
     assert outs[-1].untyped_storage().data_ptr() not in storages
+
+
+@pytest.mark.parametrize('kind', [PolyMLP, PolyConv, PolyAttn, Stack])
+def test_a_result_goes_where_it_is_wanted(kind, monkeypatch):
+    monkeypatch.setattr(blocks, 'CPU_BLOCK', 1 << 9)
+    module, arguments = module_and_arguments(kind)
+    with torch.no_grad():
+        expected = module(*arguments)
+        x = arguments[0]
+        assert module(*arguments, out=x) is x
+    assert torch.equal(x, expected)
+    # with gradients a map that backward needs is not overwritten
+    before = x.clone().requires_grad_()
+    assert module(before, *arguments[1:], out=before) is not before
+
+
+@pytest.mark.parametrize('observe', [None, Branch, Stack, Cell, 'everything'])
+def test_memory_is_used_again_where_nobody_looks(observe, monkeypatch):
+    """All stacks of a cell write into one map, unless a hook would see it change."""
+    monkeypatch.setattr(blocks, 'CPU_BLOCK', 1 << 9)
+    model = randomized(PolyNeXt(TINY_ARCH)).double().eval()
+    written = []
+    forward = Stack.forward
+
+    def spy(self, x, gates=(None, None), keep=None, out=None):
+        written.append(out)
+        return forward(self, x, gates, keep, out)
+
+    monkeypatch.setattr(Stack, 'forward', spy)
+    x = torch.randn(2, 3, 64, 96).double()
+    with torch.no_grad():
+        expected = model(x)
+    assert all(out is not None for out in written)
+    written.clear()
+    if observe == 'everything':
+        handles = [nn.modules.module.register_module_forward_hook(lambda *_: None)]
+    else:
+        handles = [
+            module.register_forward_hook(lambda *_: None)
+            for module in model.modules()
+            if observe and isinstance(module, observe)
+        ]
+    with torch.set_grad_enabled(observe is None):
+        found = model(x)
+    for handle in handles:
+        handle.remove()
+    assert all(out is None for out in written)
+    assert_same([t.detach() for t in tensors(found)], list(tensors(expected)))

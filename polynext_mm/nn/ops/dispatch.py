@@ -92,7 +92,7 @@ def exporting() -> bool:
     return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
 
 
-def run(plain: Callable, kernel: Callable, *args):
+def run(plain: Callable, kernel: Callable, *args, out: Tensor | None = None):
     """Compute an operation by its plain form or by its kernel.
 
     Args:
@@ -102,6 +102,8 @@ def run(plain: Callable, kernel: Callable, *args):
             ``torch.library``, which, unlike the former, a compiler can take into its graph. Both
             run without autocast: they have decided on dtypes when they are called.
         args: Arguments of either.
+        out: Where ``infer`` may write the result, for kernels that take it; it may be an argument.
+            Without effect where another form runs.
     """
     is_autograd_function = isinstance(kernel, type)
     if _plain or exporting() or (is_autograd_function and torch.compiler.is_compiling()):
@@ -111,7 +113,9 @@ def run(plain: Callable, kernel: Callable, *args):
     args = [arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args]
     device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
     with _without_autocast(device):
-        return (kernel.apply if _need_grad(args) else kernel.infer)(*args)
+        if _need_grad(args):
+            return kernel.apply(*args)
+        return kernel.infer(*args) if out is None else kernel.infer(*args, out=out)
 
 
 @contextlib.contextmanager

@@ -45,6 +45,7 @@ def add_poly_conv(
     w_smooth: Tensor,
     w_out: Tensor,
     w_norm: Tensor,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Compute ``x + keep * LN(smooth(coarse(b) * swap(fine(b))) w_out^T)`` with ``b = x w_in^T``.
 
@@ -57,12 +58,14 @@ def add_poly_conv(
         w_smooth: (K, 1, S, S) with S odd.
         w_out: (C, K).
         w_norm: (C,).
+        out: Where the result may be written where no gradient is needed: contiguous, like ``x`` or
+            ``x`` itself.
 
     Returns:
-        A new map (B, H, W, C) in the dtype of ``x``.
+        The map (B, H, W, C) in the dtype of ``x``, new unless it is ``out``.
     """
     weights = narrow(x, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm)
-    return dispatch.run(plain, _Kernel, x, keep, *weights)
+    return dispatch.run(plain, _Kernel, x, keep, *weights, out=out)
 
 
 def plain(x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
@@ -138,8 +141,8 @@ def _swapped_product(x, y):
 
 class _Kernel(torch.autograd.Function):
     @staticmethod
-    def infer(x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
-        y = torch.empty_like(x)
+    def infer(x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm, out=None):
+        y = torch.empty_like(x) if out is None else out
         b = F.linear(x.to(w_in.dtype), w_in)
         reach = max(w_coarse.shape[-1] - 1, w_fine.shape[-1] // 2) + w_smooth.shape[-1] // 2
         for samples, rows in bands(w_in.shape[0], x):

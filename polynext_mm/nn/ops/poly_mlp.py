@@ -29,7 +29,12 @@ from .precision import layer_norm, linear, narrow
 
 
 def add_poly_mlp(
-    x: Tensor, keep: Tensor | None, w_in: Tensor, w_norm: Tensor | None, w_out: Tensor
+    x: Tensor,
+    keep: Tensor | None,
+    w_in: Tensor,
+    w_norm: Tensor | None,
+    w_out: Tensor,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Compute ``x + keep * LN(u * v) w_out^T`` with u and v the halves of ``x w_in^T``.
 
@@ -39,12 +44,14 @@ def add_poly_mlp(
         w_in: (2E, C).
         w_norm: (E,), or None for 1.
         w_out: (C, E).
+        out: Where the result may be written where no gradient is needed: contiguous, like ``x`` or
+            ``x`` itself.
 
     Returns:
-        A new map (B, H, W, C) in the dtype of ``x``.
+        The map (B, H, W, C) in the dtype of ``x``, new unless it is ``out``.
     """
     w_in, w_norm, w_out = narrow(x, w_in, w_norm, w_out)
-    return dispatch.run(plain, _Kernel, x, keep, w_in, w_norm, w_out)
+    return dispatch.run(plain, _Kernel, x, keep, w_in, w_norm, w_out, out=out)
 
 
 def plain(x, keep, w_in, w_norm, w_out):
@@ -61,8 +68,8 @@ def plain_with_norm(
 
 class _Kernel(torch.autograd.Function):
     @staticmethod
-    def infer(x, keep, w_in, w_norm, w_out):
-        y = torch.empty_like(x)
+    def infer(x, keep, w_in, w_norm, w_out, out=None):
+        y = torch.empty_like(x) if out is None else out
         for keep_b, x_b, y_b in blocks(w_in.shape[0], keep, positions(x), positions(y)):
             u, v = F.linear(x_b.to(w_in.dtype), w_in).chunk(2, -1)
             normed, _, _ = norm_forward(u * v, w_norm)

@@ -11,18 +11,20 @@ from . import dispatch
 from .blocks import add_branch, narrowed, scaled
 
 
-def residual(x: Tensor, branch: Tensor, keep: Tensor | None) -> Tensor:
+def residual(x: Tensor, branch: Tensor, keep: Tensor | None, out: Tensor | None = None) -> Tensor:
     """Compute ``x + keep * branch``.
 
     Args:
         x: The residual stream, (B, H, W, C).
         branch: Of the same shape, in the dtype of ``x`` or a narrower one.
         keep: The factor of drop path, (B, 1, 1, 1), or None for 1.
+        out: Where the result may be written where no gradient is needed: contiguous, like ``x`` or
+            ``x`` itself.
 
     Returns:
-        A new map (B, H, W, C) in the dtype of ``x``.
+        The map (B, H, W, C) in the dtype of ``x``, new unless it is ``out``.
     """
-    return dispatch.run(plain, _Kernel, x, branch, keep)
+    return dispatch.run(plain, _Kernel, x, branch, keep, out=out)
 
 
 def plain(x, branch, keep):
@@ -31,8 +33,8 @@ def plain(x, branch, keep):
 
 class _Kernel(torch.autograd.Function):
     @staticmethod
-    def infer(x, branch, keep):
-        y = torch.empty_like(x)
+    def infer(x, branch, keep, out=None):
+        y = torch.empty_like(x) if out is None else out
         add_branch(x, branch, keep, out=y)
         return y
 
