@@ -1,5 +1,6 @@
 """torchrun whose exit code is 75, "resume me", where a signal ended the run: see dist_train.sh."""
 
+import signal
 import sys
 
 from torch.distributed import run
@@ -13,7 +14,9 @@ RESUME_ME = 75
 def main() -> None:
     try:
         run.main()
-    except SignalException:
+    except SignalException as error:
+        if error.sigval is signal.SIGQUIT:  # which ends the ranks at once
+            raise
         sys.exit(RESUME_ME)
     except ChildFailedError as error:
         if any(failure.exitcode == RESUME_ME for failure in error.failures.values()):

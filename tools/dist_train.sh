@@ -2,7 +2,7 @@
 # Train in several processes: tools/dist_train.sh CONFIG GPUS [arguments of train.py]
 # Without GPUs, starts that many processes on the CPU. For several machines set NNODES, NODE_RANK,
 # MASTER_ADDR and PORT.
-# Exit code 75 means: a signal ended the training and it was saved; continue with --resume.
+# Exit code 75 means: a signal ended the training; continue with --resume.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: $0 CONFIG GPUS [arguments of train.py]" >&2

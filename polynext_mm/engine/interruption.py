@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, which schedulers send before they kill: finish the iteration, save, leave.
+"""SIGTERM, SIGINT and SIGHUP, sent before a kill or by a lost terminal: finish, save, leave.
 
 And the other end of a process's life: a rank ends with its launcher.
 """
@@ -23,17 +23,19 @@ from .processes import any_rank
 
 # sysexits.h's EX_TEMPFAIL: try again later, here with --resume
 RESUME_ME = 75
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = tuple(
+    getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP') if hasattr(signal, name)
+)
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 @HOOKS.register_module()
 class InterruptHook(Hook):
-    """On SIGTERM or SIGINT, finish the iteration, save a checkpoint, and exit with code 75.
+    """On SIGTERM, SIGINT or SIGHUP, finish the iteration, save a checkpoint, exit with code 75.
 
     Whichever rank gets the signal, all of them stop after the same iteration. In a validation the
     state from before it is saved, and resuming validates again. A second SIGINT to a single process
-    interrupts at once, as without this hook.
+    interrupts at once, as without this hook. A SIGHUP that is ignored, as under nohup, stays so.
     """
 
     # after the checkpoint of the same iteration, before what ReproducibilityHook starts
@@ -45,6 +47,8 @@ class InterruptHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         for number in _SIGNALS:
+            if number.name == 'SIGHUP' and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             self._previous[number] = signal.signal(number, self._remember)
         loaders = [runner.train_dataloader]
         if runner.val_loop is not None:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the iteration is finished, the state saved, and exit code 75 says so."""
+"""SIGTERM, SIGINT and SIGHUP: the iteration is finished, the state saved, the exit code is 75."""
 
 import multiprocessing
 import os
@@ -43,7 +43,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize('moment', MOMENTS, ids=str)
 def test_an_interrupted_run_is_finished_by_resuming(tmp_path, whole, moment):
     by_epoch, point, iteration, name = moment
-    number = signal.SIGTERM if iteration % 2 else signal.SIGINT
+    number = {2: signal.SIGINT, 3: signal.SIGTERM, 4: signal.SIGHUP}[iteration]
     stop = At(point, iteration, lambda runner: os.kill(os.getpid(), number))
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as left:
@@ -71,6 +71,16 @@ def test_workers_outlive_a_signal_to_all_processes_of_a_job(tmp_path, whole):
     assert left.value.code == 75
     train(config(work_dir=tmp_path, **options), resume=True)
     assert differences(saved(tmp_path / 'iter_6.pth'), whole[False]) == []
+
+
+def test_a_hangup_that_is_ignored_stays_so(tmp_path):
+    hang_up = At('before_train_iter', 1, lambda runner: os.kill(os.getpid(), signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        train(config(work_dir=tmp_path, **settings(False)), hooks=[hang_up])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (tmp_path / 'iter_6.pth').exists()
 
 
 @pytest.mark.slow
