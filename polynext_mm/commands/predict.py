@@ -16,7 +16,7 @@ from pathlib import Path
 
 from polynext_mm.shipped import find_config
 
-from .arguments import UsageError, add_cfg_options, add_config
+from .arguments import UsageError, add_cfg_options, add_config, positive
 from .predict_inputs import Clip, Picture, find_inputs
 
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -71,26 +71,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="write boxes and masks in COCO's format, or the share of every class in every image",
     )
     how = parser.add_argument_group('how')
-    how.add_argument('--batch-size', type=_positive, default=1, help='images at once (default: 1)')
+    how.add_argument('--batch-size', type=positive, default=1, help='images at once (default: 1)')
     how.add_argument('--device', help='default: a GPU if there is one, else cpu')
     how.add_argument('--dtype', choices=DTYPES, default='float32', help='half types by autocast')
     how.add_argument(
         '--slide',
-        type=_positive,
+        type=positive,
         metavar='SIZE',
         help='segment the image at its own size, in windows of SIZE that overlap by a third',
     )
     how.add_argument(
-        '--max-frames', type=_positive, help='end a video or camera after so many frames'
+        '--max-frames', type=positive, help='end a video or camera after so many frames'
     )
     add_cfg_options(how)
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
-    return int(text)
 
 
 def _fraction(text: str) -> float:
@@ -117,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         predictor = outputs.load(path, args)
-        writer = outputs.Writer(predictor, args)
+        writer = outputs.Writer(predictor, args, inputs)
         broken = writer.draw_pictures([found for found in inputs if isinstance(found, Picture)])
     except (UsageError, CheckpointError, FileNotFoundError) as error:
         sys.exit(f'{type(error).__name__}: {error}')

@@ -29,6 +29,10 @@ class Picture:
     path: Path
     target: Path
 
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -94,10 +98,11 @@ def find_inputs(inputs: Sequence[str], out: Path | None) -> list[Picture | Clip]
         out: File for a single image, video or camera, else folder; None for ``predictions/``.
 
     Raises:
-        UsageError: If something does not exist, or ``out`` is not of the kind that is written.
+        UsageError: If something does not exist, ``out`` is not of the kind that is written, two
+            inputs would be written to one file, or one over an input.
     """
     if len(inputs) == 1:
-        return _find_one(inputs[0], out)
+        return _apart(_find_one(inputs[0], out))
     folder, found = out or _OUT, []
     for argument in inputs:
         found += _find_one(argument, folder, several=True)
@@ -140,8 +145,9 @@ def _matching(pattern: str, folder: Path) -> list[Picture | Clip]:
     if not images and not videos:
         raise UsageError(f'no image or video matches {pattern}')
     # folders of which the pattern matches several stay apart
-    top = Path(os.path.commonpath([path.parent.resolve() for path in images + videos]))
-    below = {path: folder / path.resolve().relative_to(top) for path in images + videos}
+    folders = {path: path.parent.resolve() for path in images + videos}
+    top = Path(os.path.commonpath(folders.values()))
+    below = {path: folder / in_it.relative_to(top) / path.name for path, in_it in folders.items()}
     return [
         *(Picture(path, below[path]) for path in images),
         *(Clip(str(path), below[path].with_suffix('.mp4')) for path in videos),
@@ -157,14 +163,24 @@ def _clip_to(clip: Clip, out: Path | None, several: bool) -> Clip:
 
 
 def _apart(found: list[Picture | Clip]) -> list[Picture | Clip]:
-    """Check that no two would be written to one file.
+    """Check that every input is written to a file of its own, and none over an input.
 
     Raises:
-        UsageError: If two would.
+        UsageError: If not.
     """
-    targets: dict[Path, Picture | Clip] = {}
+    inputs, targets = files(found), set()
     for one in found:
-        other = targets.setdefault(one.target, one)
-        if other is not one:
+        if one.target.resolve() in inputs:
+            raise UsageError(
+                f'{one.target} is an input and would be overwritten: set another --out'
+            )
+        if one.target in targets:
             raise UsageError(f'two inputs would be written to {one.target}: rename one')
+        targets.add(one.target)
     return found
+
+
+def files(inputs: Sequence[Picture | Clip]) -> set[Path]:
+    """Return the files that are read, cameras excepted, without symbolic links."""
+    sources = (one.path if isinstance(one, Picture) else one.source for one in inputs)
+    return {Path(source).resolve() for source in sources if not isinstance(source, int)}

@@ -26,12 +26,12 @@ from mmengine.visualization import BaseVisBackend
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-import polynext_mm  # gives mmcv its operators, so before mmseg and mmdet
 from polynext_mm.datasets.findings import file_fault
-from polynext_mm.weights import loading, read, safe_reading
+from polynext_mm.engine import config_checks
+from polynext_mm.weights import read, safe_reading
 
 from .arguments import UsageError
-from .predict_inputs import Clip, Picture, frame_count, frames, frames_per_second
+from .predict_inputs import Clip, Picture, files, frame_count, frames, frames_per_second
 
 TASKS = ('mmseg', 'mmdet')
 
@@ -43,11 +43,13 @@ class Item:
     Args:
         name: As results name it.
         image: (H, W, 3) uint8 in BGR.
+        label_name: The file of its label map, below their folder.
         picture: Where it was read from; None for a frame of a clip.
     """
 
     name: str
     image: np.ndarray
+    label_name: str
     picture: Picture | None = None
 
 
@@ -152,11 +154,14 @@ def _device(name: str | None) -> str:
 
 
 def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
-    """Return the model in eval mode with all weights of the checkpoint.
+    """Return the model in eval mode with the weights of the checkpoint.
+
+    Classes that the checkpoint does not name are those of the config's data set. mm would guess.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        CheckpointError: If it cannot be read, or does not fit backbone and heads.
+        CheckpointError: If it cannot be read, or, with a backbone of this package, does not fit
+            backbone and heads. Other models are loaded as mm loads them.
     """
     if cfg.default_scope == 'mmdet':
         from mmdet.apis import init_detector as init
@@ -164,9 +169,11 @@ def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
         from mmseg.apis import init_model as init
     with safe_reading():
         model = init(cfg, checkpoint, device=device)
-    # The backbone checks itself on loading; mm merely warns about heads that do not fit.
-    if isinstance(model.backbone, polynext_mm.backbones.MultiScale):
-        loading.check(model, read(checkpoint)['state_dict'], checkpoint, evaluation=True)
+    if not {'dataset_meta', 'CLASSES'} & set(read(checkpoint).get('meta') or {}):
+        datasets = config_checks.datasets_of(cfg.test_dataloader.dataset, 'test_dataloader.dataset')
+        for _, dataset in datasets:
+            model.dataset_meta = {**model.dataset_meta, **config_checks.metainfo_of(cfg, dataset)}
+            break
     return model
 
 
@@ -234,9 +241,15 @@ class Writer:
     Args:
         predictor: Of the model.
         args: Of the command line.
+        inputs: All that will be drawn.
+
+    Raises:
+        UsageError: If two label maps would have one name, or one that of an input.
     """
 
-    def __init__(self, predictor: Predictor, args: argparse.Namespace):
+    def __init__(
+        self, predictor: Predictor, args: argparse.Namespace, inputs: Sequence[Picture | Clip]
+    ):
         self.predict = predictor
         self.labels: Path | None = args.labels
         self.json: Path | None = args.json
@@ -255,18 +268,12 @@ class Writer:
         self.visualizer.dataset_meta = meta
         if args.opacity is not None:
             self.visualizer.alpha = args.opacity
-        self.label_names: dict[Picture, str] = {}
+        self.label_stems = _label_stems(inputs, args.labels)
         self.images: list[dict] = []
         self.annotations: list[dict] = []
 
     def draw_pictures(self, pictures: Sequence[Picture]) -> list[str]:
-        """Draw and write pictures; return what is wrong with those that cannot be read.
-
-        Raises:
-            UsageError: If two label maps would have one name.
-        """
-        if self.labels is not None:
-            self.label_names = _label_names(pictures)
+        """Draw and write pictures; return what is wrong with those that cannot be read."""
         Image.MAX_IMAGE_PIXELS = None  # large pictures are meant to be
         broken: list[str] = []
         bar = Progress(len(pictures) if len(pictures) > 1 else None)
@@ -297,7 +304,8 @@ class Writer:
                 )
                 bar.advance()
             else:
-                yield Item(str(picture.path), image, picture)
+                label_name = f'{self.label_stems[picture]}.png'
+                yield Item(str(picture.path), image, label_name, picture)
 
     def draw_clip(self, clip: Clip, max_frames: int | None) -> None:
         """Draw and write a video, or what a camera sees until Ctrl-C.
@@ -311,7 +319,11 @@ class Writer:
         if not count:
             print(f'recording {clip.name} to {clip.target}; Ctrl-C ends', file=sys.stderr)
         numbered = enumerate(islice(frames(capture), max_frames))
-        items = (Item(f'{clip.name}_{index:06}', frame) for index, frame in numbered)
+        stem = self.label_stems[clip]
+        items = (
+            Item(f'{clip.name}_{index:06}', frame, f'{stem}_{index:06}.png')
+            for index, frame in numbered
+        )
         first = next(items, None)
         if first is None:
             raise UsageError(f'{clip.source} has no frames')
@@ -349,7 +361,7 @@ class Writer:
         if self.labels is not None:
             ids = sample.pred_sem_seg.data[0].cpu().numpy()
             ids = ids.astype(np.uint8 if len(self.classes) <= 256 else np.uint16)
-            target = self.labels / self.label_names.get(item.picture, f'{item.name}.png')
+            target = self.labels / item.label_name
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(ids).save(target)
         if self.json is None:
@@ -383,18 +395,35 @@ class Writer:
         print(self.json)
 
 
-def _label_names(pictures: Sequence[Picture]) -> dict[Picture, str]:
-    """Return the files of label maps below their folder: as those of the pictures, but PNG."""
-    if len(pictures) < 2:
-        return {picture: f'{picture.path.stem}.png' for picture in pictures}
-    top = os.path.commonpath([picture.target.parent for picture in pictures])
-    names = {
-        picture: str(picture.target.relative_to(top).with_suffix('.png')) for picture in pictures
-    }
-    repeated = [name for name, count in Counter(names.values()).items() if count > 1]
-    if repeated:
-        raise UsageError(f'--labels: two images would be written to {repeated[0]}: rename one')
-    return names
+def _label_stems(inputs: Sequence[Picture | Clip], folder: Path | None) -> dict:
+    """Return what label maps are called below their folder: as the inputs, without a suffix.
+
+    Args:
+        inputs: All of them.
+        folder: For label maps; None if none are written.
+
+    Raises:
+        UsageError: If two would have one name, or one that of an input.
+    """
+    if len(inputs) == 1:
+        stems = {inputs[0]: inputs[0].name}
+    else:
+        top = os.path.commonpath([one.target.parent for one in inputs])
+        stems = {one: str(one.target.relative_to(top).with_suffix('')) for one in inputs}
+    if folder is not None:
+        repeated = [stem for stem, count in Counter(stems.values()).items() if count > 1]
+        if repeated:
+            raise UsageError(
+                f'--labels: two inputs would be written to {repeated[0]}.png: rename one'
+            )
+        originals = files(inputs)
+        for stem in stems.values():
+            target = folder / f'{stem}.png'
+            if target.resolve() in originals:
+                raise UsageError(
+                    f'--labels: {target} is an input and would be overwritten: take another folder'
+                )
+    return stems
 
 
 def class_shares(sample: Any, num_classes: int) -> np.ndarray:

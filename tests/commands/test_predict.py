@@ -11,7 +11,7 @@ from mmengine.config import Config
 from PIL import Image
 from pycocotools.coco import COCO
 
-from helpers import ROOT, TINY_ARCH, build_model
+from helpers import ROOT, TINY_ARCH, build_model, contents
 from polynext_mm.commands.predict import main
 from polynext_mm.commands.predict_inputs import Clip, find_inputs
 
@@ -204,12 +204,28 @@ def test_ctrl_c_ends_a_recording(video, segmentor, monkeypatch, capsys):
         (['clip.avi'], 'drawn.png', '--out must end in one of .avi'),
         (['photos/0.png', 'other/0.png'], None, 'two inputs would be written to predictions/0.png'),
         (['photos/0.png', 'absent.png'], None, 'there is no image absent.png'),
+        (['photos/0.png'], 'photos/0.png', 'photos/0.png is an input and would be overwritten'),
+        (['photos'], 'photos', 'photos/0.png is an input and would be overwritten'),
+        (['photos/*.png'], 'photos', 'photos/0.png is an input and would be overwritten'),
+        (['clip.avi'], 'clip.avi', 'clip.avi is an input and would be overwritten'),
+        (['link.png'], 'photos/0.png', 'photos/0.png is an input and would be overwritten'),
+        (['clip.*'], None, 'two inputs would be written to predictions/clip.mp4'),
     ],
 )
 def test_inputs_that_cannot_be(photos, video, inputs, out, message):
     write_image(Path('other/0.png'))
+    Path('link.png').symlink_to('photos/0.png')
+    Path('clip.mov').write_bytes(video.read_bytes())
     with pytest.raises(ValueError, match=message):
         find_inputs(inputs, out and Path(out))
+
+
+def test_links_are_drawn_under_their_own_names(photos):
+    Path('links').mkdir()
+    for name in ('a.png', 'b.png'):
+        (Path('links') / name).symlink_to(Path('../photos') / '0.png')
+    found = find_inputs(['links/*.png'], None)
+    assert [str(one.target) for one in found] == ['predictions/a.png', 'predictions/b.png']
 
 
 def test_a_number_is_a_camera_unless_there_is_a_file(photos):
@@ -231,6 +247,36 @@ def test_label_maps_and_shares(photos, segmentor):
         expected = {CLASSES[i]: np.mean(written == i) for i in np.unique(written)}
         assert image['shares'] == pytest.approx(expected, abs=1e-6)
         assert (image['width'], image['height']) == (96, 64)
+
+
+def test_label_maps_replace_no_input_and_no_other(photos, video, segmentor):
+    before = contents(photos)
+    with pytest.raises(SystemExit, match='photos/0.png is an input and would be overwritten'):
+        predict(segmentor, photos, ['--labels', photos])
+    assert contents(photos) == before
+    for name in ('a', 'b'):
+        Path(name).mkdir()
+        (Path(name) / 'clip.avi').write_bytes(video.read_bytes())
+    assert predict(segmentor, '[ab]/clip.avi', ['--labels', 'ids', '--max-frames', 2]) == 0
+    assert sorted(str(path) for path in Path('ids').rglob('*.png')) == [
+        f'ids/{name}/clip_{index:06}.png' for name in 'ab' for index in range(2)
+    ]
+
+
+def test_classes_that_the_checkpoint_does_not_name_are_the_configs(photos, segmentor):
+    config, weights = segmentor
+    nameless = Path('nameless.pth')
+    torch.save(dict(state_dict=torch.load(weights)['state_dict']), nameless)
+    mine = Path('mine.py')
+    names = ('a', 'b', 'c')
+    mine.write_text(
+        f"_base_ = '{config}'\n"
+        f"test_dataloader = dict(dataset=dict(_delete_=True, type='BaseSegDataset',"
+        f' metainfo=dict(classes={names}), pipeline=_base_.test_pipeline))\n'
+    )
+    assert predict((mine, nameless), photos / '0.png', ['--json', 'found.json']) == 0
+    categories = json.loads(Path('found.json').read_text())['categories']
+    assert [category['name'] for category in categories] == list(names)
 
 
 def test_opacity(photos, segmentor):
