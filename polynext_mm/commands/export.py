@@ -18,7 +18,7 @@ from pathlib import Path
 
 from polynext_mm.shipped import find_config
 
-from .arguments import UsageError, add_cfg_options, add_config
+from .arguments import UsageError, add_cfg_options, add_config, image_size
 
 SIZES = ((32, 32), (97, 131), (256, 192))
 BATCHES = (1, 2)
@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--check-sizes',
         nargs='+',
-        type=image_size,
+        type=exported_size,
         metavar='HxW',
         default=SIZES,
         help='sizes to compare with torch on, batches of 1 and 2 in turn (default: '
@@ -71,13 +71,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def image_size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition('x')
-    if not (height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH, such as 512x512')
-    if min(int(height), int(width)) < 32:
+def exported_size(text: str) -> tuple[int, int]:
+    """Convert HEIGHTxWIDTH of an image that graphs take."""
+    if min(size := image_size(text)) < 32:
         raise argparse.ArgumentTypeError(f'images must be at least 32x32, got {text}')
-    return int(height), int(width)
+    return size
 
 
 def choose_format(out: Path, aot: bool, force: bool) -> str:
@@ -107,7 +105,15 @@ def export(args: argparse.Namespace) -> None:
     """
     key = choose_format(args.out, args.aot, args.force)
 
-    from polynext_mm.deployment import FORMATS, capture, check, fused, make_network
+    from polynext_mm.deployment import (
+        FORMATS,
+        capture,
+        check,
+        fused,
+        make_network,
+        open_file,
+        write_file,
+    )
 
     form = FORMATS[key]
     form.require()
@@ -119,12 +125,12 @@ def export(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix='.export-', dir=args.out.parent) as folder:
         beside = Path(folder) / args.out.name
         print('writing', args.out, flush=True)
-        form.write(program, network, beside, {'classes': classes} if classes else {})
+        write_file(form, program, network, beside, {'classes': classes} if classes else {})
         if importlib.util.find_spec(form.consumer) is None:
             print(f'not checked: {form.consumer} is not installed ({form.install})')
         else:
             shapes = [(BATCHES[i % len(BATCHES)], *size) for i, size in enumerate(args.check_sizes)]
-            found = check(network, form.open(beside), shapes, str(args.out))
+            found = check(network, open_file(form, beside), shapes, str(args.out))
             version = importlib.metadata.version(form.consumer)
             print(f'{form.consumer} {version} and torch differ, relative to the largest value, by')
             for shape, value in zip(shapes, found):

@@ -35,6 +35,8 @@ def load_backbone(config: Any, checkpoint: str) -> tuple[SimpleNamespace, str]:
             'those of PolyNeXt and MetaFormer'
         )
     preprocessor = config.model.get('data_preprocessor')
+    if config.get('default_scope') is None:
+        preprocessor = None  # it is not known whose it is
     if preprocessor is not None:
         importlib.import_module(f'{config.default_scope}.models')
         preprocessor = MODELS.build(dict(preprocessor, _scope_=config.default_scope))

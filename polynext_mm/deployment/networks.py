@@ -1,4 +1,4 @@
-"""Networks with tensors in and tensors out, made of mm models, for a graph to be captured of.
+"""Networks with tensors in and out, built from mm models so that a graph can be captured.
 
 Whatever of an mm head works on Python lists, on results of one image at a time, or on sizes that a
 graph would keep as numbers, is written here in ordinary torch, for any size.
@@ -374,7 +374,8 @@ def _check_detector(model: nn.Module) -> None:
             )
     if head.bbox_coder.add_ctr_clamp or getattr(head.loss_cls, 'custom_cls_channels', False):
         raise UnsupportedModelError(
-            f'boxes of {name} with add_ctr_clamp or with classes that its loss activates'
+            f'boxes of {name} with add_ctr_clamp, or with a loss that activates the classes, '
+            'cannot be exported; features can be of any'
         )
 
 

@@ -108,11 +108,14 @@ def capture(network: Network, with_hints: bool = False) -> ExportedProgram:
         with torch.no_grad():
             return torch.export.export(network, (images,), dynamic_shapes=shapes)
     except Exception as error:  # of many kinds, and all say the same to the user
-        reason = next((line for line in str(error).splitlines() if line.strip()), '')
         raise ExportError(
-            f'no graph for every size can be captured of this model: {type(error).__name__}: '
-            f'{reason}'
+            f'no graph for every size can be captured of this model: {_first_line(error)}'
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    line = next((line for line in str(error).splitlines() if line.strip()), '')
+    return f'{type(error).__name__}: {line}'
 
 
 def _hinted_shapes() -> Any:
@@ -193,7 +196,10 @@ def _require_compiler() -> None:
 
 
 def _write_compiled(program: ExportedProgram, network: Network, path: Path, metadata: dict) -> None:
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    settings = {'aot_inductor.metadata': {k: json.dumps(v) for k, v in metadata.items()}}
+    torch._inductor.aoti_compile_and_package(
+        program, package_path=str(path), inductor_configs=settings
+    )
 
 
 def _open_compiled(path: Path) -> Run:
@@ -224,6 +230,34 @@ FORMATS = {
 }
 
 
+def write_file(
+    form: Format, program: ExportedProgram, network: Network, path: Path, metadata: dict
+) -> None:
+    """Write a program in a format.
+
+    Raises:
+        ExportError: If the format cannot hold it.
+    """
+    try:
+        form.write(program, network, path, metadata)
+    except Exception as error:
+        raise ExportError(f'{path.name} cannot be written: {_first_line(error)}') from error
+
+
+def open_file(form: Format, path: Path) -> Run:
+    """Return a function from images to outputs that runs a file.
+
+    Raises:
+        ExportError: If what runs such files does not take this one.
+    """
+    try:
+        return form.open(path)
+    except Exception as error:
+        raise ExportError(
+            f'{form.consumer} cannot run {path.name}: {_first_line(error)}'
+        ) from error
+
+
 # Comparing
 
 
@@ -244,10 +278,10 @@ def difference(network: Network, images: Tensor, outputs: Sequence[Tensor]) -> f
         expected = network(images)
     if [x.shape for x in outputs] != [x.shape for x in expected]:
         return float('inf')
-    return max(
-        ((x - y).abs().max() / y.abs().max().clamp_min(1e-12)).item()
-        for x, y in zip(outputs, expected)
-    )
+    differences = [
+        (x - y).abs().max() / y.abs().max().clamp_min(1e-12) for x, y in zip(outputs, expected)
+    ]
+    return torch.stack(differences).max().item()  # nan if one is
 
 
 def check(

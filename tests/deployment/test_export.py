@@ -11,6 +11,7 @@ from mmengine.config import Config
 from torch import nn
 
 from helpers import ARCH, CONFIG, ROOT, TINY_ARCH, build, imagenet_weights
+from marks import some_slow
 from polynext_mm.commands import predict_outputs
 from polynext_mm.commands.export import main
 from polynext_mm.deployment import (
@@ -126,7 +127,7 @@ def test_without_onnxruntime_it_says_so(segmentor, tmp_path, monkeypatch, capsys
     assert out.exists()
 
 
-@pytest.mark.parametrize('name', [small.RETINANET, small.ATSS])
+@pytest.mark.parametrize('name', some_slow([small.RETINANET, small.ATSS], [small.RETINANET]))
 def test_one_graph_of_a_detector_for_every_size(name):
     network = make_network(small.model(small.config(name)), preprocess=True)
     graph = capture(fused(network)).module()
@@ -161,6 +162,14 @@ def test_a_check_finds_what_differs(segmentor):
     assert check(labels, right, [(1, 32, 32)], 'right') == [0]
     with pytest.raises(ExportError, match='wrong differs from torch'):
         check(labels, lambda images: [(labels(images)[0] + 1) % 5], [(1, 32, 32)], 'wrong')
+    features = make_network(load(segmentor), 'features')
+
+    def last_is_nan(images):
+        *outputs, last = features(images)
+        return [*outputs, last * float('nan')]
+
+    with pytest.raises(ExportError, match='differs from torch by nan'):
+        check(features, last_is_nan, [(1, 64, 64)], 'nan')
 
 
 def test_what_depends_on_a_size_is_an_error():
@@ -285,6 +294,10 @@ def test_a_compiled_program_agrees(make, tmp_path):
     sizes = [f'{height}x{width}' for _, height, width in LARGE[:4]]
     out = tmp_path / 'model.pt2'
     assert export(*paths, '--out', out, '--aot', '--preprocess', '--check-sizes', *sizes) is None
+    metadata = torch._inductor.aoti_load_package(str(out)).get_metadata()
+    assert json.loads(metadata['classes']) == list(
+        torch.load(paths[1])['meta']['dataset_meta']['classes']
+    )
 
 
 @pytest.mark.slow
