@@ -269,6 +269,7 @@ def test_torch_and_timm_are_enough():
     assert python_without(MM_PACKAGES, program) == '3\n'
 
 
+@pytest.mark.slow
 def test_scripts_on_top_of_timm_know_the_archs(tmp_path):
     script = tmp_path / 'script.py'
     script.write_text('import sys, timm\nprint(timm.is_model(sys.argv[1]))')

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from marks import some_slow
 from polynext_mm.compat import install_mmcv_ops
 
 mmdet = pytest.importorskip('mmdet')
@@ -63,9 +64,10 @@ def sample():
     )
 
 
-@pytest.mark.parametrize(
-    'name', ['mask-rcnn_r50_fpn', 'cascade-mask-rcnn_r50_fpn', 'retinanet_r50_fpn']
-)
+DETECTORS = ['mask-rcnn_r50_fpn', 'cascade-mask-rcnn_r50_fpn', 'retinanet_r50_fpn']
+
+
+@pytest.mark.parametrize('name', some_slow(DETECTORS, ['cascade-mask-rcnn_r50_fpn']))
 def test_a_detector_trains_and_predicts(name):
     from torchvision.ops import box_iou
 

@@ -4,6 +4,7 @@ import pytest
 from segmentors import assert_a_step_trains_everything
 
 from helpers import ROOT, Config
+from marks import some_slow
 from polynext_mm.nn import ARCHS
 
 WIDTHS = {'t': 48, 's': 72, 'b': 84, 'l': 96}
@@ -191,15 +192,12 @@ def test_fully_polynomial_networks_take_the_recipe_of_those_with_ln(arch):
 STEPPED = [*FOUR_STAGES, *(f'{arch}_bn' for arch in FULLY_POLYNOMIAL)]
 
 
-@pytest.mark.parametrize(
-    'arch',
-    [
-        arch
-        if arch.removesuffix('_bn')[-1] in 'ts' and arch != 'cpolynext_s_bn'
-        else pytest.param(arch, marks=pytest.mark.slow)
-        for arch in STEPPED
-    ],
-)
+LONG = [
+    arch for arch in STEPPED if arch.removesuffix('_bn')[-1] in 'bl' or arch == 'cpolynext_s_bn'
+]
+
+
+@pytest.mark.parametrize('arch', some_slow(STEPPED, LONG))
 def test_a_step_of_training(arch):
     """With the heads of the recipe and a small crop."""
     assert_a_step_trains_everything(config(arch), 150)

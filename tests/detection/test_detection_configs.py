@@ -11,6 +11,7 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from coco_sample import make_coco
 from helpers import CONFIG, ROOT, TINY_ARCH, assert_counted_right
+from marks import some_slow
 from polynext_mm.analysis import count_config
 from polynext_mm.engine.config_checks import check_config
 
@@ -36,7 +37,10 @@ def test_configs_are_all_there():
     assert CONFIGS == sorted(expected)
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+LARGE = [name for name in CONFIGS if 'polynext_b_' in name or 'polynext_l_' in name]
+
+
+@pytest.mark.parametrize('name', some_slow(CONFIGS, LARGE))
 def test_a_step_and_a_prediction(name):
     model, wrapper = build(load(name))
     loss, log = losses(model, wrapper, batch())

@@ -11,6 +11,7 @@ import torch
 from mmengine.hooks import Hook
 from runs import config, saved, train
 
+from marks import some_slow
 from polynext_mm.weights import CheckpointError
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
@@ -49,7 +50,7 @@ def resumed(cfg, path):
     return train(cfg, resume=path)
 
 
-@pytest.mark.parametrize('hook', ['ours', 'of mmengine'])
+@pytest.mark.parametrize('hook', some_slow(['ours', 'of mmengine'], ['of mmengine']))
 def test_no_file_that_a_checkpoint_names_is_removed(trained, work_dir, tmp_path, hook):
     precious = tmp_path / 'precious'
     (precious / 'more').mkdir(parents=True)

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import golden
+from marks import some_slow
 from polynext_mm.nn import ARCHS, Arch, PolyNeXt, PolyNeXtClassifier, get_arch, plain_ops
 from polynext_mm.weights.names import authors_to_ours, translate
 
@@ -198,7 +199,10 @@ def assert_same(actual, expected):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-11 * max(1, b.abs().max().item()))
 
 
-@pytest.mark.parametrize('name', ARCHS)
+LARGE = ('cpolynext_b', 'cpolynext_l', 'apolynext_b', 'apolynext_l')
+
+
+@pytest.mark.parametrize('name', some_slow(ARCHS, LARGE))
 def test_plain_operations_and_kernels_are_the_same_network(name):
     model = PolyNeXt(name, drop_path_rate=0.3).double()
     expected = features_and_gradients(model, plain=True)
