@@ -26,10 +26,10 @@ import torch
 from torch import nn
 
 from measure import limit_memory, say, seconds
+from polynext_mm.commands.arguments import positive
 from polynext_mm.nn import ARCHS, PolyNeXtClassifier
 from polynext_mm.weights.published import PUBLISHED
 from report import Record, environment, markdown, new_figure
-from run import positive
 from subjects import DEVICES, DTYPES, Setting, autocast, check_device
 
 SIZE = (224, 224)

@@ -26,6 +26,7 @@ import torch
 import count
 from exported import PROGRAMS
 from measure import limit_memory, measure, seconds
+from polynext_mm.commands.arguments import image_size, positive
 from report import (
     Report,
     attention_costs,
@@ -131,20 +132,6 @@ def model(label: str) -> Subject:
         return parse_subject(label)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
-    return int(text)
-
-
-def image_size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition('x')
-    try:
-        return positive(height), positive(width)
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH, such as 512x512') from None
 
 
 def check(args: argparse.Namespace) -> None:

@@ -52,7 +52,7 @@ def config_file(name: str) -> str:
     relative = str(name).removeprefix('configs/').removesuffix('.py') + '.py'
     path = folder('configs') / relative
     if not path.is_file():
-        similar = difflib.get_close_matches(str(name), config_names(), n=2)
+        similar = difflib.get_close_matches(Path(relative).stem, config_names(), n=2)
         hint = f'did you mean {" or ".join(similar)}?' if similar else '`polynext-mm list` has all'
         raise ConfigNotFoundError(f'there is no config {name}; {hint}')
     return str(path)

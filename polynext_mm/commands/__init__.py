@@ -1,7 +1,8 @@
 """The command ``polynext-mm``, which is ``python -m polynext_mm``, too.
 
-Each command is a module of this folder with ``build_parser()`` and ``main(argv)``, and is imported
-when it is used. ``tools/`` has scripts with the names that mm users expect; they call the same.
+Each command is a module of this folder with ``main(argv)`` and, ``benchmark`` excepted, a
+``build_parser()``, and is imported when it is used. ``tools/`` has scripts with the names that mm
+users expect; they call the same.
 """
 
 import argparse

@@ -16,7 +16,33 @@ class KeyValues(argparse.Action):
         for value in values:
             if '=' not in value:
                 parser.error(f'{option_string} takes key=value, got {value!r}')
-        DictAction(self.option_strings, self.dest)(parser, namespace, values, option_string)
+        try:
+            DictAction(self.option_strings, self.dest)(parser, namespace, values, option_string)
+        except AssertionError as error:  # how mmengine tells brackets that are not closed
+            parser.error(f'{option_string}: {error}')
+
+
+def positive(text: str) -> int:
+    """Convert to an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
+    return int(text)
+
+
+def not_negative(text: str) -> int:
+    """Convert to an integer of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'{text!r} is not an integer of at least 0')
+    return int(text)
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Convert HEIGHTxWIDTH."""
+    height, _, width = text.partition('x')
+    try:
+        return positive(height), positive(width)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH, such as 512x512') from None
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

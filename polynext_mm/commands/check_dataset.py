@@ -9,9 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from polynext_mm.shipped import find_config
-
-from .arguments import add_cfg_options, add_config
+from .arguments import add_cfg_options, add_config, not_negative
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--workers',
-        type=int,
+        type=not_negative,
         default=os.cpu_count(),
         help='processes that read (default: one for each core)',
     )
@@ -34,7 +32,10 @@ def build_parser() -> argparse.ArgumentParser:
         help='folder for pictures of some samples with their labels (default: %(default)s)',
     )
     parser.add_argument(
-        '--samples', type=int, default=4, help='pictures of each split (default: %(default)s)'
+        '--samples',
+        type=not_negative,
+        default=4,
+        help='pictures of each split (default: %(default)s)',
     )
     add_cfg_options(parser)
     return parser
@@ -42,18 +43,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    from mmengine.config import Config
-
     from polynext_mm.datasets import DataError, Finding
     from polynext_mm.datasets.findings import listed
-    from polynext_mm.engine import config_checks
+    from polynext_mm.engine import config_checks, launch
 
     from . import dataset_report as report
 
     try:
-        cfg = Config.fromfile(find_config(args.config))
-        if args.cfg_options is not None:
-            cfg.merge_from_dict(args.cfg_options)
+        cfg = launch.load_config(args.config, args.cfg_options)
         problems = list(config_checks.class_problems(cfg))
         splits = list(report.splits_of(cfg))
         for split in splits:

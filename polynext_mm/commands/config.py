@@ -28,9 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.path:
         print(path)
         return 0
-    from mmengine.config import Config
+    from polynext_mm.engine import config_checks, launch
 
-    cfg = Config.fromfile(path)
-    cfg.merge_from_dict(args.cfg_options or {})
-    print(cfg.pretty_text)
+    try:
+        print(launch.load_config(path, args.cfg_options).pretty_text)
+    except config_checks.ConfigError as error:
+        sys.exit(f'{type(error).__name__}: {error}')
     return 0

@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw
 # importing the package registers all, and gives mmcv its operators before mm is imported
 from polynext_mm.datasets import Finding, survey
 from polynext_mm.datasets.coco import CocoAudit, read_coco
-from polynext_mm.datasets.findings import described
 from polynext_mm.datasets.survey import Survey, duplicates, ids_of, label_findings, spread, summary
 from polynext_mm.engine import config_checks, data_checks, launch
 
@@ -78,7 +77,7 @@ def read(split: Split, workers: int) -> None:
         sizes = {os.path.join(folder, name): size for name, size in split.audit.files.items()}
     if len(split.pairs) < _WORTH_PROCESSES:
         workers = 0
-    split.found = survey(split.pairs, workers, lambda done: bar.update(done), sizes)
+    split.found = survey(split.pairs, workers, bar.update, sizes)
     print(file=sys.stderr)
     source = split.source
     if split.audit is not None:
@@ -170,10 +169,9 @@ def draw(split: Split, folder: Path, count: int) -> list[Path]:
     """Write some samples with their labels beside them."""
     paint = boxes_painter(split) if split.audit is not None else paint_label
     written = []
-    broken = {finding.what.split(' (')[0] for finding in split.found.faults}
     for position in spread(count, len(split.pairs)):
         image, label = split.pairs[position]
-        if {described(path).split(' (')[0] for path in (image, label) if path} & broken:
+        if image in split.found.broken:
             continue
         with Image.open(image) as opened:
             picture = opened.convert('RGB')
@@ -182,7 +180,8 @@ def draw(split: Split, folder: Path, count: int) -> list[Path]:
         both.paste(picture)
         both.paste(painted, (picture.width, 0))
         both.thumbnail((2 * _SIDE, _SIDE))
-        target = folder / f'{split.place.split("_")[0]}_{position}_{Path(image).stem}.png'
+        task, _, part = split.place.partition('_dataloader.dataset')
+        target = folder / f'{task}{part}_{position}_{Path(image).stem}.png'
         target.parent.mkdir(parents=True, exist_ok=True)
         both.save(target)
         written.append(target)

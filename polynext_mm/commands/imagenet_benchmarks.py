@@ -123,5 +123,9 @@ def _complain(benchmark: Benchmark, folder: Path, what: str) -> None:
     raise LayoutError(
         f'{folder} is not {benchmark.name}: {what}\n'
         f'  expected: {folder}/{benchmark.layout}, and so on for {len(benchmark.wnids)} classes'
-        + (' and 15 corruptions, each in severities 1 to 5' if 'gauss' in benchmark.layout else '')
+        + (
+            ' and 15 corruptions, each in severities 1 to 5'
+            if benchmark.option == 'imagenet-c'
+            else ''
+        )
     )

@@ -100,19 +100,22 @@ def _polynext(source: str) -> Subject:
     except ValueError as error:
         raise CheckpointError(f'{source}: {error}') from error
     _require_all_classes(len(bias), source)
+    if not timm.is_model(arch):
+        raise CheckpointError(f'{source} is of arch {arch!r}, which is not one for ImageNet')
     norm = names.norm_of(weights)
     model = PolyNeXtClassifier(
         arch, norm=norm, norm_size=names.norm_size(weights, ARCHS[arch]) if norm == 'bn' else None
     )
     print(loading.adapt(model, weights, '', source), file=sys.stderr)
     model.load_state_dict(weights)
-    published = next(
-        file
+    published = [
+        file.figure
         for file in PUBLISHED.values()
         if (file.arch, file.norm, file.holds) == (arch, norm, 'imagenet')
-    )
+    ]
     transform = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(arch).to_dict())
-    return Subject(published.file.rpartition('.')[0], model, transform, published.figure)
+    name = arch if norm == 'ln' else f'{arch}_{norm}'
+    return Subject(name, model, transform, next(iter(published), None))
 
 
 def _require_all_classes(number: int, source: str) -> None:

@@ -20,6 +20,8 @@ MAIN_METRICS = (
     'coco/bbox_mAP_50',
 )
 
+SUFFIXES = ('.jpeg', '.jpg', '.pdf', '.png', '.svg', '.webp')
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -78,6 +80,8 @@ def read_runs(args: argparse.Namespace) -> list[Run]:
         raise UsageError(f'--names has {len(args.names)} names for {len(args.runs)} runs')
     if args.smooth < 1:
         raise UsageError(f'--smooth must be at least 1, got {args.smooth}')
+    if args.out.suffix.lower() not in SUFFIXES:
+        raise UsageError(f'--out must end in one of {", ".join(SUFFIXES)}, got {args.out}')
     names = args.names or [None] * len(args.runs)
     return [read_run(path, name) for path, name in zip(args.runs, names)]
 

@@ -67,14 +67,15 @@ def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def keep_predictions(cfg: Config, out: str) -> None:
+    evaluators = cfg.test_evaluator
+    evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
     if cfg.default_scope == 'mmdet':
         if not out.endswith(('.pkl', '.pickle')):
             raise UsageError(f'--out must end in .pkl for detections, got {out}')
-        evaluators = cfg.test_evaluator
-        evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
         cfg.test_evaluator = [*evaluators, dict(type='DumpDetResults', out_file_path=out)]
     else:
-        cfg.test_evaluator.update(output_dir=out, keep_results=True)
+        for evaluator in evaluators:
+            evaluator.update(output_dir=out, keep_results=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..compat.optional import require_timm
+from .arguments import not_negative, positive
 from .imagenet_benchmarks import BENCHMARKS, find_images
 
 
@@ -44,9 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
         help='measure the classes that are there, where some are missing; no published figure '
         'compares with that',
     )
-    parser.add_argument('--batch-size', type=_positive, default=64, help='default: %(default)s')
+    parser.add_argument('--batch-size', type=positive, default=64, help='default: %(default)s')
     parser.add_argument(
-        '--workers', type=int, default=4, help='processes that load (default: %(default)s)'
+        '--workers', type=not_negative, default=4, help='processes that load (default: %(default)s)'
     )
     parser.add_argument('--device', help='such as cuda:1 (default: cuda where there is one)')
     parser.add_argument(
@@ -57,12 +58,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures to a file too')
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'must be a positive whole number, got {text!r}')
-    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from ..weights import CheckpointError
-    from .imagenet_scores import Conditions, ImageError, as_json, load_subject, measure, table
+    from .imagenet_scores import Conditions, as_json, load_subject, measure, table
 
     try:
         device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
@@ -87,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f'--device: {error}')
     conditions = Conditions(device, getattr(torch, args.dtype), args.batch_size, args.workers)
     try:
+        if args.json is not None:  # not after hours of measuring
+            args.json.parent.mkdir(parents=True, exist_ok=True)
         require_timm()
         found = [
             (benchmark, find_images(benchmark, folder, args.partial)) for benchmark, folder in given
@@ -94,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         subject = load_subject(args.model)
         subject.model.to(device)
         results = [measure(subject, *pair, conditions) for pair in found]
-    except (CheckpointError, FileNotFoundError, ImageError, ImportError) as error:
+    except (CheckpointError, OSError, ImportError) as error:
         sys.exit(f'{type(error).__name__}: {error}')
     height, width = subject.transform['input_size'][1:]
     print(

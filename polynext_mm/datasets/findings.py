@@ -155,9 +155,8 @@ def id_remedy(ids: Collection[int], num_classes: int, reduce_zero_label: bool) -
     """What to do about ids (of the file) that are no class."""
     if list(ids) == [num_classes] and not reduce_zero_label:
         return (
-            'if ids count from 1, set reduce_zero_label=True in the data set and in '
-            f'LoadAnnotations; if {num_classes} is a class of its own, add it to metainfo and '
-            'num_classes'
+            'if ids count from 1, set reduce_zero_label=True in the data set; if '
+            f'{num_classes} is a class of its own, add it to metainfo and num_classes'
         )
     return (
         f'write {IGNORED} where a pixel is to be ignored, or add the classes to metainfo.classes '

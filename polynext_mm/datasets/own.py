@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.registry import DATASETS
 from mmseg.datasets import BaseSegDataset
 
-from .findings import IGNORED
+from .findings import IGNORED, DataError
 
 
 @DATASETS.register_module()
@@ -26,7 +26,7 @@ class OwnSegDataset(BaseSegDataset):
         options: As of ``BaseSegDataset``.
 
     Raises:
-        ValueError: If an ignored id is the id of a class, or not within 0 to 255.
+        DataError: If an ignored id is the id of a class, or not within 0 to 255.
     """
 
     def __init__(self, ignored_ids: Sequence[int] = (), **options: Any):
@@ -45,7 +45,7 @@ class OwnSegDataset(BaseSegDataset):
         classes = range(self._first_id, self._first_id + len(new_classes or ()))
         for value in self.ignored_ids:
             if type(value) is not int or not 0 <= value <= IGNORED or value in classes:
-                raise ValueError(
+                raise DataError(
                     f'ignored_ids={list(self.ignored_ids)}: {value!r} must be within 0 to '
                     f'{IGNORED} and no class; the ids of the {len(classes)} classes are '
                     f'{classes.start} to {classes.stop - 1}'

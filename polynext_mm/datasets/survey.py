@@ -55,6 +55,7 @@ class Survey:
         digests: Of the contents of image files, with the path of the first that has it.
         repeated: Images of the same content.
         faults: Files that cannot be read.
+        broken: Images that cannot be read, or whose labels cannot.
         misfits: Images of another size than their label or their annotations.
         coloured: Labels with more than one channel.
         only: Labels with one or two ids, and these.
@@ -70,6 +71,7 @@ class Survey:
     digests: dict[bytes, str] = field(default_factory=dict)
     repeated: list[tuple[str, str]] = field(default_factory=list)
     faults: list[Finding] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
     misfits: list[str] = field(default_factory=list)
     coloured: list[str] = field(default_factory=list)
     only: list[tuple[str, frozenset[int]]] = field(default_factory=list)
@@ -97,6 +99,7 @@ class Survey:
                 self.repeated.append((first, image))
         if facts.fault:
             self.faults.append(facts.fault)
+            self.broken.add(image)
             return
         self.sizes[facts.size] += 1
         self.modes[facts.mode] += 1
@@ -313,14 +316,13 @@ def _reduce_zero_label_advice(
             f'reduce_zero_label=True ignores id 0, which {found.pixels[0] / total:.1%} of the '
             f'pixels have, and class {num_classes - 1} (id {num_classes}) never occurs: ids seem '
             'to be classes from 0 on',
-            'set reduce_zero_label=False in the data set and in LoadAnnotations, unless 0 is to be '
-            'ignored',
+            'set reduce_zero_label=False in the data set, unless 0 is to be ignored',
             serious=False,
         )
     if not reduce_zero_label and ids and not found.pixels[0] and largest == num_classes:
         yield Finding(
             f'ids count from 1 to {num_classes}, and 0 never occurs',
-            'set reduce_zero_label=True in the data set and in LoadAnnotations',
+            'set reduce_zero_label=True in the data set',
             serious=False,
         )
 

@@ -171,15 +171,26 @@ def read_config(args: argparse.Namespace) -> Config:
         ConfigError: If ``data_root`` is overridden and no data set of the config is below it.
     """
     args.config = find_config(args.config)
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        if 'data_root' in args.cfg_options:
-            _move_data(cfg, str(args.cfg_options['data_root']))
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    return cfg
+
+
+def load_config(name: str, cfg_options: Mapping | None) -> Config:
+    """Return the config of a name or path with settings overridden; ``data_root`` moves the data.
+
+    Raises:
+        ConfigNotFoundError: If there is no such config.
+        ConfigError: If ``data_root`` is overridden and no data set of the config is below it.
+    """
+    cfg = Config.fromfile(find_config(name))
+    if cfg_options is not None:
+        if 'data_root' in cfg_options:
+            _move_data(cfg, str(cfg_options['data_root']))
+        cfg.merge_from_dict(cfg_options)
     return cfg
 
 

@@ -46,6 +46,19 @@ def test_a_config_in_full_is_that_config(capsys, tmp_path):
     assert Config.fromfile(path).to_dict() == expected.to_dict()
 
 
+def test_a_config_whose_data_are_moved(capsys):
+    assert config.main(['upernet_cpolynext_s_ade20k', '--cfg-options', 'data_root=/data']) == 0
+    assert "data_root='/data'" in capsys.readouterr().out.split('train_dataloader = dict(')[1]
+    with pytest.raises(SystemExit, match='no dataloader of .* reads from its data_root'):
+        config.main(['_base_/models/upernet_polynext', '--cfg-options', 'data_root=/data'])
+
+
+def test_brackets_that_are_not_closed(capsys):
+    with pytest.raises(SystemExit):
+        config.main(['upernet_cpolynext_s_ade20k', '--cfg-options', 'crop_size=[1,2'])
+    assert '--cfg-options: Imbalanced brackets' in capsys.readouterr().err
+
+
 def test_the_path_of_a_config(capsys):
     assert config.main(['retinanet_cpolynext_t_coco_1x', '--path']) == 0
     expected = str(ROOT / 'configs' / 'retinanet_cpolynext_t_coco_1x.py')

@@ -96,6 +96,8 @@ def test_a_picture_of_two_runs(by_iteration, by_epoch, tmp_path, capsys):
         (['--by', 'epoch'], '--by epoch: upernet counts iterations alone'),
         (['--names', 'a', 'b'], '--names has 2 names for 1 runs'),
         (['--smooth', '0'], '--smooth must be at least 1'),
+        (['--out', 'curves'], '--out must end in one of .*, got curves'),
+        (['--out', 'curves.doc'], '--out must end in one of .*, got curves.doc'),
     ],
 )
 def test_options_that_do_not_fit(by_iteration, arguments, message):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from coco_sample import SHAPES, make_coco
 from helpers import TINY_ARCH, build, build_model, call_tool
+from polynext_mm.datasets import DataError
 from polynext_mm.datasets.own import OwnSegDataset
 from polynext_mm.engine.config_checks import check_config
 from polynext_mm.engine.normalization import find_mismatch
@@ -150,7 +151,7 @@ def test_ignored_ids_are_255_in_every_pipeline(segmentation, reduce_zero_label):
 
 @pytest.mark.parametrize('ids', [[2], [-1], [256], ['11']])
 def test_ids_that_cannot_be_ignored_are_refused(ids, tmp_path):
-    with pytest.raises(ValueError, match='the ids of the 4 classes are 0 to 3'):
+    with pytest.raises(DataError, match='the ids of the 4 classes are 0 to 3'):
         OwnSegDataset(ids, metainfo=dict(classes=CLASSES), lazy_init=True)
 
 

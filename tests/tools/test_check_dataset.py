@@ -200,6 +200,35 @@ def test_a_missing_data_set_is_one_message(tmp_path, check):
     assert code == 1 and message.startswith('DatasetNotFoundError: there is no ')
 
 
+def test_the_data_can_be_moved(root, check):
+    cfg = segmentation_config(root)
+    cfg.merge_from_dict(
+        {
+            'data_root': 'nowhere',
+            **{
+                f'{task}_dataloader.dataset.data_root': 'nowhere'
+                for task in ('train', 'val', 'test')
+            },
+        }
+    )
+    assert 'there is no ' in check(cfg)[1]
+    code, printed = check(cfg, '--cfg-options', f'data_root={root}')
+    assert code == 0 and '0 errors' in printed
+
+
+def test_a_broken_image_takes_no_other_from_the_pictures(root, check, tmp_path):
+    for index in range(6):
+        path = image_path(root, 'train', index)
+        path.rename(path.with_name(f'one ({index}){path.suffix}'))
+        label = label_path(root, 'train', index)
+        label.rename(label.with_name(f'one ({index}){label.suffix}'))
+    broken = next(image_path(root, 'train', 0).parent.glob('one (0).*'))
+    broken.write_bytes(broken.read_bytes()[:100])
+    assert check(segmentation_config(root), '--samples', '6')[0] == 1
+    drawn = [path.stem for path in (tmp_path / 'pictures').glob('train*')]
+    assert sorted(name[-7:] for name in drawn) == [f'one ({index})' for index in range(1, 6)]
+
+
 def test_processes_find_what_one_process_finds(root):
     pairs = [
         (str(image_path(root, 'train', i)), str(label_path(root, 'train', i))) for i in range(6)

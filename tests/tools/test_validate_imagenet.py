@@ -21,7 +21,7 @@ from polynext_mm.commands.imagenet_benchmarks import ALEXNET_ERRORS, BENCHMARKS,
 from polynext_mm.commands.imagenet_scores import Result, Score, load_subject
 from polynext_mm.commands.validate_imagenet import main
 from polynext_mm.nn import PolyNeXtClassifier
-from polynext_mm.weights import load
+from polynext_mm.weights import CheckpointError, load
 
 WNIDS = ImageNetInfo().label_names()
 BY_OPTION = {benchmark.option: benchmark for benchmark in BENCHMARKS}
@@ -286,8 +286,18 @@ def test_a_published_file(network, tmp_path):
     assert subject.model(torch.randn(1, 3, *size)).shape == (1, 1000)
 
 
+def test_a_file_without_a_published_figure(tmp_path):
+    path = tmp_path / 'mine.pt'
+    torch.save(PolyNeXtClassifier('cpolynext_b', norm='bn').state_dict(), path)
+    subject = load_subject(str(path))
+    assert (subject.name, subject.published) == ('cpolynext_b_bn', None)
+    torch.save(PolyNeXtClassifier('cpolynext_lr', num_classes=1000).state_dict(), path)
+    with pytest.raises(CheckpointError, match="'cpolynext_lr', which is not one for ImageNet"):
+        load_subject(str(path))
+
+
 def test_a_published_file_through_the_tool(tmp_path):
-    path, report = tmp_path / 'file.pt', tmp_path / 'report.json'
+    path, report = tmp_path / 'file.pt', tmp_path / 'new' / 'report.json'
     torch.save(imagenet_weights(), path)
     images = tmp_path / 'images'
     for index, name in ((0, 'a.png'), (1, 'b.png')):
