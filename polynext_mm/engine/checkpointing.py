@@ -22,11 +22,10 @@ import torch
 from mmengine.dist import is_main_process, master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..weights import CheckpointError, containers, read
+from ..weights import CheckpointError, callers, containers, read
 from .processes import on_main
 
 # what a checkpoint of ours holds besides mmengine's, under one key
@@ -427,10 +426,9 @@ def save_nonfinite(runner: Runner, folder: Path, iteration: int, found: dict[str
 
 
 def _nonfinite_weights(model: torch.nn.Module) -> list[str]:
-    module = model.module if is_model_wrapper(model) else model
     return [
         name
-        for name, value in module.state_dict().items()
+        for name, value in callers.unwrapped(model).state_dict().items()
         if isinstance(value, torch.Tensor)
         and value.is_floating_point()
         and not value.isfinite().all()

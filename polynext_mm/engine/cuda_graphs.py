@@ -2,12 +2,12 @@
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..backbones.polynext import PolyNeXt
+from ..weights import callers
 
 
 @HOOKS.register_module()
@@ -32,8 +32,7 @@ class CUDAGraphHook(Hook):
         self._graphed = None
 
     def before_train(self, runner: Runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        backbone = getattr(model, 'backbone', None)
+        backbone = getattr(callers.unwrapped(runner.model), 'backbone', None)
         reasons = list(_reasons_against(backbone, runner))
         if reasons:
             raise ValueError(

@@ -4,7 +4,6 @@ import logging
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
@@ -14,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..backbones.multiscale import MultiScale
 from ..backbones.polynext import PolyNeXt
-from ..weights import CheckpointError, loading, names
+from ..weights import CheckpointError, callers, loading, names
 from .normalization import find_mismatch
 from .optim import AutocastOptimWrapper
 
@@ -52,7 +51,9 @@ class CheckpointGuardHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         pretrained = [
-            backbone for backbone in _backbones(runner.model) if _names_weights(backbone.init_cfg)
+            backbone
+            for backbone in callers.backbones(runner.model).values()
+            if _names_weights(backbone.init_cfg)
         ]
         resumes = (
             runner._resume
@@ -62,7 +63,7 @@ class CheckpointGuardHook(Hook):
         source = runner._load_from or (resumes and 'the latest checkpoint')
         if pretrained and (source or _trains(runner)):
             self._check_normalization(runner.model, is_error=not source)
-        for backbone in _backbones(runner.model) if source else ():
+        for backbone in callers.backbones(runner.model).values() if source else ():
             if backbone.init_cfg:
                 print_log(
                     f'{source} brings the backbone: its init_cfg is not fetched', logger='current'
@@ -70,7 +71,7 @@ class CheckpointGuardHook(Hook):
                 backbone.init_cfg = None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        model = _unwrapped(runner.model)
+        model = callers.unwrapped(runner.model)
         if not isinstance(getattr(model, 'backbone', None), MultiScale):
             return
         state_dict = checkpoint['state_dict']
@@ -92,7 +93,7 @@ class CheckpointGuardHook(Hook):
             model.backbone.keep_norm_size()
 
     def _check_normalization(self, model: nn.Module, is_error: bool) -> None:
-        mismatch = find_mismatch(_unwrapped(model))
+        mismatch = find_mismatch(callers.unwrapped(model))
         if mismatch is None or self.allow_other_normalization:
             return
         if is_error:
@@ -131,7 +132,7 @@ class MachineHook(Hook):
     @staticmethod
     def _refuse_batch_of_one(runner: Runner) -> None:
         batch_size = runner.train_dataloader.batch_size
-        model = _unwrapped(runner.model)
+        model = callers.unwrapped(runner.model)
         synced = any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
         if batch_size != 1 or (synced and runner.world_size > 1):
             return
@@ -151,7 +152,7 @@ class MachineHook(Hook):
         wrapper = runner.optim_wrapper
         if isinstance(wrapper, AutocastOptimWrapper) or not any(
             isinstance(backbone, PolyNeXt) and backbone.grad_clip_norm
-            for backbone in _backbones(runner.model)
+            for backbone in callers.backbones(runner.model).values()
         ):
             return
         if isinstance(wrapper, AmpOptimWrapper) or wrapper._accumulative_counts != 1:
@@ -182,7 +183,7 @@ def _report_unused_outputs(model: nn.Module, optimizer: Optimizer) -> None:
         model.find_unused_parameters or model.static_graph
     )
     trained = {id(param) for group in optimizer.param_groups for param in group['params']}
-    for backbone in _backbones(model):
+    for backbone in callers.backbones(model).values():
         idle = [
             name
             for name, param in backbone.named_parameters()
@@ -216,13 +217,3 @@ def _trains(runner: Runner) -> bool:
 def _names_weights(init_cfg: dict | list[dict] | None) -> bool:
     configs = init_cfg if isinstance(init_cfg, list) else [init_cfg or {}]
     return any('checkpoint' in cfg for cfg in configs)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    return model
-
-
-def _backbones(model: nn.Module) -> list[MultiScale]:
-    return [module for module in model.modules() if isinstance(module, MultiScale)]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..weights import callers
 from .checkpointing import NonFiniteError, checkpoint_hook, save_nonfinite
 from .processes import any_rank
 from .reproducibility import random_state, set_random_state
@@ -54,7 +54,7 @@ class NonFiniteHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._in_a_row = 0
-        model = _unwrapped(runner.model)
+        model = callers.unwrapped(runner.model)
         self._handles = [model.register_forward_hook(self._keep_loss)]
         # the weights are still those that gave the loss: after the step they may all be nan
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
@@ -111,7 +111,7 @@ class NonFiniteHook(Hook):
 
     def _first_module(self, runner: Runner) -> str:
         """Compute the batch once more, and see where numbers end."""
-        model = _unwrapped(runner.model)
+        model = callers.unwrapped(runner.model)
         buffers = {name: value.clone() for name, value in model.named_buffers()}
         after = random_state()
         first: list[str] = []
@@ -148,10 +148,6 @@ class NonFiniteHook(Hook):
             'from the last checkpoint with --resume, with a lower learning rate or without these '
             'files'
         )
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
 
 
 @contextlib.contextmanager

@@ -188,8 +188,8 @@ class AutocastOptimWrapper(OptimWrapper):
     wrapper scales the loss for float16 only, and tells the backbone the factor. On a GPU without
     bfloat16 it trains in float32 and logs that.
 
-    Nothing waits for the device before the whole step is queued. Then, with ``clip_grad``, the norm
-    is read for the log.
+    With a fused optimizer, nothing waits for the device before the whole step is queued. Then, with
+    ``clip_grad``, the norm is read for the log.
 
     Args:
         optimizer: The optimizer.

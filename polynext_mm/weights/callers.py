@@ -51,7 +51,7 @@ def find() -> Caller:
             model = variables.get('model', getattr(owner, 'model', None))
             if isinstance(model, nn.Module):
                 caller = dataclasses.replace(
-                    caller, model=_unwrapped(model), is_ours=has_ours(model)
+                    caller, model=unwrapped(model), is_ours=has_ours(model)
                 )
         elif function == '__call__' and isinstance(variables.get('module'), nn.Module):
             caller = _updated(caller, is_ours=has_ours(variables['module']))
@@ -67,7 +67,7 @@ def find() -> Caller:
 def _loads(runner: Any, model: nn.Module) -> bool:
     """Return whether a model is the one of a runner, or of a FlexibleRunner's strategy."""
     own = getattr(getattr(runner, 'strategy', runner), 'model', None)
-    return isinstance(own, nn.Module) and _unwrapped(own) is model
+    return isinstance(own, nn.Module) and unwrapped(own) is model
 
 
 def _with_runner(caller: Caller, runner: Any, function: str) -> Caller:
@@ -111,7 +111,8 @@ def has_ours(model: Any) -> bool:
     )
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return a model without what wraps it for several processes or test-time augmentation."""
     from mmengine.model import BaseTTAModel, is_model_wrapper
 
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):

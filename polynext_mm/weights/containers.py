@@ -60,8 +60,8 @@ def load(path: Path, map_location: MapLocation = 'cpu') -> Any:
 def outline(path: Path) -> Any:
     """Return what a file of torch's holds, its tensors for a look at their shapes.
 
-    The weights of an archive are neither read nor are their checksums verified
-    (:func:`damage` does that): they are mapped from the file.
+    The weights of an archive are mapped from the file, and their checksums are not verified
+    (:func:`damage` does that).
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -1,4 +1,4 @@
-"""Values of NumPy's, mmengine's and argparse's in checkpoints, by stand-ins.
+"""Stand-ins through which checkpoints' NumPy, mmengine and argparse values are read.
 
 torch's restricted reader calls what is allowed. NumPy's constructors are no functions to call for a
 stranger (a dtype made on purpose crashes the interpreter), so stand-ins of this module are allowed

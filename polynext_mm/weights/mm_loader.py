@@ -75,29 +75,31 @@ def _guarded(prefix: str, loader: Loader) -> Loader:
 
     def guarded(filename: str, map_location: Any = None, **options: Any) -> dict:
         caller = callers.find()
-        if caller.is_ours or _everything_safely.get() or _is_ours(prefix, filename):
-            return _read_for(caller, filename, map_location)
+        safely = caller.is_ours or _everything_safely.get()
+        source = filename if safely else _source_of_ours(prefix, filename)
+        if source is not None:
+            return _read_for(caller, source, map_location)
         return loader(filename, map_location, **options)
 
     guarded.__name__ = loader.__name__
     return guarded
 
 
-def _is_ours(prefix: str, filename: str) -> bool:
-    """Return whether a file is a PolyNeXt's by its url or keys, whoever reads it."""
+def _source_of_ours(prefix: str, filename: str) -> str | None:
+    """Return where to read a file that is a PolyNeXt's by its url or keys, else None."""
     if is_url(prefix):
         if filename in {file.url for file in PUBLISHED.values()}:
-            return True
+            return filename
         try:
-            # mmengine keeps downloads there too: it will not fetch it again
+            # mmengine keeps downloads there too: nobody will fetch it again
             path = fetch(filename, plain_path(filename))
         except CheckpointError:
-            return False  # mmengine raises what it raises
+            return None  # mmengine raises what it raises
     elif prefix:
-        return False
+        return None
     else:
         path = Path(filename).expanduser()
-    return is_polynext_file(path) or is_truncated_archive(path)
+    return str(path) if is_polynext_file(path) or is_truncated_archive(path) else None
 
 
 def _read_for(caller: Caller, source: str, map_location: Any) -> dict:

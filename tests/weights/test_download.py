@@ -308,6 +308,15 @@ def test_other_peoples_urls_load_as_mmengine_loads_them(cache, server, zipped):
     assert server.asked == ['/others.pth']
 
 
+def test_our_keys_behind_an_unknown_url_are_fetched_once(cache, server):
+    server.files['/mine.pth'] = file_bytes(imagenet_weights())
+    for _ in range(2):
+        content = CheckpointLoader.load_checkpoint(f'{server.url}/mine.pth')
+        assert len(content['state_dict']) == len(imagenet_weights())
+    assert server.asked == ['/mine.pth']
+    assert len(list(cache.iterdir())) == 1
+
+
 def test_other_peoples_missing_urls_fail_as_mmengine_fails(cache, server):
     with pytest.raises(urllib.error.HTTPError, match='404'):
         CheckpointLoader.load_checkpoint(f'{server.url}/others.pth')
