@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from run_tools import ROOT, newest, run_tool
+from run_tools import ROOT, announce, newest, run_tool
 
 NAMES = {
     ROOT / 'configs' / 'atss_cpolynext_materials.py': 'CPolyNeXt, short',
@@ -43,11 +43,6 @@ def parse_args() -> argparse.Namespace:
         '--seed', type=int, default=0, help='of the trainings (default: %(default)s)'
     )
     return parser.parse_args()
-
-
-def announce(step: str) -> None:
-    """Say what comes next and how long it takes, before its own output."""
-    print(f'\n==> {step}', flush=True)
 
 
 def train(config: Path, iterations: int, seed: int, work_dir: Path) -> list[float]:

@@ -16,6 +16,11 @@ def run_tool(name: str, *args: object) -> None:
     subprocess.run([sys.executable, str(ROOT / 'tools' / name), *map(str, args)], check=True)
 
 
+def announce(step: str) -> None:
+    """Say what comes next and how long it takes, before its own output."""
+    print(f'\n==> {step}', flush=True)
+
+
 def newest(folder: Path, pattern: str) -> Path:
     """Return the file that was written last; a work dir has one for each run."""
     return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime)

@@ -6,7 +6,6 @@ at the surroundings. OMP_NUM_THREADS sets the number of threads, as for any prog
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -20,7 +19,9 @@ from mmengine.config import Config  # noqa: E402
 from mmseg.evaluation import IoUMetric  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from run_tools import ROOT, newest, run_tool  # noqa: E402
+from polynext_mm.commands import plot  # noqa: E402
+from polynext_mm.commands.arguments import positive  # noqa: E402
+from run_tools import ROOT, announce, newest, run_tool  # noqa: E402
 
 CONFIG = ROOT / 'configs' / 'upernet_cpolynext_materials.py'
 SAMPLE = ROOT / 'demo' / 'materials'
@@ -41,7 +42,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--seed', type=int, default=0, help='of the training (default: %(default)s)'
     )
-    parser.add_argument('--max-iters', type=int, help="instead of the config's, for a quick look")
+    parser.add_argument(
+        '--max-iters', type=positive, help="instead of the config's, for a quick look"
+    )
     return parser.parse_args()
 
 
@@ -82,7 +85,11 @@ def class_ious(predictions: np.ndarray, labels: np.ndarray, num_classes: int) ->
 
 
 def predict_by_colour(
-    images: np.ndarray, labels: np.ndarray, others: np.ndarray, num_classes: int
+    images: np.ndarray,
+    labels: np.ndarray,
+    others: np.ndarray,
+    num_classes: int,
+    steps: int = 1500,
 ) -> np.ndarray:
     """Fit a classifier of single pixels to ``images`` and return its labels for ``others``."""
     torch.manual_seed(0)
@@ -96,7 +103,6 @@ def predict_by_colour(
     x = torch.from_numpy(images.reshape(-1, 3)).float() / 128 - 1
     y = torch.from_numpy(labels.reshape(-1)).long()
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
-    steps = 1500
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     for _ in range(steps):
         pick = torch.randint(len(x), (8192,))
@@ -141,27 +147,6 @@ def draw_sheet(
     plt.close(figure)
 
 
-def draw_curves(path: Path, log: Path) -> None:
-    """Draw training loss and validation mIoU over iterations.
-
-    mmseg's analyze_logs.py, which draws logs too, needs seaborn.
-    """
-    records = [json.loads(line) for line in log.read_text().splitlines()]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
-    for axis, key in zip(axes, ('loss', 'mIoU')):
-        points = [(record['step'], record[key]) for record in records if key in record]
-        axis.plot(*zip(*points), marker='.')
-        axis.set(xlabel='iteration', title=key)
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-
-
-def announce(step: str) -> None:
-    """Say what comes next and how long it takes, before its own output."""
-    print(f'\n==> {step}', flush=True)
-
-
 def main() -> None:
     args = parse_args()
     work_dir = args.work_dir
@@ -196,7 +181,7 @@ def main() -> None:
         f'of single pixels by colour: {colour.mean():.1f}'
     )
     draw_sheet(work_dir / 'sheet.png', title, images, labels, predictions, metainfo)
-    draw_curves(work_dir / 'curves.png', log)
+    plot.main([str(log), '--keys', 'loss', 'mIoU', '--out', str(work_dir / 'curves.png')])
 
     print(f'\n{f"IoU (%) on {len(names)} scenes":<24}{NETWORK:>18}{"colour only":>14}')
     for name, a, b in zip(metainfo['classes'], ours, colour):
