@@ -23,7 +23,7 @@ from polynext_mm.engine.config_checks import check_config
 from polynext_mm.shipped import find_config
 
 # Of the shell, and of programs whose arguments are their own.
-_OTHERS = ('[', 'cd', 'export', 'git', 'mim', 'scontrol', 'source')
+_OTHERS = ('[', 'cd', 'exit', 'export', 'git', 'if', 'mim', 'scontrol', 'source')
 _SEPARATORS = ('&&', '||', '|', ';')
 TARGETS = re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE)
 EXTRAS = re.findall(r'^(\w+) = \[', (ROOT / 'pyproject.toml').read_text(), re.MULTILINE)
@@ -77,7 +77,7 @@ def check(command: Sequence[str], pasted: dict[str, Path]) -> None:
         _check_pip(arguments)
     elif program == 'torchrun':
         _check_torchrun(arguments, pasted)
-    elif program in ('bash', 'sh'):
+    elif program in ('bash', 'sh', 'srun'):
         check(arguments, pasted)
     elif program.endswith('.sh'):
         _check_shell_tool(program, arguments, pasted)
@@ -151,8 +151,10 @@ def _check_torchrun(arguments: Sequence[str], pasted: dict[str, Path]) -> None:
 def _check_shell_tool(script: str, arguments: Sequence[str], pasted: dict[str, Path]) -> None:
     _must_exist([script])
     task = 'test' if 'test' in Path(script).name else 'train'
-    # slurm_*.sh PARTITION JOB CONFIG [CHECKPOINT], dist_*.sh CONFIG [CHECKPOINT] GPUS
+    # slurm_*.sh PARTITION JOB CONFIG [CHECKPOINT or WORK_DIR], dist_*.sh CONFIG [CHECKPOINT] GPUS
     own = list(arguments[2:]) if 'slurm' in script else list(arguments)
+    if 'slurm' in script and task == 'train' and own[1:] and not own[1].startswith('-'):
+        del own[1]
     if 'dist' in script:
         del own[2 if task == 'test' else 1]
     _check_script(f'tools/{task}.py', own, pasted)
