@@ -9,8 +9,8 @@ model = dict(
         model_name='convnext_atto',
         features_only=True,
         pretrained=False,
-        out_indices=(1, 2, 3),
+        out_indices=(0, 1, 2),
     ),
-    neck=dict(in_channels=[80, 160, 320]),
+    neck=dict(in_channels=[40, 80, 160]),
 )
 optim_wrapper = dict(constructor='DefaultOptimWrapperConstructor', paramwise_cfg=None)

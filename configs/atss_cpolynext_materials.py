@@ -1,7 +1,7 @@
-# The short CPolyNeXt of upernet_cpolynext_materials.py with a narrow ATSS (a RetinaNet that chooses
-# its positive anchors by statistics of their overlaps), from scratch, on the sample in
-# demo/materials: what `make demo-detection` trains. The settings are chosen for a few minutes on
-# two cores and are no recipe for more.
+# A short CPolyNeXt with a narrow ATSS (a RetinaNet that chooses its positive anchors by statistics
+# of their overlaps), from scratch, on the sample in demo/materials: what `make demo-detection`
+# trains. The settings are chosen for a few minutes on two cores and are no recipe for more;
+# docs/from_scratch.md says which of them matter.
 _base_ = ['_base_/demo_detection.py', '_base_/materials.py']
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -33,14 +33,35 @@ test_dataloader = dict(
 val_evaluator = dict(ann_file=data_root + tuning_file)
 test_evaluator = dict(ann_file=data_root + test_file)
 
+norm_cfg = dict(type='BN', requires_grad=True)
+# pieces are 40 to 64 pixels across: strides 4 to 16 show their texture
+widths = [24, 48, 96]
 model = dict(
-    backbone=dict(arch=_base_.arch),
-    neck=dict(in_channels=_base_.widths[1:]),
-    bbox_head=dict(num_classes=len(_base_.metainfo.classes), stacked_convs=1),
+    backbone=dict(
+        arch=dict(
+            widths=widths,
+            depths=(1, 1, 1),
+            stacks=(2, 2, 2),
+            mixers=('conv', 'conv', 'conv'),
+            conv_ratios=(1, 1, 1),
+            mlp_ratios=(2, 2, 2),
+            coarse_sizes=(3, 5, 5),
+            downsampling=('sep3x3', 'sep3x3'),
+            gate_init=(0.0, 0.0, -1.0, -2.0),
+        ),
+        out_indices=(0, 1, 2),
+    ),
+    neck=dict(in_channels=widths, norm_cfg=norm_cfg),
+    bbox_head=dict(
+        num_classes=len(_base_.metainfo.classes),
+        stacked_convs=1,
+        norm_cfg=dict(_delete_=True, **norm_cfg),
+        anchor_generator=dict(octave_base_scale=8, strides=[4, 8, 16]),
+    ),
 )
 
 max_iters = 800
-optim_wrapper = dict(optimizer=dict(lr=6e-3))
+optim_wrapper = dict(optimizer=dict(lr=3e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=30, end=max_iters),

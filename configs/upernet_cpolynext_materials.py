@@ -1,6 +1,6 @@
 # A short CPolyNeXt with a narrow UperNet, from scratch, on the sample in demo/materials: what
 # `make demo` trains. The settings are chosen for a few minutes on two cores and are no recipe for
-# more.
+# more; docs/from_scratch.md says which of them matter.
 _base_ = ['_base_/demo_segmentation.py', '_base_/materials.py']
 crop_size = (96, 96)
 train_pipeline = [
@@ -24,13 +24,24 @@ test_prefix = dict(img_path='images/test', seg_map_path='annotations/test')
 test_dataloader = dict(batch_size=10, num_workers=0, dataset=dict(dataset, data_prefix=test_prefix))
 
 num_classes = len(_base_.metainfo.classes)
+widths = [24, 48, 96, 96]
 model = dict(
     data_preprocessor=dict(size=crop_size),
-    backbone=dict(arch=_base_.arch),
-    decode_head=dict(
-        in_channels=_base_.widths, channels=32, dropout_ratio=0.0, num_classes=num_classes
+    backbone=dict(
+        arch=dict(
+            widths=widths,
+            depths=(1, 1, 1, 1),
+            stacks=(2, 2, 2, 2),
+            mixers=('conv', 'conv', 'conv', 'conv'),
+            conv_ratios=(1, 1, 1, 1),
+            mlp_ratios=(2, 2, 2, 2),
+            coarse_sizes=(3, 5, 5, 5),
+            downsampling=('sep3x3', 'sep3x3'),
+            gate_init=(0.0, 0.0, -1.0, -2.0),
+        ),
     ),
-    auxiliary_head=dict(in_channels=_base_.widths[2], channels=32, num_classes=num_classes),
+    decode_head=dict(in_channels=widths, channels=32, dropout_ratio=0.0, num_classes=num_classes),
+    auxiliary_head=dict(in_channels=widths[2], channels=32, num_classes=num_classes),
 )
 
 max_iters = 1600

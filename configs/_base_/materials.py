@@ -1,5 +1,4 @@
-# The sample in demo/materials and the arch that is trained on it: a short CPolyNeXt, for a few
-# minutes on two cores. docs/from_scratch.md says which of its settings matter.
+# The sample in demo/materials: where it is, and its classes.
 data_root = '{{ fileDirname }}/../../demo/materials/'
 metainfo = dict(
     classes=('brick', 'grass', 'gravel', 'coins', 'galaxies', 'trees'),
@@ -11,16 +10,4 @@ metainfo = dict(
         (50, 60, 150),
         (30, 110, 70),
     ],
-)
-widths = [24, 48, 96, 96]
-arch = dict(
-    widths=widths,
-    depths=(1, 1, 1, 1),
-    stacks=(2, 2, 2, 2),
-    mixers=('conv', 'conv', 'conv', 'conv'),
-    conv_ratios=(1, 1, 1, 1),
-    mlp_ratios=(2, 2, 2, 2),
-    coarse_sizes=(3, 5, 5, 5),
-    downsampling=('sep3x3', 'sep3x3'),
-    gate_init=(0.0, 0.0, -1.0, -2.0),
 )
