@@ -1,6 +1,7 @@
 """Trainings of a second or two, of the sample configs with the tiny network: everything random in
 them is on (augmentation, dropout, drop path)."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from helpers import ROOT, TINY_ARCH
 from polynext_mm.weights import safe_reading
 
 WIDTHS = list(TINY_ARCH['widths'])
+_numbers = itertools.count()
 SEGMENTATION = ROOT / 'configs' / 'upernet_cpolynext_t_landcover.py'
 DETECTION = ROOT / 'configs' / 'atss_cpolynext_t_treecrowns.py'
 
@@ -76,6 +78,8 @@ def config(task: str, work_dir: Path, **settings) -> Config:
     cfg = Config.fromfile(SEGMENTATION if task == 'segmentation' else DETECTION)
     cfg.merge_from_dict(options(task, **settings))
     cfg.work_dir = str(work_dir)
+    # mmengine names loggers by experiment and second: two runs in one second would share a log
+    cfg.experiment_name = f'run_{next(_numbers)}'
     return cfg
 
 

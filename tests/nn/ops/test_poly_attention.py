@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
 from polynext_mm.nn.ops.poly_attention import plain, poly_attention
@@ -107,7 +108,7 @@ def test_export_takes_the_plain_form():
 
 def test_sizes_do_not_recompile_one_by_one():
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     compiled = torch.compile(poly_attention, backend=counter, fullgraph=True)
     for tokens in (20, 30, 40, 50, 60):
         compiled(*(t.detach() for t in inputs(tokens)))
