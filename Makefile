@@ -45,7 +45,7 @@ lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 
 test: lint
-	echo '==> Running the tests, slow ones excepted (10 minutes)'
+	echo '==> Running the tests, slow ones excepted (8 minutes)'
 	$(RUN) -m pytest -n $(JOBS) -m 'not slow and not cuda'
 
 test-slow: $(INSTALLED)
@@ -55,7 +55,7 @@ test-slow: $(INSTALLED)
 # On a machine with a GPU, the first thing to run. Without one it says so.
 test-cuda: $(INSTALLED)
 	echo '==> Comparing the GPU with the CPU, and measuring (not timed yet)'
-	$(RUN) tests/cuda/report.py
+	$(RUN) tests/cuda/gpu_report.py
 
 # Upstream's packages are put in front of the default ones. What needs torch alone is left out.
 test-openmmlab: $(UPSTREAM)/.installed

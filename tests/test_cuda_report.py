@@ -5,7 +5,7 @@ import torch
 
 from helpers import ROOT, python
 
-REPORT = ROOT / 'tests' / 'cuda' / 'report.py'
+REPORT = ROOT / 'tests' / 'cuda' / 'gpu_report.py'
 PATHS = dict(PYTHONPATH=str(ROOT), cwd=ROOT)
 
 

@@ -63,7 +63,9 @@ def options(task: str, iters: int = 6, by_epoch: bool = False, **settings) -> di
             'log_processor.by_epoch': True,
         }
         if task == 'detection':
-            tiny['train_dataloader.batch_sampler'] = dict(type='AspectRatioBatchSampler')
+            tiny['train_dataloader.batch_sampler'] = dict(
+                _delete_=True, type='AspectRatioBatchSampler'
+            )
     else:
         tiny |= {
             'train_cfg.max_iters': iters,
