@@ -91,7 +91,20 @@ _FILLS = {
 # Operations that make the host wait for the device.
 _SYNCHRONIZING = {'_local_scalar_dense', 'nonzero', 'equal', 'is_nonzero'}
 # Launches of operators of torch.library that are one kernel, or a few, on a GPU.
-_KERNELS = {'poly_attention_triton': 1, 'poly_attention_triton_backward': 2}
+_KERNELS = {
+    'poly_attention_triton': 1,
+    'poly_attention_triton_backward': 2,
+    'convolve_triton': 2,  # one lays out the weights
+    'depthwise_weight_grad_triton': 2,  # of programs, and their sum
+    'times_swapped_triton': 1,
+    'times_swapped_backward_triton': 1,
+    'norm_of_product_triton': 1,
+    'norm_of_product_backward_triton': 3,  # of programs, their sum and its cast
+    'add_norm_triton': 1,
+    'add_norm_backward_triton': 3,
+    'norm_of_sum_triton': 1,
+    'norm_of_sum_backward_triton': 2,
+}
 _PRODUCTS = {'mm': (0, 1), 'bmm': (0, 1), 'addmm': (1, 2), 'baddbmm': (1, 2)}
 
 
@@ -164,6 +177,10 @@ class Counter(TorchDispatchMode):
         elif name == 'native_layer_norm_backward' and args[-1][1]:
             launches = 3  # that of the weight is two more
             moved += size(args[0]) + size(args[1])
+        elif name == 'convolve_triton':
+            flops = 2 * args[0].numel() * args[1][0].numel()
+        elif name == 'depthwise_weight_grad_triton':
+            flops = 2 * args[0].numel() * args[2] ** 2
         elif name.startswith('poly_attention'):
             flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
         if name in ('_to_copy', 'copy_'):

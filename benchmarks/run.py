@@ -11,7 +11,8 @@ A model is the name of an arch (ours), ``plain:ARCH`` (the paper's equations in 
 ``timm:NAME`` (any timm model with ``features_only``, in the faster memory format unless
 ``:contiguous`` or ``:channels_last`` follows), or ``onnxruntime:ARCH`` or ``openvino:ARCH`` (ours,
 as these run the exported ONNX file). Modifiers come last: ``+compile`` for models in torch,
-``+fuse`` (weights folded for inference) and ``+cp`` (checkpointed cells) for ours. All models
+``+graph`` for these as one CUDA graph, ``+fuse`` (weights folded for inference) and ``+cp``
+(checkpointed cells) for ours. All models
 return the features of their stages; training is forward and backward of the sum of the features'
 means, without an optimizer.
 
@@ -150,6 +151,8 @@ def check(args: argparse.Namespace) -> None:
     if args.count and args.dtype == 'float16':
         raise ValueError('--count is for float32 and bfloat16')
     for subject in (*args.models, *single):
+        if 'graph' in subject.modifiers and args.device != 'cuda':
+            raise ValueError(f'{subject.label} is for --device cuda')
         if 'fuse' in subject.modifiers and 'train' in args.mode:
             raise ValueError(f'{subject.label} is for inference only: leave out +fuse or train')
         if subject.kind in PROGRAMS and (

@@ -1,4 +1,4 @@
-"""What kernels are made of: blocks and bands of maps, norms with their moments, sums in place.
+"""What kernels are made of: blocks and bands of maps, sums in place.
 
 On a CPU a kernel takes a map in parts small enough that its intermediates stay in cache. Maps are
 (B, H, W, C); a block of positions is (positions, C). ``keep`` is the factor of drop path on a
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .precision import LN_EPS, wide, wide_dtype
+from .precision import wide
 
 # Elements of the widest map of a part: 2 MiB in float32.
 CPU_BLOCK = 1 << 19
@@ -132,36 +132,3 @@ def added_outer(total: Tensor | None, grad: Tensor, x: Tensor) -> Tensor:
 def joined(parts: list[Tensor]) -> Tensor:
     """Concatenate what the blocks yielded."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def norm_forward(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the LN of ``x`` over its last dimension, its means and reciprocal deviations."""
-    return torch.native_layer_norm(x, x.shape[-1:], _norm_weight(x, weight), None, LN_EPS)
-
-
-def norm_backward(
-    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Return the gradients of an LN's input and weight, for moments of :func:`norm_forward`."""
-    grad_x, grad_weight, _ = torch.ops.aten.native_layer_norm_backward(
-        grad,
-        x,
-        x.shape[-1:],
-        mean,
-        rstd,
-        _norm_weight(x, weight),
-        None,
-        [True, weight is not None, False],
-    )
-    return grad_x, grad_weight
-
-
-def _norm_weight(x: Tensor, weight: Tensor | None) -> Tensor | None:
-    """Return the weight in the dtype that makes the moments wide.
-
-    On a CPU the moments have the dtype of the weight; on a GPU they are wide, and the weight must
-    have the dtype of the map.
-    """
-    if x.device.type == 'cpu':
-        return x.new_ones(x.shape[-1], dtype=wide_dtype(x)) if weight is None else wide(weight)
-    return None if weight is None else weight.to(x.dtype)

@@ -14,6 +14,8 @@ from torch.utils.flop_counter import register_flop_formula
 from . import dispatch
 from .precision import wide_dtype
 
+depthwise_triton = dispatch.triton_module('depthwise_triton')
+
 # Positions of the gradient that one convolution takes as its kernel.
 CPU_KERNEL = 1 << 11
 
@@ -29,14 +31,15 @@ def depthwise(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
     Returns:
         A new map (B, H, W, C) in the dtype of ``x``.
     """
-    # On a GPU autograd's own backward is the better one, and an operator costs host time.
-    needed = x.device.type == 'cpu' or torch.compiler.is_compiling()
+    # On a GPU autograd's own backward is the better one where cuDNN's kernels are, and an operator
+    # costs host time.
+    needed = x.device.type == 'cpu' or dilation > 1 or torch.compiler.is_compiling()
     return dispatch.run(plain, _forward_op if needed else plain, x, weight, dilation)
 
 
 def plain(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
     """Compute the same by torch's convolution."""
-    return channels_last(conv(channels_first(x), weight, dilation))
+    return channels_last(_torchs_forward(channels_first(x), weight, dilation))
 
 
 def channels_first(x: Tensor) -> Tensor:
@@ -51,20 +54,35 @@ def channels_last(x: Tensor) -> Tensor:
 
 def conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
     """Convolve (B, C, H, W), in the dtype of ``x``, to a map in channels-last memory."""
+    if dispatch.by_triton(depthwise_triton, channels_last(x), weight, dilation):
+        y = depthwise_triton.convolve(channels_last(x), weight, dilation, False, None)
+        return channels_first(y)
+    return _torchs_forward(x, weight, dilation)
+
+
+def _torchs_forward(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
     padding = dilation * (weight.shape[-1] // 2)
     y = F.conv2d(x, weight.to(x.dtype), None, 1, padding, dilation, weight.shape[0])
     return y.contiguous(memory_format=torch.channels_last)  # without cuDNN it may be (C, H, W)
 
 
 def conv_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, dilation: int = 1
+    grad: Tensor, x: Tensor, weight: Tensor, dilation: int = 1, plus: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x and weight."""
+    """Return the gradients of x, to which ``plus`` is added, and of weight."""
+    if dispatch.by_triton(depthwise_triton, channels_last(x), weight, dilation):
+        grad, x = channels_last(grad).contiguous(), channels_last(x)
+        plus = None if plus is None else channels_last(plus).contiguous()
+        grad_x = depthwise_triton.convolve(grad, weight, dilation, True, plus)
+        of_weight = depthwise_triton.weight_grad(grad, x, weight.shape[-1], dilation)
+        return channels_first(grad_x), of_weight.to(weight.dtype)
     if x.device.type != 'cpu' or not len(x):
-        return _torchs_backward(grad, x, weight, dilation, of_x=True)
-    # The gradient of x is the same convolution, with the kernels rotated by half a turn.
-    grad_x = conv(grad, weight.flip(2, 3), dilation)
-    return grad_x, _weight_grad(grad, x, weight, dilation).to(weight.dtype)
+        grad_x, grad_weight = _torchs_backward(grad, x, weight, dilation, of_x=True)
+    else:
+        # The gradient of x is the same convolution, with the kernels rotated by half a turn.
+        grad_x = _torchs_forward(grad, weight.flip(2, 3), dilation)
+        grad_weight = _weight_grad(grad, x, weight, dilation).to(weight.dtype)
+    return grad_x if plus is None else grad_x.add_(plus), grad_weight
 
 
 def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:

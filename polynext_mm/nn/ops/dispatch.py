@@ -5,7 +5,10 @@ they are. Kernels compute the same with less memory and time.
 """
 
 import contextlib
+import importlib
+import importlib.util
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -53,9 +56,18 @@ def triton_ops(enabled: bool) -> Iterator[None]:
         _triton = before
 
 
-def triton_allowed() -> bool:
-    """Return what :func:`triton_ops` chose."""
-    return _triton
+def triton_module(name: str) -> ModuleType | None:
+    """Import a module of kernels in Triton; None without Triton, which not every platform has."""
+    if importlib.util.find_spec('triton') is None:
+        return None
+    return importlib.import_module(f'.{name}', __package__)
+
+
+def by_triton(module: ModuleType | None, *args) -> bool:
+    """Return whether a module of :func:`triton_module` is to be used: it is there and allowed, and
+    its ``supports`` takes the arguments.
+    """
+    return module is not None and _triton and module.supports(*args)
 
 
 def plain_wanted() -> bool:

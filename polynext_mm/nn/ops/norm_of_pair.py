@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import dispatch
-from .blocks import added, blocks, joined, norm_backward, norm_forward, positions
+from .blocks import added, blocks, joined, positions
+from .norms import norm_of_sum, norm_of_sum_backward
 from .precision import layer_norm
 
 
@@ -31,11 +32,7 @@ def norm_of_pair(s0: Tensor, s1: Tensor, a0: Tensor, a1: Tensor, w_norm: Tensor)
 
 
 def plain(s0, s1, a0, a1, w_norm):
-    return layer_norm(_sum(s0, s1, a0, a1), w_norm)
-
-
-def _sum(s0, s1, a0, a1):
-    return torch.addcmul(a0 * s0, a1, s1)
+    return layer_norm(torch.addcmul(a0 * s0, a1, s1), w_norm)
 
 
 class _Kernel(torch.autograd.Function):
@@ -43,13 +40,12 @@ class _Kernel(torch.autograd.Function):
     def infer(s0, s1, a0, a1, w_norm):
         parts = []
         for _, s0_b, s1_b in blocks(s0.shape[-1], None, positions(s0), positions(s1)):
-            parts.append(norm_forward(_sum(s0_b, s1_b, a0, a1), w_norm)[0])
+            parts.append(norm_of_sum(s0_b, s1_b, a0, a1, w_norm)[0])
         return _shaped(joined(parts), s0)
 
     @staticmethod
     def forward(ctx, s0, s1, a0, a1, w_norm):
-        total = _sum(s0, s1, a0, a1)
-        x, mean, rstd = norm_forward(positions(total), w_norm)
+        x, total, mean, rstd = norm_of_sum(positions(s0), positions(s1), a0, a1, w_norm)
         ctx.save_for_backward(s0, s1, a0, a1, w_norm, total, mean, rstd)
         return _shaped(x, s0)
 
@@ -59,17 +55,14 @@ class _Kernel(torch.autograd.Function):
         s0, s1, a0, a1, w_norm, total, mean, rstd = ctx.saved_tensors
         grad_s0, grad_s1 = torch.empty_like(s0), torch.empty_like(s1)
         grad_a0 = grad_a1 = grad_w_norm = None
-        maps = (grad.contiguous(), total, s0, s1, grad_s0, grad_s1)
-        maps = (*map(positions, maps), mean, rstd)
-        for _, g, x, s0_b, s1_b, grad_s0_b, grad_s1_b, mean_b, rstd_b in blocks(
-            s0.shape[-1], None, *maps
+        maps = map(positions, (grad.contiguous(), s0, s1, grad_s0, grad_s1))
+        for _, g, s0_b, s1_b, grad_s0_b, grad_s1_b, total_b, *moments in blocks(
+            s0.shape[-1], None, *maps, total, mean, rstd
         ):
-            g, part = norm_backward(g, x, mean_b, rstd_b, w_norm)
-            grad_w_norm = added(grad_w_norm, part)
-            torch.mul(g, a0, out=grad_s0_b)
-            torch.mul(g, a1, out=grad_s1_b)
-            grad_a0 = added(grad_a0, (g * s0_b).sum(0))
-            grad_a1 = added(grad_a1, (g * s1_b).sum(0))
+            parts = norm_of_sum_backward(
+                g, total_b, moments, (s0_b, s1_b), (a0, a1), w_norm, out=(grad_s0_b, grad_s1_b)
+            )
+            grad_a0, grad_a1, grad_w_norm = map(added, (grad_a0, grad_a1, grad_w_norm), parts)
         return grad_s0, grad_s1, grad_a0, grad_a1, grad_w_norm
 
 

@@ -13,7 +13,6 @@ On GPUs the same is done by :mod:`~polynext_mm.nn.ops.poly_attention_triton`, wh
 and takes the dtype.
 """
 
-import importlib.util
 import math
 from collections.abc import Iterator, Sequence
 
@@ -25,10 +24,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import dispatch
 from .precision import wide, wide_dtype
 
-if importlib.util.find_spec('triton') is None:  # it is not made for every platform
-    poly_attention_triton = None
-else:
-    from . import poly_attention_triton
+poly_attention_triton = dispatch.triton_module('poly_attention_triton')
 
 EPS = 1e-12  # the smallest divisor, as in the authors' release
 
@@ -64,8 +60,7 @@ def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _kernel(q, k, v):
-    with_triton = poly_attention_triton is not None and dispatch.triton_allowed()
-    if with_triton and poly_attention_triton.supports(q, k, v):
+    if dispatch.by_triton(poly_attention_triton, q, k, v):
         return poly_attention_triton.attend(q, k, v, EPS)
     return _in_blocks(q, k, v)
 

@@ -32,9 +32,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from . import triton_operators
+
 WIDTHS = (16, 32, 64)  # of a head: powers of two, as tiles are, and few enough for registers
-MIN_MAJOR = 8  # compute capability of an NVIDIA device, the least that Triton supports
 
 
 class Tile(NamedTuple):
@@ -77,24 +77,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
 def supports(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Return whether the kernels take these inputs on their device."""
     return (
-        q.dtype in DTYPES
+        q.dtype in triton_operators.DTYPES
         and q.dtype == k.dtype == v.dtype
         and q.shape[-1] in WIDTHS
         and q.shape[-1] == v.shape[-1]
-        and _runs_on(q.device)
+        and triton_operators.runs_on(q.device)
     )
-
-
-def _runs_on(device: torch.device) -> bool:
-    if INTERPRETED:
-        return True
-    if device.type == 'meta':
-        return True
-    if device.type != 'cuda':  # which ROCm devices are, too
-        return False
-    if torch.version.hip is not None or not torch.cuda.is_initialized():  # such as fake tensors
-        return True
-    return torch.cuda.get_device_properties(device).major >= MIN_MAJOR
 
 
 # Kernels. Numbers of tokens change from image to image: no variants are compiled for them.
@@ -340,9 +328,6 @@ def _grad_kv_kernel(
     _store(grad_v_ptr, grad_v, batch, head, keys, n_keys, n_heads, WIDTH)
 
 
-INTERPRETED = not isinstance(_forward_kernel, triton.JITFunction)  # by TRITON_INTERPRET=1
-
-
 # Launching. Tiles are those that compile without spills for sm_80 and sm_90
 # (benchmarks/compile_kernels.py), for products in half precision, tf32 and float32. The fastest is
 # found on the device; the first is taken where that must not be left to chance.
@@ -413,7 +398,7 @@ def _launch(kernel: str, block: str, maps: list[Tensor], others: list[Tensor], *
     half = q.dtype.itemsize == 2
     precision = 'tf32' if not half and tf32_allowed() else 'ieee'
     tiles = TILES[kernel]['half' if half else precision]
-    if INTERPRETED or torch.are_deterministic_algorithms_enabled():
+    if triton_operators.INTERPRETED or torch.are_deterministic_algorithms_enabled():
         tiles = tiles[:1]
     with torch.cuda.device_of(q):
         _tuned(kernel, tiles)[lambda meta: (triton.cdiv(rows, meta[block]) * batch * n_heads,)](

@@ -19,21 +19,20 @@ from torch.autograd.function import once_differentiable
 
 from . import dispatch
 from .blocks import (
-    add_branch,
     add_product,
     added,
     added_outer,
     bands,
     blocks,
     joined,
-    narrowed,
-    norm_backward,
-    norm_forward,
     positions,
     scaled,
 )
 from .depthwise import channels_first, channels_last, conv, conv_backward, depthwise
+from .norms import add_norm, add_norm_backward
 from .precision import layer_norm, linear, narrow
+
+partners_triton = dispatch.triton_module('partners_triton')
 
 
 def add_poly_conv(
@@ -126,17 +125,24 @@ def _partners(channels):
 def _times_swapped(x, y, out=None):
     """``x * swap(y)`` of (B, K, H, W); ``out`` may be x."""
     out = torch.empty_like(x) if out is None else out
+    maps = [channels_last(t) for t in (x, y, out)]
+    if dispatch.by_triton(partners_triton, *maps):
+        partners_triton.times_swapped(*maps)
+        return out
     for own, partner in _partners(x.shape[1]):
         torch.mul(x[:, own], y[:, partner], out=out[:, own])
     return out
 
 
-def _swapped_product(x, y):
-    """``swap(x * y)`` of (B, K, H, W)."""
-    out = torch.empty_like(x)
+def _times_swapped_backward(grad, x, y):
+    """The gradients of x and y, that of x in the memory of ``grad``, perhaps."""
+    maps = [channels_last(t) for t in (grad, x, y)]
+    if dispatch.by_triton(partners_triton, *maps):
+        return tuple(map(channels_first, partners_triton.times_swapped_backward(*maps)))
+    grad_y = torch.empty_like(y)
     for own, partner in _partners(x.shape[1]):
-        torch.mul(x[:, partner], y[:, partner], out=out[:, own])
-    return out
+        torch.mul(grad[:, partner], x[:, partner], out=grad_y[:, own])
+    return _times_swapped(grad, y, out=grad), grad_y
 
 
 class _Kernel(torch.autograd.Function):
@@ -153,9 +159,9 @@ class _Kernel(torch.autograd.Function):
             product = _times_swapped(coarse, conv(seen, w_fine), out=coarse)
             smooth = channels_last(conv(product, w_smooth))
             smooth = smooth[:, rows.start - first : rows.stop - first]
-            branch, _, _ = norm_forward(F.linear(smooth, w_out), w_norm)
             factor = None if keep is None else keep[samples]
-            add_branch(x[samples, rows], branch, factor, out=y[samples, rows])
+            branch = F.linear(smooth, w_out)
+            add_norm(x[samples, rows], branch, factor, w_norm, out=y[samples, rows])
         return y
 
     @staticmethod
@@ -168,9 +174,7 @@ class _Kernel(torch.autograd.Function):
         maps = map(positions, (x, y, smooth, z))
         for keep_b, x_b, y_b, smooth_b, z_b in blocks(max(w_out.shape), keep, *maps):
             torch.mm(smooth_b, w_out.t(), out=z_b)
-            branch, *of_block = norm_forward(z_b, w_norm)
-            moments.append(of_block)
-            add_branch(x_b, branch, keep_b, out=y_b)
+            moments.append(add_norm(x_b, z_b, keep_b, w_norm, out=y_b))
         weights = (w_in, w_coarse, w_fine, w_smooth, w_out, w_norm)
         moments = map(joined, zip(*moments))
         ctx.save_for_backward(narrow_x, keep, *weights, b, coarse, fine, smooth, z, *moments)
@@ -189,18 +193,17 @@ class _Kernel(torch.autograd.Function):
         for keep_b, g, z_b, smooth_b, g_smooth_b, mean_b, rstd_b in blocks(
             max(w_out.shape), keep, *maps
         ):
-            g = narrowed(g, keep_b, x.dtype)
-            g, part = norm_backward(g, z_b, mean_b, rstd_b, w_norm)
+            g, part = add_norm_backward(g, keep_b, z_b, mean_b, rstd_b, w_norm)
             grad_w_norm = added(grad_w_norm, part)
             grad_w_out = added_outer(grad_w_out, g, smooth_b)
             torch.mm(g, w_out, out=g_smooth_b)
         g, grad_w_smooth = conv_backward(
             channels_first(g_smooth), _times_swapped(coarse, fine), w_smooth
         )
-        from_fine, grad_w_fine = conv_backward(_swapped_product(g, coarse), b, w_fine)
-        g = _times_swapped(g, fine, out=g)
-        g, grad_w_coarse = conv_backward(g, b, w_coarse, dilation=2)
-        g = positions(channels_last(g.add_(from_fine)))
+        g_coarse, g_fine = _times_swapped_backward(g, coarse, fine)
+        g, grad_w_fine = conv_backward(g_fine, b, w_fine)
+        g, grad_w_coarse = conv_backward(g_coarse, b, w_coarse, dilation=2, plus=g)
+        g = positions(channels_last(g))
         grad_w_in = added_outer(None, g, positions(x))
         grad_x = torch.empty_like(grad)
         add_product(positions(grad), g, w_in, None, out=positions(grad_x))

@@ -20,11 +20,10 @@ from .blocks import (
     added_outer,
     blocks,
     narrowed,
-    norm_backward,
-    norm_forward,
     positions,
     scaled,
 )
+from .norms import norm_of_product, norm_of_product_backward
 from .precision import layer_norm, linear, narrow
 
 
@@ -71,8 +70,7 @@ class _Kernel(torch.autograd.Function):
     def infer(x, keep, w_in, w_norm, w_out, out=None):
         y = torch.empty_like(x) if out is None else out
         for keep_b, x_b, y_b in blocks(w_in.shape[0], keep, positions(x), positions(y)):
-            u, v = F.linear(x_b.to(w_in.dtype), w_in).chunk(2, -1)
-            normed, _, _ = norm_forward(u * v, w_norm)
+            normed = norm_of_product(F.linear(x_b.to(w_in.dtype), w_in), w_norm)
             add_product(x_b, normed, w_out.t(), keep_b, out=y_b)
         return y
 
@@ -84,8 +82,7 @@ class _Kernel(torch.autograd.Function):
         ctx.save_for_backward(narrow_x, keep, w_in, w_norm, w_out, halves)
         maps = map(positions, (x, narrow_x, y, halves))
         for keep_b, x_b, narrow_b, y_b, halves_b in blocks(w_in.shape[0], keep, *maps):
-            u, v = torch.mm(narrow_b, w_in.t(), out=halves_b).chunk(2, -1)
-            normed, _, _ = norm_forward(u * v, w_norm)
+            normed = norm_of_product(torch.mm(narrow_b, w_in.t(), out=halves_b), w_norm)
             add_product(x_b, normed, w_out.t(), keep_b, out=y_b)
         return y
 
@@ -98,17 +95,10 @@ class _Kernel(torch.autograd.Function):
         grad_x = torch.empty_like(grad)
         maps = map(positions, (grad, grad_x, x, halves))
         for keep_b, g, grad_x_b, x_b, halves_b in blocks(w_in.shape[0], keep, *maps):
-            u, v = halves_b.chunk(2, -1)
-            product = u * v
-            normed, mean, rstd = norm_forward(product, w_norm)
             g_out = narrowed(g, keep_b, x.dtype)
-            grad_w_out = added_outer(grad_w_out, g_out, normed)
-            g_product, part = norm_backward(g_out @ w_out, product, mean, rstd, w_norm)
+            normed, g_halves, part = norm_of_product_backward(g_out @ w_out, halves_b, w_norm)
             grad_w_norm = added(grad_w_norm, part)
-            g_halves = torch.empty_like(halves_b)
-            g_u, g_v = g_halves.chunk(2, -1)
-            torch.mul(g_product, v, out=g_u)
-            torch.mul(g_product, u, out=g_v)
+            grad_w_out = added_outer(grad_w_out, g_out, normed)
             grad_w_in = added_outer(grad_w_in, g_halves, x_b)
             add_product(g, g_halves, w_in, None, out=grad_x_b)
         return grad_x, None, grad_w_in, grad_w_norm, grad_w_out

@@ -1,0 +1,63 @@
+"""What the kernels in Triton share: the devices that run them, and how torch knows them.
+
+They are operators of torch, so that tensors without memory (meta and fake ones, a compiler's) get
+their shapes. Below autograd, which the operations that call them have of their own, a bare operator
+costs the host a fraction of what one of ``torch.library.custom_op`` costs.
+"""
+
+from collections.abc import Callable
+
+import torch
+import triton
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MIN_MAJOR = 8  # compute capability of an NVIDIA device, the least that Triton supports
+
+
+@triton.jit
+def _kernel():
+    pass
+
+
+INTERPRETED = not isinstance(_kernel, triton.JITFunction)  # by TRITON_INTERPRET=1
+
+_library = torch.library.Library('polynext_mm', 'FRAGMENT')
+
+
+def runs_on(device: torch.device) -> bool:
+    """Return whether a device runs kernels in Triton; meta tensors stand for such a device."""
+    if INTERPRETED:
+        return True
+    if device.type == 'meta':
+        return True
+    if device.type != 'cuda':  # which ROCm devices are, too
+        return False
+    if torch.version.hip is not None or not torch.cuda.is_initialized():  # such as fake tensors
+        return True
+    return torch.cuda.get_device_properties(device).major >= MIN_MAJOR
+
+
+def takes(*tensors: Tensor | None) -> bool:
+    """Return whether kernels take these tensors: contiguous, of their dtypes, on their devices."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    return all(t.dtype in DTYPES and t.is_contiguous() for t in given) and runs_on(given[0].device)
+
+
+def operator(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
+    """Make a function that launches kernels an operator of torch.
+
+    Args:
+        schema: As torch writes it: ``name(Tensor x) -> Tensor``.
+        fake: Makes the outputs, of the same arguments, without computing them.
+    """
+    name = schema.partition('(')[0]
+
+    def define(function):
+        _library.define(schema)
+        for key in ('CUDA', 'CPU') if INTERPRETED else ('CUDA',):
+            _library.impl(name, function, key)
+        torch.library.register_fake(f'polynext_mm::{name}', fake, lib=_library)
+        return getattr(torch.ops.polynext_mm, name).default
+
+    return define
