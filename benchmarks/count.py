@@ -99,9 +99,9 @@ _KERNELS = {
     'times_swapped_triton': 1,
     'times_swapped_backward_triton': 1,
     'norm_of_product_triton': 1,
-    'norm_of_product_backward_triton': 3,  # of programs, their sum and its cast
+    'norm_of_product_backward_triton': 2,
     'add_norm_triton': 1,
-    'add_norm_backward_triton': 3,
+    'add_norm_backward_triton': 2,
     'norm_of_sum_triton': 1,
     'norm_of_sum_backward_triton': 2,
 }
@@ -177,11 +177,7 @@ class Counter(TorchDispatchMode):
         elif name == 'native_layer_norm_backward' and args[-1][1]:
             launches = 3  # that of the weight is two more
             moved += size(args[0]) + size(args[1])
-        elif name == 'convolve_triton':
-            flops = 2 * args[0].numel() * args[1][0].numel()
-        elif name == 'depthwise_weight_grad_triton':
-            flops = 2 * args[0].numel() * args[2] ** 2
-        elif name.startswith('poly_attention'):
+        elif func._overloadpacket in flop_registry and func.namespace == 'polynext_mm':
             flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
         if name in ('_to_copy', 'copy_'):
             name += ' of a map' if written[0].ndim > 2 and written[0].numel() > 2e5 else ''

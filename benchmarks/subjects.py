@@ -233,7 +233,11 @@ def _captured(step: Callable[[], None]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+
+    def replay(keeping_alive=step):  # the graph reads its tensors
+        graph.replay()
+
+    return replay
 
 
 def _exported_workload(subject: Subject, setting: Setting) -> Workload:

@@ -38,6 +38,10 @@ def norm_of_pair(dtype, keep, **size):
     return ops.norm_of_pair, inputs
 
 
+def layer_norm(dtype, keep, **size):
+    return ops.layer_norm, maps(dtype, 2, 7, **size) + tensors(dtype, (7,))
+
+
 def poly_mlp(dtype, keep, **size):
     inputs = maps(dtype, 2, 7, **size) + tensors(dtype, (10, 7), (5,), (7, 5))
     return lambda x, *weights: ops.add_poly_mlp(x, factor_of(x, keep), *weights), inputs
@@ -85,6 +89,7 @@ def depthwise(dtype, keep, **size):
 
 
 OPS = [
+    layer_norm,
     norm_of_pair,
     poly_mlp,
     poly_mlp_without_norm_weight,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from . import ops
 from .batch_norm import BatchNorms, ChannelBatchNorm
 from .ops import poly_conv, poly_mlp
-from .ops.precision import layer_norm, linear, matmul_dtype, narrow
+from .ops.precision import linear, matmul_dtype, narrow
 
 HEAD_WIDTH = 32
 
@@ -38,7 +38,7 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return layer_norm(x, self.weight)
+        return ops.layer_norm(x, self.weight)
 
     @torch.no_grad()
     def fold_forward(self, following: nn.Linear) -> None:

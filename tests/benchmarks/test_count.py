@@ -7,10 +7,10 @@ from subjects import Setting, parse_subject
 
 # model, mode: launches, GB moved, at most
 BOUNDS = {
-    ('cpolynext_s', 'inference'): (1400, 20.5),
-    ('cpolynext_s', 'train'): (4600, 61),
-    ('apolynext_s', 'inference'): (1800, 26),
-    ('apolynext_s', 'train'): (5500, 66),
+    ('cpolynext_s', 'inference'): (1250, 18),
+    ('cpolynext_s', 'train'): (3800, 48.5),
+    ('apolynext_s', 'inference'): (1450, 19),
+    ('apolynext_s', 'train'): (4450, 52),
 }
 
 
@@ -18,8 +18,8 @@ BOUNDS = {
 def test_launches_and_bytes_stay_within_bounds(model, mode):
     record = costs(parse_subject(model), Setting(mode, (512, 512), 8, 'bfloat16'), 'h100')
     launches, gigabytes = BOUNDS[model, mode]
-    assert launches * 0.8 < record['launches'] <= launches
-    assert gigabytes * 0.8 < record['GB moved'] <= gigabytes
+    assert launches * 0.9 < record['launches'] <= launches
+    assert gigabytes * 0.9 < record['GB moved'] <= gigabytes
     assert record['synchronizations'] == 0
 
 

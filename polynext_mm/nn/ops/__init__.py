@@ -7,6 +7,7 @@ from .channel_batch_norm import channel_batch_norm
 from .clip_gradient import clip_gradient
 from .depthwise import depthwise
 from .dispatch import plain_ops, triton_ops
+from .layer_norm import layer_norm
 from .norm_of_pair import norm_of_pair
 from .poly_attention import poly_attention
 from .poly_attention_sums import poly_attention_sums
@@ -20,6 +21,7 @@ __all__ = [
     'channel_batch_norm',
     'clip_gradient',
     'depthwise',
+    'layer_norm',
     'norm_of_pair',
     'partner_order',
     'plain_ops',

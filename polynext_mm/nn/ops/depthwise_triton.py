@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from . import triton_operators
 
@@ -220,3 +221,13 @@ def weight_grad(grad: Tensor, x: Tensor, size: int, dilation: int) -> Tensor:
             num_warps=4,
         )
     return parts.sum(0)
+
+
+@register_flop_formula(torch.ops.polynext_mm.convolve_triton)
+def _(x_shape, weight_shape, *args, **kwargs) -> int:
+    return 2 * x_shape.numel() * weight_shape[-2:].numel()
+
+
+@register_flop_formula(torch.ops.polynext_mm.depthwise_weight_grad_triton)
+def _(grad_shape, x_shape, size, *args, **kwargs) -> int:
+    return 2 * grad_shape.numel() * size**2

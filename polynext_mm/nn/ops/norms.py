@@ -20,7 +20,7 @@ def norm_of_product(halves: Tensor, weight: Tensor | None) -> Tensor:
     if dispatch.by_triton(norms_triton, halves, weight):
         return norms_triton.norm_of_product(halves, weight)
     u, v = halves.chunk(2, -1)
-    return _norm(u * v, weight)[0]
+    return norm(u * v, weight)[0]
 
 
 def norm_of_product_backward(
@@ -32,13 +32,21 @@ def norm_of_product_backward(
         return normed, grad_halves, None if weight is None else of_weight
     u, v = halves.chunk(2, -1)
     product = u * v
-    normed, mean, rstd = _norm(product, weight)
+    normed, mean, rstd = norm(product, weight)
     grad, of_weight = _norm_backward(grad, product, mean, rstd, weight)
     grad_halves = torch.empty_like(halves)
     g_u, g_v = grad_halves.chunk(2, -1)
     torch.mul(grad, v, out=g_u)
     torch.mul(grad, u, out=g_v)
     return normed, grad_halves, of_weight
+
+
+def norm(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``LN(x)`` and the moments of x: means and reciprocal deviations."""
+    if dispatch.by_triton(norms_triton, x, weight):
+        out = torch.empty_like(x)
+        return out, *norms_triton.add_norm(None, x, None, weight, out)
+    return torch.native_layer_norm(x, x.shape[-1:], _norm_weight(x, weight), None, LN_EPS)
 
 
 def add_norm(
@@ -51,7 +59,7 @@ def add_norm(
     """
     if dispatch.by_triton(norms_triton, x, z, keep, weight, out):
         return norms_triton.add_norm(x, z, keep, weight, out)
-    branch, *moments = _norm(z, weight)
+    branch, *moments = norm(z, weight)
     add_branch(x, branch, keep, out=out)
     return tuple(moments)
 
@@ -78,7 +86,7 @@ def norm_of_sum(
     if dispatch.by_triton(norms_triton, s0, s1, a0, a1, weight):
         return norms_triton.norm_of_sum(s0, s1, a0, a1, weight)
     total = torch.addcmul(a0 * s0, a1, s1)
-    normed, mean, rstd = _norm(total, weight)
+    normed, mean, rstd = norm(total, weight)
     return normed, total, mean, rstd
 
 
@@ -100,11 +108,6 @@ def norm_of_sum_backward(
     for scale, grad_s in zip(scales, out):
         torch.mul(grad, scale, out=grad_s)
     return *((grad * s).sum(0) for s in pair), of_weight
-
-
-def _norm(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the LN of ``x``, its means and its reciprocal deviations."""
-    return torch.native_layer_norm(x, x.shape[-1:], _norm_weight(x, weight), None, LN_EPS)
 
 
 def _norm_backward(

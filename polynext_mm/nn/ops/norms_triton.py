@@ -147,8 +147,9 @@ def _add_kernel(
     if keep_ptr is not None:
         keep = tl.load(keep_ptr + rows // rows_per_sample, mask=rows < n_rows, other=0.0)
         branch = branch * keep.to(tl.float32)[:, None]
-    out = tl.load(x_ptr + place, mask=valid, other=0.0).to(tl.float32) + branch
-    tl.store(out_ptr + place, out.to(out_ptr.dtype.element_ty), mask=valid)
+    if x_ptr is not None:
+        branch += tl.load(x_ptr + place, mask=valid, other=0.0).to(tl.float32)
+    tl.store(out_ptr + place, branch.to(out_ptr.dtype.element_ty), mask=valid)
 
 
 @triton.jit(do_not_specialize=['n_rows', 'rows_per_sample'])
@@ -338,7 +339,7 @@ def _no_moments(x, z, keep, weight, out):
 
 
 @triton_operators.operator(
-    'add_norm_triton(Tensor x, Tensor z, Tensor? keep, Tensor? weight, Tensor(a!) out)'
+    'add_norm_triton(Tensor? x, Tensor z, Tensor? keep, Tensor? weight, Tensor(a!) out)'
     ' -> (Tensor, Tensor)',
     _no_moments,
 )

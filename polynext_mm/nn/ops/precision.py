@@ -41,13 +41,10 @@ def narrow(x: Tensor, *weights: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return weights in the dtype of matrix products on ``x``; None stays None.
 
     On a GPU that is one launch for all of them, and one for their gradients. The weights of norms,
-    which are vectors, stay as they are on a CPU, where a norm of a half map takes wide weights.
+    which are vectors, stay as they are: a norm of a half map takes wide weights.
     """
     dtype = matmul_dtype(x)
-    on_cpu = x.device.type == 'cpu'
-    casts = [
-        w is not None and w.dtype is not dtype and not (on_cpu and w.ndim == 1) for w in weights
-    ]
+    casts = [w is not None and w.dtype is not dtype and w.ndim > 1 for w in weights]
     if not any(casts):
         return weights
     cast = iter(dispatch.run(_cast, _Cast, dtype, *itertools.compress(weights, casts)))

@@ -1,0 +1,44 @@
+"""Layer norm of a map, with a weight and no bias: ``LN(x)``.
+
+The kernel is Triton's, on GPUs. Elsewhere torch's own, the plain form, is as good.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import dispatch
+from .norms import add_norm_backward, norm, norms_triton
+from .precision import layer_norm as plain
+
+
+def layer_norm(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Compute the LN of ``x`` over its last dimension, with float32 statistics.
+
+    Args:
+        x: (..., C).
+        weight: (C,), or None for 1.
+
+    Returns:
+        A new map in the shape and dtype of ``x``.
+    """
+    kernel = _Kernel if dispatch.by_triton(norms_triton, x, weight) else plain
+    return dispatch.run(plain, kernel, x, weight)
+
+
+class _Kernel(torch.autograd.Function):
+    @staticmethod
+    def infer(x, weight):
+        return norm(x, weight)[0]
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        out, mean, rstd = norm(x, weight)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, *moments = ctx.saved_tensors
+        return add_norm_backward(grad.contiguous(), None, x, *moments, weight)
