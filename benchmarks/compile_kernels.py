@@ -13,11 +13,13 @@ import itertools
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from polynext_mm.nn.ops import depthwise_triton, norms_triton, partners_triton
 from polynext_mm.nn.ops.poly_attention_triton import KERNELS, TILES, Tile
 from report import Record, markdown
 
@@ -32,6 +34,17 @@ DTYPES = {
 # What multiplies matrices, the fastest first.
 PRODUCTS = ('tcgen05.mma', 'wgmma', 'mma.sync', 'mfma', 'wmma')
 
+# The kernels of the branches, at the widths of CPolyNeXt-S and with the kernel sizes that it has
+# there. Under autocast the residual stream and the weights of norms are float32, as sums are.
+INNER = ((72, 3), (144, 5), (216, 5), (324, 5))
+NORMED = {'product': (72, 144, 252, 378), 'add': (72, 144, 288, 432), 'sum': (72, 144, 288, 432)}
+WIDE = {'part_ptr', 'mean_ptr', 'rstd_ptr', 'keep_ptr', 'weight_ptr', 'a0_ptr', 'a1_ptr'}
+STREAM = {
+    'add': {'x_ptr', 'out_ptr', 'grad_ptr'},
+    'sum': {'s0_ptr', 's1_ptr', 'out_ptr', 'total_ptr', 'grad_ptr', 'grad_s0_ptr', 'grad_s1_ptr'},
+}
+BRANCHES = ('convolve', 'weight_grad', 'times_swapped', *NORMED)
+
 
 def parse_target(name: str) -> GPUTarget:
     """Return Triton's target of a device, sm_90 or gfx942, say."""
@@ -43,7 +56,7 @@ def parse_target(name: str) -> GPUTarget:
 
 
 def usage(kernel: str, dtype: str, tile: Tile, target: GPUTarget) -> Record:
-    """Compile a kernel and tell what it takes of the device.
+    """Compile a kernel of attention and tell what it takes of the device.
 
     Args:
         kernel: Its name in KERNELS.
@@ -51,22 +64,63 @@ def usage(kernel: str, dtype: str, tile: Tile, target: GPUTarget) -> Record:
         tile: A tile of TILES.
         target: The device.
     """
-    function = KERNELS[kernel]
-    element, _, precision = DTYPES[dtype]
     constants = dict(
         EPS=1e-12,
-        PRECISION=precision,
+        PRECISION=DTYPES[dtype][2],
         WIDTH=WIDTH,
         BLOCK_Q=tile.queries,
         BLOCK_K=tile.keys,
         STAGES=tile.stages,
     )
+    wide, shown = {'factor_ptr', 'shift_ptr'}, f'{tile.queries}x{tile.keys}'
+    return _usage(kernel, KERNELS[kernel], shown, dtype, constants, wide, tile.warps, target)
+
+
+def branch_usages(kernel: str, dtype: str, target: GPUTarget) -> Iterator[Record]:
+    """Compile a kernel of the branches, one of BRANCHES, in all that it is launched as."""
+    if kernel in NORMED:
+        for width in NORMED[kernel]:
+            tile = norms_triton.tile(width)
+            warps = tile.pop('num_warps')
+            wide = WIDE | STREAM.get(kernel, set())
+            for function in norms_triton.KERNELS[kernel]:
+                name = function.__name__.strip('_')
+                constants = dict(tile, EPS=norms_triton.LN_EPS)
+                yield _usage(name, function, f'C={width}', dtype, constants, wide, warps, target)
+        return
+    for channels, size in INNER:
+        shown = f'C={channels} {size}x{size}'
+        constants = dict(CHANNELS=channels, SIZE=size, DILATION=2, ROTATED=False)
+        if kernel == 'convolve':
+            tile = dict(zip(('ROWS', 'PLACES'), depthwise_triton.TILE))
+            yield _usage(
+                *(kernel, depthwise_triton.convolve_kernel, shown, dtype, constants | tile),
+                *(set(), depthwise_triton.WARPS, target),
+            )
+        elif kernel == 'weight_grad':
+            tile = dict(zip(('POSITIONS', 'BLOCK'), depthwise_triton.STEP))
+            yield _usage(
+                *(kernel, depthwise_triton.weight_grad_kernel, shown, dtype, constants | tile),
+                *(WIDE, depthwise_triton.WARPS, target),
+            )
+        else:
+            constants = dict(CHANNELS=channels, PLACES=partners_triton.PLACES)
+            for function in partners_triton.KERNELS:
+                name = function.__name__.strip('_')
+                yield _usage(
+                    *(name, function, f'C={channels}', dtype, constants, set()),
+                    *(partners_triton.WARPS, target),
+                )
+
+
+def _usage(kernel, function, shown, dtype, constants, wide, warps, target) -> Record:
+    """Compile a function and tell what it takes; pointers named in ``wide`` are to float32."""
     signature, aligned = {}, {}
     for index, name in enumerate(function.arg_names):
         if name in constants:
             signature[name] = 'constexpr'
         elif name.endswith('_ptr'):
-            signature[name] = '*fp32' if name in ('factor_ptr', 'shift_ptr') else f'*{element}'
+            signature[name] = '*fp32' if name in wide else f'*{DTYPES[dtype][0]}'
         else:
             signature[name] = 'i32'
         if name.endswith('_ptr') or '_stride_' in name:
@@ -75,7 +129,7 @@ def usage(kernel: str, dtype: str, tile: Tile, target: GPUTarget) -> Record:
     compiled = triton.compile(
         ASTSource(function, signature, constants, aligned),
         target=target,
-        options=dict(num_warps=tile.warps),
+        options=dict(num_warps=warps),
     )
     nvidia = target.backend == 'cuda'
     registers, spilled = (nvidia_registers if nvidia else amd_registers)(compiled)
@@ -84,8 +138,8 @@ def usage(kernel: str, dtype: str, tile: Tile, target: GPUTarget) -> Record:
         'target': f'sm_{target.arch}' if nvidia else target.arch,
         'dtype': dtype,
         'kernel': kernel,
-        'tile': f'{tile.queries}x{tile.keys}',
-        'warps': tile.warps,
+        'tile': shown,
+        'warps': warps,
         'registers': registers,
         'spilled': spilled,
         'shared KiB': compiled.metadata.shared / 1024,
@@ -114,11 +168,14 @@ def amd_registers(compiled) -> tuple[int, int]:
 
 def report(targets: list[GPUTarget], dtypes: list[str], kernels: list[str]) -> list[Record]:
     """Compile every tile that may be chosen."""
-    return [
-        usage(kernel, dtype, tile, target)
-        for target, dtype, kernel in itertools.product(targets, dtypes, kernels)
-        for tile in TILES[kernel][DTYPES[dtype][1]]
-    ]
+    records = []
+    for target, dtype, kernel in itertools.product(targets, dtypes, kernels):
+        if kernel in KERNELS:
+            tiles = TILES[kernel][DTYPES[dtype][1]]
+            records += [usage(kernel, dtype, tile, target) for tile in tiles]
+        elif dtype != 'tf32':  # there are no products in these
+            records += branch_usages(kernel, dtype, target)
+    return records
 
 
 def main() -> None:
@@ -134,7 +191,8 @@ def main() -> None:
         help='devices, as NVIDIA and AMD name them (default: sm_80 sm_90)',
     )
     parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES))
-    parser.add_argument('--kernels', nargs='+', choices=KERNELS, default=list(KERNELS))
+    names = [*KERNELS, *BRANCHES]
+    parser.add_argument('--kernels', nargs='+', choices=names, default=names)
     args = parser.parse_args()
     print(markdown(report(args.targets, args.dtypes, args.kernels)))
 

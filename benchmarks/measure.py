@@ -130,6 +130,8 @@ def _measure_times(
     for i in range(rounds):
         for subject in reversed(steps) if i % 2 else steps:
             times[subject].append(seconds(steps[subject], setting.device))
+    for subject, found in times.items():  # the tables come once everything is measured
+        say(f'{subject.label} ({subject.memory_format}): {1e3 * statistics.median(found):.4g} ms')
     return times
 
 

@@ -331,20 +331,17 @@ def check_compiling() -> Check:
 def check_gpu_kernels() -> Check:
     import torch
 
-    name = 'Triton kernels'
+    name, without = 'Triton kernels', "operations take torch's kernels"
     if not torch.cuda.is_available():
         hint = 'set CUDA_VISIBLE_DEVICES, or install a torch that fits the driver'
-        return Check(
-            name, 'note', 'no GPU: attention computes in blocks', hint if _has_driver() else ''
-        )
+        return Check(name, 'note', f'no GPU: {without}', hint if _has_driver() else '')
     if importlib.util.find_spec('triton') is None:
-        return Check(name, 'note', 'no triton: attention computes in blocks', 'pip install triton')
-    from polynext_mm.nn.ops import poly_attention_triton
+        return Check(name, 'note', f'no triton: {without}', 'pip install triton')
+    from polynext_mm.nn.ops import triton_operators
 
-    q, k, v = (torch.randn(1, 2, 64, 32, device='cuda', dtype=torch.bfloat16) for _ in range(3))
-    if not poly_attention_triton.supports(q, k, v):
-        return Check(name, 'note', 'not for this GPU: attention computes in blocks')
-    return Check(name, 'ok', 'used for attention on this GPU')
+    if not triton_operators.runs_on(torch.device('cuda')):
+        return Check(name, 'note', f'not for this GPU: {without}')
+    return Check(name, 'ok', 'used on this GPU')
 
 
 def _has_driver() -> bool:

@@ -20,8 +20,6 @@ class CUDAGraphHook(Hook):
     processes or for several sizes, ``compile_cells='reduce-overhead'`` of the backbone does the
     like.
 
-    It has not been run on a GPU yet: the tests put a stand-in in the place of the capture.
-
     Raises:
         ValueError: Before the first step, for a setting that a graph cannot take.
     """

@@ -23,6 +23,12 @@ BENCHMARKS = {
         *('--mode', 'inference', 'train', '--batch', '8', '--dtype', 'bfloat16', '--memory'),
         *('--rounds', '20', '--warmup', '5'),
     ],
+    'As one CUDA graph, without the time of the host': [
+        *('--models', f'{PEERS[0]}+graph', 'cpolynext_s+graph'),
+        *(f'{PEERS[1]}+graph', 'apolynext_s+graph'),
+        *('--mode', 'inference', 'train', '--batch', '8', '--dtype', 'bfloat16'),
+        *('--rounds', '20', '--warmup', '5'),
+    ],
     'Compiled': [
         *('--models', f'{PEERS[0]}+compile', 'cpolynext_s+compile'),
         *(f'{PEERS[1]}+compile', 'apolynext_s+compile'),
@@ -31,7 +37,7 @@ BENCHMARKS = {
     ],
     'Polynomial attention alone': [
         *('--attention', '1024', '4096', '16384', '--matrix-up-to', '4096'),
-        *('--dtype', 'bfloat16', '--rounds', '20', '--warmup', '5'),
+        *('--batch', '8', '--dtype', 'bfloat16', '--rounds', '20', '--warmup', '5'),
     ],
     'Where the time goes': [
         *('--profile', 'apolynext_s', '--mode', 'train'),

@@ -1,8 +1,8 @@
 """Dilated depthwise convolution as Triton kernels, for CUDA and ROCm devices.
 
 cuDNN has no fast kernels for dilated ones in channels-last memory: for 5x5 kernels on 8 maps of
-128x128x72 in bfloat16, a convolution took an H200 .47 ms, the gradient of its input .28 and that of
-its weights 1.2, where the undilated ones took .04, .07 and .07.
+64x64x144 in bfloat16, a convolution took an H200 259 us and the gradient of its weights 338, where
+these take 26 and 52 (docs/performance.md).
 
 A map (B, H, W, C) is taken as B H rows of W C places: a tap of the kernel lies dx C places and dy
 rows away, and is outside of the map where the place is outside of the row. So no lane is lost on a
@@ -20,10 +20,9 @@ from . import triton_operators
 
 SIZES = (3, 5)  # of the kernels that are unrolled
 
-# Of the convolution: rows and places of a program, on large maps and on small ones, which would
-# leave a device with nothing to do
-LARGE, SMALL = (4, 1024), (2, 512)
-SMALL_MAPS = 1 << 21  # elements
+WARPS = 4
+# Of the convolution: rows and places of a program. Each thread has eight places of every row.
+TILE = 2, 1024
 # Of the weights' gradient: positions and channels of a step, and positions of a program
 STEP = 64, 32
 MIN_CHUNK, MAX_CHUNKS = 512, 64
@@ -41,7 +40,7 @@ def supports(x: Tensor, weight: Tensor, dilation: int) -> bool:
 
 
 @triton.jit(do_not_specialize=['n_rows', 'height', 'width'])
-def _convolve_kernel(
+def convolve_kernel(
     x_ptr,
     weight_ptr,
     plus_ptr,
@@ -85,7 +84,7 @@ def _convolve_kernel(
 
 
 @triton.jit(do_not_specialize=['n_positions', 'height', 'width', 'chunk'])
-def _weight_grad_kernel(
+def weight_grad_kernel(
     grad_ptr,
     x_ptr,
     part_ptr,
@@ -168,11 +167,11 @@ def convolve(
     """
     batch, height, width, channels = x.shape
     y = torch.empty_like(x)
-    rows, places = LARGE if x.numel() > SMALL_MAPS else SMALL
+    rows, places = TILE
     taps = weight.view(channels, -1).t().contiguous()
     grid = triton.cdiv(width * channels, places), triton.cdiv(batch * height, rows)
     with torch.cuda.device_of(x):
-        _convolve_kernel[grid](
+        convolve_kernel[grid](
             *(x, taps, plus, y),
             *(batch * height, height, width),
             CHANNELS=channels,
@@ -181,7 +180,7 @@ def convolve(
             ROTATED=rotated,
             ROWS=rows,
             PLACES=places,
-            num_warps=places // 256,
+            num_warps=WARPS,
         )
     return y
 
@@ -210,7 +209,7 @@ def weight_grad(grad: Tensor, x: Tensor, size: int, dilation: int) -> Tensor:
     chunks = triton.cdiv(n_positions, chunk)
     parts = x.new_empty(chunks, channels, 1, size, size, dtype=torch.float32)
     with torch.cuda.device_of(x):
-        _weight_grad_kernel[(triton.cdiv(channels, block), chunks, size)](
+        weight_grad_kernel[(triton.cdiv(channels, block), chunks, size)](
             *(grad, x, parts),
             *(n_positions, height, width, chunk),
             CHANNELS=channels,
@@ -218,7 +217,7 @@ def weight_grad(grad: Tensor, x: Tensor, size: int, dilation: int) -> Tensor:
             DILATION=dilation,
             POSITIONS=positions,
             BLOCK=block,
-            num_warps=4,
+            num_warps=WARPS,
         )
     return parts.sum(0)
 

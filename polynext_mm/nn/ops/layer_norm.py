@@ -22,8 +22,9 @@ def layer_norm(x: Tensor, weight: Tensor | None) -> Tensor:
     Returns:
         A new map in the shape and dtype of ``x``.
     """
-    kernel = _Kernel if dispatch.by_triton(norms_triton, x, weight) else plain
-    return dispatch.run(plain, kernel, x, weight)
+    if torch.compiler.is_compiling() or not dispatch.by_triton(norms_triton, x, weight):
+        return plain(x, weight)
+    return dispatch.run(plain, _Kernel, x, weight)
 
 
 class _Kernel(torch.autograd.Function):

@@ -18,7 +18,7 @@ WARPS = 4
 
 def supports(*maps: Tensor) -> bool:
     """Return whether the kernels take these maps."""
-    return maps[0].numel() > 0 and triton_operators.takes(*maps)
+    return triton_operators.takes(*maps) and maps[0].numel() > 0
 
 
 @triton.jit
@@ -63,6 +63,9 @@ def _grads_kernel(
     grad = tl.load(grad_ptr + partners, mask=valid, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + partners, mask=valid, other=0.0).to(tl.float32)
     tl.store(grad_y_ptr + places, (grad * x).to(grad_y_ptr.dtype.element_ty), mask=valid)
+
+
+KERNELS = _times_swapped_kernel, _grads_kernel
 
 
 @triton_operators.operator(

@@ -25,6 +25,7 @@ INTERPRETED = not isinstance(_kernel, triton.JITFunction)  # by TRITON_INTERPRET
 _library = torch.library.Library('polynext_mm', 'FRAGMENT')
 
 
+@torch.compiler.assume_constant_result  # which a compiler need not look into
 def runs_on(device: torch.device) -> bool:
     """Return whether a device runs kernels in Triton; meta tensors stand for such a device."""
     if INTERPRETED:
@@ -39,9 +40,13 @@ def runs_on(device: torch.device) -> bool:
 
 
 def takes(*tensors: Tensor | None) -> bool:
-    """Return whether kernels take these tensors: contiguous, of their dtypes, on their devices."""
-    given = [tensor for tensor in tensors if tensor is not None]
-    return all(t.dtype in DTYPES and t.is_contiguous() for t in given) and runs_on(given[0].device)
+    """Return whether kernels take these tensors: contiguous, of their dtypes, on their devices.
+
+    The first is not None, and decides on the device.
+    """
+    return runs_on(tensors[0].device) and all(
+        t is None or (t.dtype in DTYPES and t.is_contiguous()) for t in tensors
+    )
 
 
 def operator(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
