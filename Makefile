@@ -36,7 +36,8 @@ demo: $(INSTALLED)
 	$(RUN) demo/segmentation.py
 
 demo-detection: $(INSTALLED)
-	echo '==> Training and evaluating three detectors on demo/materials (10 minutes)'
+	echo '==> Training and evaluating four detectors on demo/materials (13 minutes on two cores, or'
+	echo '    18 if "make demo" was not run before: the first starts from its backbone)'
 	$(RUN) demo/detection.py
 
 lint: $(INSTALLED)

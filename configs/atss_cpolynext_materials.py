@@ -1,7 +1,7 @@
 # A short CPolyNeXt with a narrow ATSS (a RetinaNet that chooses its positive anchors by statistics
-# of their overlaps), from scratch, on the sample in demo/materials: what `make demo-detection`
-# trains. The settings are chosen for a few minutes on two cores and are no recipe for more;
-# docs/from_scratch.md says which of them matter.
+# of their overlaps), from scratch, on the sample in demo/materials: one of those that
+# `make demo-detection` trains. The settings are chosen for a few minutes on two cores and are no
+# recipe for more; docs/from_scratch.md says which of them matter.
 _base_ = ['_base_/demo_detection.py', '_base_/materials.py']
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -35,22 +35,10 @@ test_evaluator = dict(ann_file=data_root + test_file)
 
 norm_cfg = dict(type='BN', requires_grad=True)
 # pieces are 40 to 64 pixels across: strides 4 to 16 show their texture
-widths = [24, 48, 96]
+widths = _base_.arch.widths[:3]
 model = dict(
-    backbone=dict(
-        arch=dict(
-            widths=widths,
-            depths=(1, 1, 1),
-            stacks=(2, 2, 2),
-            mixers=('conv', 'conv', 'conv'),
-            conv_ratios=(1, 1, 1),
-            mlp_ratios=(2, 2, 2),
-            coarse_sizes=(3, 5, 5),
-            downsampling=('sep3x3', 'sep3x3'),
-            gate_init=(0.0, 0.0, -1.0, -2.0),
-        ),
-        out_indices=(0, 1, 2),
-    ),
+    # the segmentor's arch, so that its weights fit; the fourth stage is not computed
+    backbone=dict(arch=_base_.arch, out_indices=(0, 1, 2)),
     neck=dict(in_channels=widths, norm_cfg=norm_cfg),
     bbox_head=dict(
         num_classes=len(_base_.metainfo.classes),
@@ -67,4 +55,5 @@ param_scheduler = [
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=30, end=max_iters),
 ]
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+find_unused_parameters = True  # DistributedDataParallel would stop at those of the fourth stage
 default_hooks = dict(checkpoint=dict(interval=max_iters), visualization=dict(score_thr=0.3))

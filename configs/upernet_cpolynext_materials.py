@@ -24,22 +24,10 @@ test_prefix = dict(img_path='images/test', seg_map_path='annotations/test')
 test_dataloader = dict(batch_size=10, num_workers=0, dataset=dict(dataset, data_prefix=test_prefix))
 
 num_classes = len(_base_.metainfo.classes)
-widths = [24, 48, 96, 96]
+widths = _base_.arch.widths
 model = dict(
     data_preprocessor=dict(size=crop_size),
-    backbone=dict(
-        arch=dict(
-            widths=widths,
-            depths=(1, 1, 1, 1),
-            stacks=(2, 2, 2, 2),
-            mixers=('conv', 'conv', 'conv', 'conv'),
-            conv_ratios=(1, 1, 1, 1),
-            mlp_ratios=(2, 2, 2, 2),
-            coarse_sizes=(3, 5, 5, 5),
-            downsampling=('sep3x3', 'sep3x3'),
-            gate_init=(0.0, 0.0, -1.0, -2.0),
-        ),
-    ),
+    backbone=dict(arch=_base_.arch),
     decode_head=dict(in_channels=widths, channels=32, dropout_ratio=0.0, num_classes=num_classes),
     auxiliary_head=dict(in_channels=widths[2], channels=32, num_classes=num_classes),
 )

@@ -1,4 +1,5 @@
-# The sample in demo/materials: where it is, and its classes.
+# The sample in demo/materials, where it is and its classes; and the short CPolyNeXt that the demos
+# train on it.
 data_root = '{{ fileDirname }}/../../demo/materials/'
 metainfo = dict(
     classes=('brick', 'grass', 'gravel', 'coins', 'galaxies', 'trees'),
@@ -10,4 +11,15 @@ metainfo = dict(
         (50, 60, 150),
         (30, 110, 70),
     ],
+)
+arch = dict(
+    widths=[24, 48, 96, 96],
+    depths=(1, 1, 1, 1),
+    stacks=(2, 2, 2, 2),
+    mixers=('conv', 'conv', 'conv', 'conv'),
+    conv_ratios=(1, 1, 1, 1),
+    mlp_ratios=(2, 2, 2, 2),
+    coarse_sizes=(3, 5, 5, 5),
+    downsampling=('sep3x3', 'sep3x3'),
+    gate_init=(0.0, 0.0, -1.0, -2.0),
 )
