@@ -77,14 +77,13 @@ def usage(kernel: str, dtype: str, tile: Tile, target: GPUTarget) -> Record:
 
 
 def branch_usages(kernel: str, dtype: str, target: GPUTarget) -> Iterator[Record]:
-    """Compile a kernel of the branches, one of BRANCHES, in all that it is launched as."""
+    """Compile a kernel of the branches, one of BRANCHES, at the widths of CPolyNeXt-S."""
     if kernel in NORMED:
         for width in NORMED[kernel]:
             tile = norms_triton.tile(width)
             warps = tile.pop('num_warps')
             wide = WIDE | STREAM.get(kernel, set())
-            for function in norms_triton.KERNELS[kernel]:
-                name = function.__name__.strip('_')
+            for function, name in zip(norms_triton.KERNELS[kernel], (kernel, f'{kernel}_grad')):
                 constants = dict(tile, EPS=norms_triton.LN_EPS)
                 yield _usage(name, function, f'C={width}', dtype, constants, wide, warps, target)
         return
@@ -94,19 +93,18 @@ def branch_usages(kernel: str, dtype: str, target: GPUTarget) -> Iterator[Record
         if kernel == 'convolve':
             tile = dict(zip(('ROWS', 'PLACES'), depthwise_triton.TILE))
             yield _usage(
-                *(kernel, depthwise_triton.convolve_kernel, shown, dtype, constants | tile),
+                *(kernel, depthwise_triton.KERNELS[kernel], shown, dtype, constants | tile),
                 *(set(), depthwise_triton.WARPS, target),
             )
         elif kernel == 'weight_grad':
             tile = dict(zip(('POSITIONS', 'BLOCK'), depthwise_triton.STEP))
             yield _usage(
-                *(kernel, depthwise_triton.weight_grad_kernel, shown, dtype, constants | tile),
+                *(kernel, depthwise_triton.KERNELS[kernel], shown, dtype, constants | tile),
                 *(WIDE, depthwise_triton.WARPS, target),
             )
         else:
             constants = dict(CHANNELS=channels, PLACES=partners_triton.PLACES)
-            for function in partners_triton.KERNELS:
-                name = function.__name__.strip('_')
+            for name, function in partners_triton.KERNELS.items():
                 yield _usage(
                     *(name, function, f'C={channels}', dtype, constants, set()),
                     *(partners_triton.WARPS, target),

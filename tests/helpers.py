@@ -21,6 +21,7 @@ from mmengine.analysis import FlopAnalyzer, get_model_complexity_info
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import polynext_mm  # noqa: F401 - registers
@@ -44,6 +45,22 @@ TINY_ARCH = dict(
     downsampling=('sep3x3', 'full3x3'),
     gate_init=(0, -0.5, -1, -1.5, -2),
 )
+
+
+# Operations
+
+
+class Operators(TorchDispatchMode):
+    """Lists the operators of this package that are called inside, in ``names``."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == 'polynext_mm':
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
 
 
 # Networks

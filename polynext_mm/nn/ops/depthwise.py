@@ -1,6 +1,7 @@
 """Depthwise convolution of maps (B, H, W, C), stride 1, same padding.
 
-The kernel is torch's convolution with a gradient that is fast on CPUs too. As an operator of
+The kernel is torch's convolution with a gradient that is fast on CPUs too; on GPUs, dilated ones
+are kernels in Triton (:mod:`~polynext_mm.nn.ops.depthwise_triton`). As an operator of
 ``torch.library`` it has no strides for a compiler to rearrange. :func:`conv` and
 :func:`conv_backward` are its two directions for kernels with a backward of their own; their maps
 are (B, C, H, W) in channels-last memory.
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import dispatch
-from .precision import wide_dtype
+from .precision import matmul_dtype, wide_dtype
 
 depthwise_triton = dispatch.triton_module('depthwise_triton')
 
@@ -29,12 +30,16 @@ def depthwise(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
         dilation: Of the kernels.
 
     Returns:
-        A new map (B, H, W, C) in the dtype of ``x``.
+        A new map (B, H, W, C) in the dtype of convolutions on ``x``: autocast's, where it is on.
     """
-    # On a GPU autograd's own backward is the better one where cuDNN's kernels are, and an operator
-    # costs host time.
-    needed = x.device.type == 'cpu' or dilation > 1 or torch.compiler.is_compiling()
-    return dispatch.run(plain, _forward_op if needed else plain, x, weight, dilation)
+    x = x.to(matmul_dtype(x))
+    # Where cuDNN convolves, autograd's own backward is the better one, and an operator costs time.
+    needed = (
+        x.device.type == 'cpu'
+        or torch.compiler.is_compiling()
+        or dispatch.by_triton(depthwise_triton, x, weight, dilation)
+    )
+    return dispatch.run_operator(plain, _forward_op if needed else plain, x, weight, dilation)
 
 
 def plain(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
@@ -172,10 +177,12 @@ def _(grad, x, weight, dilation):
 
 
 def _setup_context(ctx, inputs, output):
+    dispatch.remember(ctx)
     x, weight, ctx.dilation = inputs
     ctx.save_for_backward(x, weight)
 
 
+@dispatch.backward
 def _backward(ctx, grad):
     return *_backward_op(grad, *ctx.saved_tensors, ctx.dilation), None
 

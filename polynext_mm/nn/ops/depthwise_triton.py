@@ -34,13 +34,14 @@ def supports(x: Tensor, weight: Tensor, dilation: int) -> bool:
         dilation > 1
         and x.numel() > 0
         and weight.shape[-1] in SIZES
+        and weight.shape == (x.shape[-1], 1, weight.shape[-1], weight.shape[-1])
         and weight.dtype in triton_operators.DTYPES
         and triton_operators.takes(x)
     )
 
 
 @triton.jit(do_not_specialize=['n_rows', 'height', 'width'])
-def convolve_kernel(
+def _convolve_kernel(
     x_ptr,
     weight_ptr,
     plus_ptr,
@@ -55,8 +56,9 @@ def convolve_kernel(
     ROWS: tl.constexpr,
     PLACES: tl.constexpr,
 ):
-    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    places = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
+    # a grid has 2^31 programs along its first axis and 2^16 along the others
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    places = tl.program_id(1) * PLACES + tl.arange(0, PLACES)
     channels = places % CHANNELS
     # neighbouring places are neighbouring channels, but for the ends of a position
     VECTOR: tl.constexpr = 8 if CHANNELS % 8 == 0 else 4 if CHANNELS % 4 == 0 else 1
@@ -84,7 +86,7 @@ def convolve_kernel(
 
 
 @triton.jit(do_not_specialize=['n_positions', 'height', 'width', 'chunk'])
-def weight_grad_kernel(
+def _weight_grad_kernel(
     grad_ptr,
     x_ptr,
     part_ptr,
@@ -142,6 +144,10 @@ def weight_grad_kernel(
         tl.store(part_ptr + place + 4, tl.sum(sum4, 0), mask=valid)
 
 
+#: By the name in benchmarks/compile_kernels.py.
+KERNELS = {'convolve': _convolve_kernel, 'weight_grad': _weight_grad_kernel}
+
+
 def _like_x(x, *_):
     return torch.empty_like(x)
 
@@ -168,10 +174,10 @@ def convolve(
     batch, height, width, channels = x.shape
     y = torch.empty_like(x)
     rows, places = TILE
-    taps = weight.view(channels, -1).t().contiguous()
-    grid = triton.cdiv(width * channels, places), triton.cdiv(batch * height, rows)
+    taps = weight.reshape(channels, -1).t().contiguous()
+    grid = triton.cdiv(batch * height, rows), triton.cdiv(width * channels, places)
     with torch.cuda.device_of(x):
-        convolve_kernel[grid](
+        _convolve_kernel[grid](
             *(x, taps, plus, y),
             *(batch * height, height, width),
             CHANNELS=channels,
@@ -209,7 +215,7 @@ def weight_grad(grad: Tensor, x: Tensor, size: int, dilation: int) -> Tensor:
     chunks = triton.cdiv(n_positions, chunk)
     parts = x.new_empty(chunks, channels, 1, size, size, dtype=torch.float32)
     with torch.cuda.device_of(x):
-        weight_grad_kernel[(triton.cdiv(channels, block), chunks, size)](
+        _weight_grad_kernel[(triton.cdiv(channels, block), chunks, size)](
             *(grad, x, parts),
             *(n_positions, height, width, chunk),
             CHANNELS=channels,

@@ -5,6 +5,7 @@ they are. Kernels compute the same with less memory and time.
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _plain = False
 _triton = True
@@ -70,6 +72,25 @@ def by_triton(module: ModuleType | None, *args) -> bool:
     return module is not None and _triton and module.supports(*args)
 
 
+def remember(ctx) -> None:
+    """Keep for backward what :func:`triton_ops` chose in forward."""
+    ctx.triton = _triton
+
+
+def backward(function: Callable) -> Callable:
+    """Make a kernel's backward compute by what its forward remembered, once differentiable."""
+
+    @once_differentiable
+    @functools.wraps(function)
+    def wrapped(ctx, *grads):
+        if ctx.triton == _triton:
+            return function(ctx, *grads)
+        with triton_ops(ctx.triton):
+            return function(ctx, *grads)
+
+    return wrapped
+
+
 def plain_wanted() -> bool:
     """Return whether :func:`plain_ops` is in force."""
     return _plain
@@ -104,30 +125,39 @@ def exporting() -> bool:
     return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
 
 
-def run(plain: Callable, kernel: Callable, *args, out: Tensor | None = None):
+def run(plain: Callable, kernel: type[torch.autograd.Function], *args, out: Tensor | None = None):
     """Compute an operation by its plain form or by its kernel.
 
     Args:
         plain: The operation in ordinary torch, a function.
-        kernel: The same as a subclass of ``torch.autograd.Function``, with ``infer`` for where no
-            gradient is needed, for contiguous tensors; or as a function over an operator of
-            ``torch.library``, which, unlike the former, a compiler can take into its graph. Both
-            run without autocast: they have decided on dtypes when they are called.
+        kernel: The same with ``infer`` for where no gradient is needed, for contiguous tensors. It
+            runs without autocast: dtypes are decided on when it is called. A compiler cannot take
+            it into its graph, and gets the plain form.
         args: Arguments of either.
         out: Where ``infer`` may write the result, for kernels that take it; it may be an argument.
             Without effect where another form runs.
     """
-    is_autograd_function = isinstance(kernel, type)
-    if _plain or exporting() or (is_autograd_function and torch.compiler.is_compiling()):
+    if _plain or exporting() or torch.compiler.is_compiling():
         return plain(*args)
-    if not is_autograd_function:
-        return kernel(*args)
     args = [arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args]
     device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
     with _without_autocast(device):
         if _need_grad(args):
             return kernel.apply(*args)
         return kernel.infer(*args) if out is None else kernel.infer(*args, out=out)
+
+
+def run_operator(plain: Callable, operator: Callable, *args):
+    """Compute an operation by its plain form or by an operator of ``torch.library``.
+
+    A compiler takes the operator into its graph.
+
+    Args:
+        plain: The operation in ordinary torch, a function.
+        operator: A function over the operator.
+        args: Arguments of either.
+    """
+    return plain(*args) if _plain or exporting() else operator(*args)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ The kernel is Triton's, on GPUs. Elsewhere torch's own, the plain form, is as go
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import dispatch
 from .norms import add_norm_backward, norm, norms_triton
@@ -22,7 +21,9 @@ def layer_norm(x: Tensor, weight: Tensor | None) -> Tensor:
     Returns:
         A new map in the shape and dtype of ``x``.
     """
-    if torch.compiler.is_compiling() or not dispatch.by_triton(norms_triton, x, weight):
+    if torch.compiler.is_compiling() or not dispatch.by_triton(
+        norms_triton, x.shape[-1], [x], [weight]
+    ):
         return plain(x, weight)
     return dispatch.run(plain, _Kernel, x, weight)
 
@@ -34,12 +35,13 @@ class _Kernel(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight):
+        dispatch.remember(ctx)
         out, mean, rstd = norm(x, weight)
         ctx.save_for_backward(x, weight, mean, rstd)
         return out
 
     @staticmethod
-    @once_differentiable
+    @dispatch.backward
     def backward(ctx, grad):
         x, weight, *moments = ctx.saved_tensors
         return add_norm_backward(grad.contiguous(), None, x, *moments, weight)

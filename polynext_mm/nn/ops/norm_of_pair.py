@@ -7,7 +7,6 @@ The kernel keeps the pair, their sum and the moments of the norm for backward.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import dispatch
 from .blocks import added, blocks, joined, positions
@@ -45,12 +44,13 @@ class _Kernel(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, s0, s1, a0, a1, w_norm):
+        dispatch.remember(ctx)
         x, total, mean, rstd = norm_of_sum(positions(s0), positions(s1), a0, a1, w_norm)
         ctx.save_for_backward(s0, s1, a0, a1, w_norm, total, mean, rstd)
         return _shaped(x, s0)
 
     @staticmethod
-    @once_differentiable
+    @dispatch.backward
     def backward(ctx, grad):
         s0, s1, a0, a1, w_norm, total, mean, rstd = ctx.saved_tensors
         grad_s0, grad_s1 = torch.empty_like(s0), torch.empty_like(s1)

@@ -2,7 +2,8 @@
 
 These are pieces of kernels: autograd does not see them. Maps are (..., C), contiguous or parts of
 contiguous maps, and a norm is over the last dimension, without a bias. On GPUs every function is
-one kernel (:mod:`~polynext_mm.nn.ops.norms_triton`), where Triton is there and takes the dtype.
+one kernel (:mod:`~polynext_mm.nn.ops.norms_triton`), and a sum in backward, where Triton is there
+and takes the tensors.
 """
 
 import torch
@@ -17,7 +18,7 @@ norms_triton = dispatch.triton_module('norms_triton')
 
 def norm_of_product(halves: Tensor, weight: Tensor | None) -> Tensor:
     """Return ``LN(u * v)`` of the halves u and v of (..., 2E): (..., E)."""
-    if dispatch.by_triton(norms_triton, halves, weight):
+    if dispatch.by_triton(norms_triton, halves.shape[-1] // 2, [halves], [weight]):
         return norms_triton.norm_of_product(halves, weight)
     u, v = halves.chunk(2, -1)
     return norm(u * v, weight)[0]
@@ -27,7 +28,7 @@ def norm_of_product_backward(
     grad: Tensor, halves: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return ``LN(u * v)`` once more, and the gradients of the halves and of the weight."""
-    if dispatch.by_triton(norms_triton, halves, grad, weight):
+    if dispatch.by_triton(norms_triton, grad.shape[-1], [grad, halves], [weight]):
         normed, grad_halves, of_weight = norms_triton.norm_of_product_backward(grad, halves, weight)
         return normed, grad_halves, None if weight is None else of_weight
     u, v = halves.chunk(2, -1)
@@ -43,7 +44,7 @@ def norm_of_product_backward(
 
 def norm(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return ``LN(x)`` and the moments of x: means and reciprocal deviations."""
-    if dispatch.by_triton(norms_triton, x, weight):
+    if dispatch.by_triton(norms_triton, x.shape[-1], [x], [weight]):
         out = torch.empty_like(x)
         return out, *norms_triton.add_norm(None, x, None, weight, out)
     return torch.native_layer_norm(x, x.shape[-1:], _norm_weight(x, weight), None, LN_EPS)
@@ -57,7 +58,7 @@ def add_norm(
     Returns:
         The moments of z: means and reciprocal deviations.
     """
-    if dispatch.by_triton(norms_triton, x, z, keep, weight, out):
+    if dispatch.by_triton(norms_triton, z.shape[-1], [z, x, out], [weight], keep):
         return norms_triton.add_norm(x, z, keep, weight, out)
     branch, *moments = norm(z, weight)
     add_branch(x, branch, keep, out=out)
@@ -73,7 +74,7 @@ def add_norm_backward(
     weight: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the gradients of z and of the weight; that of x is ``grad``."""
-    if dispatch.by_triton(norms_triton, grad, z, keep, weight):
+    if dispatch.by_triton(norms_triton, z.shape[-1], [z, grad], [weight], keep):
         grad_z, of_weight = norms_triton.add_norm_backward(grad, keep, z, mean, rstd, weight)
         return grad_z, None if weight is None else of_weight
     return _norm_backward(narrowed(grad, keep, z.dtype), z, mean, rstd, weight)
@@ -83,7 +84,7 @@ def norm_of_sum(
     s0: Tensor, s1: Tensor, a0: Tensor, a1: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return ``LN(total)``, the total ``a0 * s0 + a1 * s1`` and its moments."""
-    if dispatch.by_triton(norms_triton, s0, s1, a0, a1, weight):
+    if _pair_by_triton((s0, s1), (a0, a1), weight):
         return norms_triton.norm_of_sum(s0, s1, a0, a1, weight)
     total = torch.addcmul(a0 * s0, a1, s1)
     normed, mean, rstd = norm(total, weight)
@@ -100,14 +101,20 @@ def norm_of_sum_backward(
     out: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Write the gradients of the pair s0 and s1; return those of a0, a1 and the weight."""
-    if dispatch.by_triton(norms_triton, grad, total, *pair, *scales, weight):
-        return norms_triton.norm_of_sum_backward(
-            grad, total, *moments, *pair, *scales, weight, *out
+    if _pair_by_triton(pair, scales, weight, grad):
+        of_three = norms_triton.norm_of_sum_backward(
+            *(grad, total, *moments, *pair, *scales, weight, *out)
         )
+        return tuple(g.to(w.dtype) for g, w in zip(of_three.unbind(), (*scales, weight)))
     grad, of_weight = _norm_backward(grad, total, *moments, weight)
     for scale, grad_s in zip(scales, out):
         torch.mul(grad, scale, out=grad_s)
     return *((grad * s).sum(0) for s in pair), of_weight
+
+
+def _pair_by_triton(pair, scales, weight, *maps) -> bool:
+    width, maps, weights = pair[0].shape[-1], [*pair, *maps], [*scales, weight]
+    return dispatch.by_triton(norms_triton, width, maps, weights)
 
 
 def _norm_backward(

@@ -1,13 +1,16 @@
 """Layer norms and what stands next to them as Triton kernels, for CUDA and ROCm devices.
 
 A program takes a few rows of a map (positions, C) whole, so moments are formed in registers, and
-every map is read and written once: five times faster on an H200 than torch's kernels one after the
-other, and ten times at few channels (docs/performance.md). Gradients of weights are sums over all
-rows: every program of backward keeps those of its rows, and torch adds them up.
+every map is read and written once: two to ten times faster on an H200 than torch's kernels one
+after the other (docs/performance.md). Gradients of weights are sums over all rows: every program of
+backward keeps those of its rows, and torch adds them up.
 
 Everything between a load and a store is float32. The functions are those of
 :mod:`~polynext_mm.nn.ops.norms`, which says what they compute.
 """
+
+import functools
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -23,9 +26,30 @@ MAX_PROGRAMS = 512  # of a backward kernel: each writes a row of partial sums
 WARPS = 4
 
 
-def supports(*maps: Tensor | None) -> bool:
-    """Return whether the kernels take these maps (..., C), the first of which has most channels."""
-    return triton_operators.takes(*maps) and maps[0].numel() > 0 and maps[0].shape[-1] <= MAX_WIDTH
+def supports(
+    width: int,
+    maps: Sequence[Tensor | None],
+    weights: Sequence[Tensor | None],
+    keep: Tensor | None = None,
+) -> bool:
+    """Return whether the kernels take these tensors.
+
+    Args:
+        width: C, the channels of a norm.
+        maps: (..., C) or halves of that, (..., 2C), of the same positions, not all of them None.
+        weights: (C,).
+        keep: One factor for each of equally many rows.
+    """
+    maps = [m for m in maps if m is not None]
+    rows = maps[0].shape[:-1]
+    return (
+        triton_operators.takes(*maps, *weights, keep)
+        and maps[0].numel() > 0
+        and width <= MAX_WIDTH
+        and all(m.shape[:-1] == rows and m.shape[-1] in (width, 2 * width) for m in maps)
+        and all(w is None or w.shape == (width,) for w in weights)
+        and (keep is None or rows.numel() % keep.numel() == 0)
+    )
 
 
 @triton.jit
@@ -129,8 +153,8 @@ def _add_kernel(
     out_ptr,
     mean_ptr,
     rstd_ptr,
-    n_rows,
     rows_per_sample,
+    n_rows,
     WIDTH: tl.constexpr,
     EPS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -162,8 +186,8 @@ def _add_grad_kernel(
     rstd_ptr,
     grad_z_ptr,
     part_ptr,
-    n_rows,
     rows_per_sample,
+    n_rows,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -257,7 +281,6 @@ def _sum_grad_kernel(
         grad = tl.load(grad_ptr + place, mask=valid, other=0.0).to(tl.float32)
         of_weight += grad * normalized
         grad = _through_norm(grad * weight, normalized, rstd, WIDTH)
-        grad = tl.where(valid, grad, 0.0)
         of_a0 += grad * tl.load(s0_ptr + place, mask=valid, other=0.0).to(tl.float32)
         of_a1 += grad * tl.load(s1_ptr + place, mask=valid, other=0.0).to(tl.float32)
         tl.store(grad_s0_ptr + place, (grad * a0).to(grad_s0_ptr.dtype.element_ty), mask=valid)
@@ -282,9 +305,18 @@ def tile(width: int) -> dict[str, int]:
     return dict(WIDTH=width, ROWS=max(1, TILE // columns), COLUMNS=columns, num_warps=WARPS)
 
 
-def _programs(x: Tensor, most: int | None = None) -> int:
-    count = triton.cdiv(x.numel() // x.shape[-1], tile(x.shape[-1])['ROWS'])
-    return count if most is None else min(count, most)
+def _launch(kernel, programs: int, x: Tensor, *args, **constants) -> None:
+    """Run a kernel on the rows of (..., C)."""
+    with torch.cuda.device_of(x):
+        kernel[(programs,)](*args, x.shape[:-1].numel(), **constants, **tile(x.shape[-1]))
+
+
+def _rows_per_sample(x: Tensor, keep: Tensor | None) -> int:
+    return x.shape[:-1].numel() // (1 if keep is None else keep.numel())
+
+
+def _programs(x: Tensor) -> int:
+    return triton.cdiv(x.shape[:-1].numel(), tile(x.shape[-1])['ROWS'])
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -294,135 +326,110 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _parts(x: Tensor, *sums: int) -> Tensor:
     """Return room for every program's sums over its rows of (..., C)."""
-    return x.new_empty(_programs(x, MAX_PROGRAMS), *sums, x.shape[-1], dtype=torch.float32)
+    return x.new_empty(min(_programs(x), MAX_PROGRAMS), *sums, x.shape[-1], dtype=torch.float32)
+
+
+def _weight_like(x: Tensor, weight: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[-1], dtype=torch.float32 if weight is None else weight.dtype)
 
 
 def _summed(parts: Tensor, weight: Tensor | None) -> Tensor:
     return parts.sum(0).to(parts.dtype if weight is None else weight.dtype)
 
 
-def _half_of(halves: Tensor) -> Tensor:
+def _product_output(halves, weight):
     return halves.new_empty(*halves.shape[:-1], halves.shape[-1] // 2)
 
 
-def _no_product(halves, weight):
-    return _half_of(halves)
-
-
 @triton_operators.operator(
-    'norm_of_product_triton(Tensor halves, Tensor? weight) -> Tensor', _no_product
+    'norm_of_product_triton(Tensor halves, Tensor? weight) -> Tensor', _product_output
 )
 def norm_of_product(halves, weight):
-    out = _half_of(halves)
-    rows, constants = out.numel() // out.shape[-1], tile(out.shape[-1])
-    with torch.cuda.device_of(halves):
-        _product_kernel[(_programs(out),)](halves, weight, out, rows, EPS=LN_EPS, **constants)
+    out = _product_output(halves, weight)
+    _launch(_product_kernel, _programs(out), out, halves, weight, out, EPS=LN_EPS)
     return out
 
 
-def _no_product_grads(grad, halves, weight):
-    return torch.empty_like(grad), torch.empty_like(halves), _no_sums(grad, weight)
-
-
-def _no_sums(grad, weight):
-    return grad.new_empty(grad.shape[-1], dtype=torch.float32 if weight is None else weight.dtype)
+def _product_grads(grad, halves, weight):
+    return torch.empty_like(grad), torch.empty_like(halves), _weight_like(grad, weight)
 
 
 @triton_operators.operator(
     'norm_of_product_backward_triton(Tensor grad, Tensor halves, Tensor? weight)'
     ' -> (Tensor, Tensor, Tensor)',
-    _no_product_grads,
+    _product_grads,
 )
 def norm_of_product_backward(grad, halves, weight):
     normed, grad_halves, parts = torch.empty_like(grad), torch.empty_like(halves), _parts(grad)
-    rows, constants = grad.numel() // grad.shape[-1], tile(grad.shape[-1])
-    with torch.cuda.device_of(grad):
-        _product_grad_kernel[(len(parts),)](
-            *(grad, halves, weight, normed, grad_halves, parts), rows, EPS=LN_EPS, **constants
-        )
+    args = grad, halves, weight, normed, grad_halves, parts
+    _launch(_product_grad_kernel, len(parts), grad, *args, EPS=LN_EPS)
     return normed, grad_halves, _summed(parts, weight)
 
 
-def _no_moments(x, z, keep, weight, out):
+def _moments_of_z(x, z, keep, weight, out):
     return _moments(z)
 
 
 @triton_operators.operator(
     'add_norm_triton(Tensor? x, Tensor z, Tensor? keep, Tensor? weight, Tensor(a!) out)'
     ' -> (Tensor, Tensor)',
-    _no_moments,
+    _moments_of_z,
 )
 def add_norm(x, z, keep, weight, out):
     mean, rstd = _moments(z)
-    rows, constants = z.numel() // z.shape[-1], tile(z.shape[-1])
-    with torch.cuda.device_of(z):
-        _add_kernel[(_programs(z),)](
-            *(x, z, keep, weight, out, mean, rstd),
-            *(rows, rows // (1 if keep is None else keep.numel())),
-            EPS=LN_EPS,
-            **constants,
-        )
+    args = x, z, keep, weight, out, mean, rstd, _rows_per_sample(z, keep)
+    _launch(_add_kernel, _programs(z), z, *args, EPS=LN_EPS)
+    torch.autograd.graph.increment_version(out)
     return mean, rstd
 
 
-def _no_branch_grads(grad, keep, z, mean, rstd, weight):
-    return torch.empty_like(z), _no_sums(z, weight)
+def _branch_grads(grad, keep, z, mean, rstd, weight):
+    return torch.empty_like(z), _weight_like(z, weight)
 
 
 @triton_operators.operator(
     'add_norm_backward_triton(Tensor grad, Tensor? keep, Tensor z, Tensor mean, Tensor rstd,'
     ' Tensor? weight) -> (Tensor, Tensor)',
-    _no_branch_grads,
+    _branch_grads,
 )
 def add_norm_backward(grad, keep, z, mean, rstd, weight):
     grad_z, parts = torch.empty_like(z), _parts(z)
-    rows, constants = z.numel() // z.shape[-1], tile(z.shape[-1])
-    with torch.cuda.device_of(z):
-        _add_grad_kernel[(len(parts),)](
-            *(grad, z, keep, weight, mean, rstd, grad_z, parts),
-            *(rows, rows // (1 if keep is None else keep.numel())),
-            **constants,
-        )
+    args = grad, z, keep, weight, mean, rstd, grad_z, parts, _rows_per_sample(z, keep)
+    _launch(_add_grad_kernel, len(parts), z, *args)
     return grad_z, _summed(parts, weight)
 
 
-def _no_sum(s0, s1, a0, a1, weight):
-    total = torch.empty_like(s0, dtype=torch.promote_types(s0.dtype, a0.dtype))
+def _sum_outputs(s0, s1, a0, a1, weight):
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in (s0, s1, a0, a1)))
+    total = torch.empty_like(s0, dtype=dtype)
     return torch.empty_like(total), total, *_moments(total)
 
 
 @triton_operators.operator(
     'norm_of_sum_triton(Tensor s0, Tensor s1, Tensor a0, Tensor a1, Tensor weight)'
     ' -> (Tensor, Tensor, Tensor, Tensor)',
-    _no_sum,
+    _sum_outputs,
 )
 def norm_of_sum(s0, s1, a0, a1, weight):
-    out, total, mean, rstd = outputs = _no_sum(s0, s1, a0, a1, weight)
-    rows, constants = s0.numel() // s0.shape[-1], tile(s0.shape[-1])
-    with torch.cuda.device_of(s0):
-        _sum_kernel[(_programs(s0),)](
-            *(s0, s1, a0, a1, weight, out, total, mean, rstd), rows, EPS=LN_EPS, **constants
-        )
+    outputs = _sum_outputs(s0, s1, a0, a1, weight)
+    args = s0, s1, a0, a1, weight, *outputs
+    _launch(_sum_kernel, _programs(s0), s0, *args, EPS=LN_EPS)
     return outputs
 
 
-def _no_sum_grads(grad, total, mean, rstd, s0, s1, a0, a1, weight, grad_s0, grad_s1):
-    return tuple(map(torch.empty_like, (a0, a1, weight)))
+def _sums_of_three(grad, *_):
+    return grad.new_empty(3, grad.shape[-1], dtype=torch.float32)
 
 
 @triton_operators.operator(
     'norm_of_sum_backward_triton(Tensor grad, Tensor total, Tensor mean, Tensor rstd, Tensor s0,'
     ' Tensor s1, Tensor a0, Tensor a1, Tensor weight, Tensor(a!) grad_s0, Tensor(b!) grad_s1)'
-    ' -> (Tensor, Tensor, Tensor)',
-    _no_sum_grads,
+    ' -> Tensor',
+    _sums_of_three,
 )
 def norm_of_sum_backward(grad, total, mean, rstd, s0, s1, a0, a1, weight, grad_s0, grad_s1):
+    """Return the gradients of a0, a1 and the weight, (3, C)."""
     parts = _parts(s0, 3)
-    rows, constants = s0.numel() // s0.shape[-1], tile(s0.shape[-1])
-    with torch.cuda.device_of(s0):
-        _sum_grad_kernel[(len(parts),)](
-            *(grad, total, s0, s1, a0, a1, weight, mean, rstd, grad_s0, grad_s1, parts),
-            rows,
-            **constants,
-        )
-    return tuple(g.to(w.dtype) for g, w in zip(parts.sum(0).unbind(), (a0, a1, weight)))
+    args = grad, total, s0, s1, a0, a1, weight, mean, rstd, grad_s0, grad_s1, parts
+    _launch(_sum_grad_kernel, len(parts), s0, *args)
+    return parts.sum(0)

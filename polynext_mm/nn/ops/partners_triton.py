@@ -65,7 +65,8 @@ def _grads_kernel(
     tl.store(grad_y_ptr + places, (grad * x).to(grad_y_ptr.dtype.element_ty), mask=valid)
 
 
-KERNELS = _times_swapped_kernel, _grads_kernel
+#: By the name in benchmarks/compile_kernels.py.
+KERNELS = {'times_swapped': _times_swapped_kernel, 'times_swapped_grads': _grads_kernel}
 
 
 @triton_operators.operator(
@@ -77,14 +78,16 @@ def times_swapped(x: Tensor, y: Tensor, out: Tensor) -> None:
         _times_swapped_kernel[(triton.cdiv(x.numel(), PLACES),)](
             *(x, y, out, x.shape[:3].numel()), CHANNELS=x.shape[-1], PLACES=PLACES, num_warps=WARPS
         )
+    torch.autograd.graph.increment_version(out)
 
 
-def _no_grads(grad, x, y):
+def _like_x_and_y(grad, x, y):
     return torch.empty_like(x), torch.empty_like(y)
 
 
 @triton_operators.operator(
-    'times_swapped_backward_triton(Tensor grad, Tensor x, Tensor y) -> (Tensor, Tensor)', _no_grads
+    'times_swapped_backward_triton(Tensor grad, Tensor x, Tensor y) -> (Tensor, Tensor)',
+    _like_x_and_y,
 )
 def times_swapped_backward(grad: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of x and y: ``grad * swap(y)`` and ``swap(grad * x)``."""

@@ -46,7 +46,7 @@ def poly_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (..., tokens, value width) in the dtype of ``v``. float16 and bfloat16 inputs are multiplied
         in their own dtype; the power, the sums and the division are float32.
     """
-    return dispatch.run(plain, _kernel, q, k, v)
+    return dispatch.run_operator(plain, _kernel, q, k, v)
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

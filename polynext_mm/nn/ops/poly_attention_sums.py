@@ -39,7 +39,7 @@ def poly_attention_sums(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor
         The sums of values, (..., tokens, value width), and of weights, (..., tokens), in float32
         (float64 for float64 inputs). Half-precision inputs are multiplied in their own dtype.
     """
-    return dispatch.run(plain, _in_blocks, q, k, v)
+    return dispatch.run_operator(plain, _in_blocks, q, k, v)
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import dispatch
 from .blocks import (
@@ -166,6 +165,7 @@ class _Kernel(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
+        dispatch.remember(ctx)
         narrow_x = x.to(w_in.dtype)
         b = channels_first(F.linear(narrow_x, w_in))
         coarse, fine = conv(b, w_coarse, dilation=2), conv(b, w_fine)
@@ -181,7 +181,7 @@ class _Kernel(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @dispatch.backward
     def backward(ctx, grad):
         x, keep, *weights, b, coarse, fine, smooth, z, mean, rstd = ctx.saved_tensors
         w_in, w_coarse, w_fine, w_smooth, w_out, w_norm = weights
@@ -201,6 +201,7 @@ class _Kernel(torch.autograd.Function):
             channels_first(g_smooth), _times_swapped(coarse, fine), w_smooth
         )
         g_coarse, g_fine = _times_swapped_backward(g, coarse, fine)
+        del g, g_smooth  # before there are more maps
         g, grad_w_fine = conv_backward(g_fine, b, w_fine)
         g, grad_w_coarse = conv_backward(g_coarse, b, w_coarse, dilation=2, plus=g)
         g = positions(channels_last(g))

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import dispatch
 from .blocks import (
@@ -76,6 +75,7 @@ class _Kernel(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, keep, w_in, w_norm, w_out):
+        dispatch.remember(ctx)
         y = torch.empty_like(x)
         narrow_x = x.to(w_in.dtype)
         halves = narrow_x.new_empty(*x.shape[:3], w_in.shape[0])
@@ -87,7 +87,7 @@ class _Kernel(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @dispatch.backward
     def backward(ctx, grad):
         x, keep, w_in, w_norm, w_out, halves = ctx.saved_tensors
         grad_w_in = grad_w_norm = grad_w_out = None

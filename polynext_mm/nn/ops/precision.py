@@ -41,7 +41,7 @@ def narrow(x: Tensor, *weights: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return weights in the dtype of matrix products on ``x``; None stays None.
 
     On a GPU that is one launch for all of them, and one for their gradients. The weights of norms,
-    which are vectors, stay as they are: a norm of a half map takes wide weights.
+    which are vectors, stay as they are: a norm takes wide ones, or casts them where it has to.
     """
     dtype = matmul_dtype(x)
     casts = [w is not None and w.dtype is not dtype and w.ndim > 1 for w in weights]

@@ -1,8 +1,9 @@
 """What the kernels in Triton share: the devices that run them, and how torch knows them.
 
 They are operators of torch, so that tensors without memory (meta and fake ones, a compiler's) get
-their shapes. Below autograd, which the operations that call them have of their own, a bare operator
-costs the host a fraction of what one of ``torch.library.custom_op`` costs.
+their shapes. Autograd is above them, in the operations that call them. So they are bare operators,
+which cost the host less than those of ``torch.library.custom_op``, and tell autograd of what they
+write into themselves (``increment_version``).
 """
 
 from collections.abc import Callable

@@ -7,10 +7,11 @@ TRITON_INTERPRET=1 before Triton is imported.
 import pytest
 import torch
 import triton_interpreter
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import op_cases
-from polynext_mm.nn import plain_ops, triton_ops
+from helpers import Operators
+from polynext_mm.nn import ops, plain_ops, triton_ops
+from polynext_mm.nn.ops import norms_triton
 
 CASES = {
     op_cases.layer_norm: {'add_norm_triton', 'add_norm_backward_triton'},
@@ -39,19 +40,6 @@ def mended(monkeypatch):
     triton_interpreter.mend(monkeypatch)
 
 
-class Recorder(TorchDispatchMode):
-    """Lists the operators of this package that are called."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == 'polynext_mm':
-            self.names.add(func._opname)
-        return func(*args, **(kwargs or {}))
-
-
 def run(op, inputs):
     """The output and the gradient of every input."""
     out = op(*inputs)
@@ -78,9 +66,9 @@ def errors(actual, expected):
 @pytest.mark.parametrize('size', [(1, 1), (3, 17), (40, 33)], ids=str)
 def test_values_and_gradients(make, keep, size):
     op, inputs = make(torch.float32, keep, height=size[0], width=size[1])
-    with Recorder() as recorder:
+    with Operators() as called:
         actual = run(op, inputs)
-    assert recorder.names == CASES[make]
+    assert set(called.names) == CASES[make]
     assert max(errors(actual, exact(op, inputs))) < 1e-5
     with torch.no_grad():
         assert max(errors([op(*inputs)], actual[:1])) < 1e-6
@@ -101,3 +89,102 @@ def test_in_half_precision_they_round_no_more_than_torch_does(make, dtype, autoc
         found.append(errors(actual, expected))
     eps = torch.finfo(dtype).eps
     assert all(ours < 1.2 * theirs + 2 * eps for ours, theirs in zip(*found)), found
+
+
+def test_several_blocks_of_places_and_channels_and_turns_of_a_program(monkeypatch):
+    """Of maps wider than a block, with channels that are no multiple of eight."""
+    monkeypatch.setattr(norms_triton, 'MAX_PROGRAMS', 3)
+    monkeypatch.setattr(norms_triton, 'TILE', 256)
+    x, s1 = op_cases.maps(torch.float32, 2, 84, count=2, height=5, width=30)
+    vectors = op_cases.tensors(torch.float32, (84,), (84,), (84,))
+    kernels = [(84, 1, 5, 5), (84, 1, 3, 3), (84, 1, 3, 3)]
+    of_conv = op_cases.tensors(torch.float32, (84, 84), *kernels, (84, 84), (84,))
+    of_mlp = op_cases.tensors(torch.float32, (168, 84), (84,), (84, 84))
+    keep = torch.tensor([0.5, 1.25]).view(-1, 1, 1, 1)
+    for op, inputs in (
+        (ops.norm_of_pair, [x, s1, *vectors]),
+        (lambda x, *weights: ops.add_poly_conv(x, keep.to(x), *weights), [x, *of_conv]),
+        (lambda x, *weights: ops.add_poly_mlp(x, keep.to(x), *weights), [x, *of_mlp]),
+    ):
+        assert max(errors(run(op, inputs), exact(op, inputs))) < 1e-5
+
+
+@every_case
+@pytest.mark.parametrize('in_forward', [True, False], ids=['in forward', 'in backward'])
+def test_forward_decides_for_backward(make, in_forward):
+    op, inputs = make(torch.float32, False)
+    with Operators() as called:
+        with triton_ops(in_forward):
+            out = op(*inputs)
+        with triton_ops(not in_forward):
+            torch.autograd.grad(out.sum(), inputs)
+    if make is not op_cases.depthwise:  # what is inside of its operator is not seen
+        assert set(called.names) == (CASES[make] if in_forward else set())
+
+
+def test_forward_decides_for_the_backward_of_a_convolution():
+    op, inputs = op_cases.depthwise(torch.float32, False, height=40, width=33)
+    out = op(*inputs)
+    with triton_ops(False):
+        found = torch.autograd.grad(out.sum(), inputs)
+    assert all(map(torch.equal, found, torch.autograd.grad(op(*inputs).sum(), inputs)))
+
+
+def test_shapes_that_do_not_fit_are_errors():
+    x, vector = torch.randn(2, 8, 8, 7), torch.ones(7)
+    for op, inputs in (
+        (ops.norm_of_pair, (x, x[:, :4, :4], vector, vector, vector)),
+        (ops.layer_norm, (x, torch.ones(5))),
+        (lambda x, w: ops.depthwise(x, w, 2), (x, torch.randn(14, 1, 5, 5))),
+    ):
+        with pytest.raises(RuntimeError):
+            op(*inputs)
+
+
+def test_a_weight_of_any_strides():
+    x, weight = torch.randn(1, 6, 7, 8), torch.randn(8, 1, 5, 5)
+    strided = weight.transpose(2, 3).contiguous().transpose(2, 3)
+    assert not strided.is_contiguous()
+    assert torch.equal(ops.depthwise(x, strided, 2), ops.depthwise(x, weight, 2))
+
+
+def test_maps_of_two_dtypes_are_added_as_torch_does():
+    s0, s1, vector = torch.randn(1, 2, 2, 8).bfloat16(), torch.randn(1, 2, 2, 8), torch.ones(8)
+    pair = s0, s1, vector.bfloat16(), vector.bfloat16(), vector.bfloat16()
+    with triton_ops(False):
+        expected = ops.norm_of_pair(*pair)
+    torch.testing.assert_close(ops.norm_of_pair(*pair), expected)
+
+
+def test_what_is_written_into_is_not_taken_for_what_it_was():
+    x, *weights = op_cases.poly_conv(torch.float32, False)[1]
+    x = x * 1
+    squares = x.square().sum()
+    with torch.no_grad():
+        ops.add_poly_conv(x, None, *weights, out=x)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        squares.backward()
+
+
+def test_operators_are_well_formed():
+    operators = torch.ops.polynext_mm
+    x, z, halves = torch.randn(2, 9, 16), torch.randn(2, 9, 16), torch.randn(2, 9, 32)
+    weight, a0, a1, keep = torch.randn(16), torch.randn(16), torch.randn(16), torch.ones(2, 1, 1)
+    b, kernel = torch.randn(2, 6, 7, 8), torch.randn(8, 1, 5, 5)
+    mean, rstd = operators.add_norm_triton(x, z, keep, weight, torch.empty_like(x))
+    out, total, *moments = operators.norm_of_sum_triton(x, z, a0, a1, weight)
+    pair = torch.empty_like(x), torch.empty_like(x)
+    for name, args in {
+        'norm_of_product': (halves, weight),
+        'norm_of_product_backward': (x, halves, weight),
+        'add_norm': (x, z, keep, weight, torch.empty_like(x)),
+        'add_norm_backward': (x, keep, z, mean, rstd, weight),
+        'norm_of_sum': (x, z, a0, a1, weight),
+        'norm_of_sum_backward': (out, total, *moments, x, z, a0, a1, weight, *pair),
+        'convolve': (b, kernel, 2, True, b.clone()),
+        'depthwise_weight_grad': (b, b.clone(), 5, 2),
+        'times_swapped': (b, b.clone(), torch.empty_like(b)),
+        'times_swapped_backward': (b, b.clone(), b.clone()),
+    }.items():
+        operator = getattr(operators, f'{name}_triton')
+        torch.library.opcheck(operator, args, test_utils=('test_schema', 'test_faketensor'))

@@ -7,16 +7,16 @@ TRITON_INTERPRET=1 before Triton is imported.
 import pytest
 import torch
 import triton_interpreter
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers import Operators
 from polynext_mm.nn import layers, plain_ops, poly_attention, triton_ops
 from polynext_mm.nn.ops import dispatch
 from polynext_mm.nn.ops import poly_attention_triton as kernels
 from polynext_mm.nn.ops.poly_attention import plain
 
-TRITON, TORCH = 'polynext_mm.poly_attention_triton.default', 'polynext_mm.poly_attention.default'
+TRITON, TORCH = 'poly_attention_triton', 'poly_attention'
 ERRORS = {torch.float32: 4e-7, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # relative, of a norm
 dtypes = pytest.mark.parametrize('dtype', ERRORS, ids=str)
 
@@ -24,19 +24,6 @@ dtypes = pytest.mark.parametrize('dtype', ERRORS, ids=str)
 @pytest.fixture(autouse=True)
 def mended(monkeypatch):
     triton_interpreter.mend(monkeypatch)
-
-
-class Recorder(TorchDispatchMode):
-    """Lists the operators of this package that are called."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == 'polynext_mm':
-            self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 def inputs(queries, keys, dtype, heads=3, width=32, scale=0.5):
@@ -236,7 +223,7 @@ def test_compiles_into_one_graph():
 
 def test_triton_can_be_turned_off():
     q, k, v = inputs(20, 20, torch.float32)
-    with Recorder() as recorder:
+    with Operators() as called:
         poly_attention(q, k, v)
         with triton_ops(False):
             poly_attention(q, k, v)
@@ -246,12 +233,12 @@ def test_triton_can_be_turned_off():
         with plain_ops():
             poly_attention(q, k, v)
         poly_attention(q.double(), k.double(), v.double())
-    assert recorder.names == [TRITON, TORCH, TRITON, TORCH, TORCH]
+    assert called.names == [TRITON, TORCH, TRITON, TORCH, TORCH]
 
 
 def test_checkpointing_computes_again_as_it_computed():
     q, k, v = inputs(20, 20, torch.float32)
-    with Recorder() as recorder:
+    with Operators() as called:
         with triton_ops(False):
             out = checkpoint(
                 poly_attention,
@@ -260,7 +247,7 @@ def test_checkpointing_computes_again_as_it_computed():
                 context_fn=dispatch.checkpoint_contexts,
             )
         out.sum().backward()
-    assert TRITON not in recorder.names and recorder.names.count(TORCH) == 2
+    assert TRITON not in called.names and called.names.count(TORCH) == 2
 
 
 def test_the_branch_of_a_network():

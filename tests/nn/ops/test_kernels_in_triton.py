@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import python
+from helpers import Operators, python
 from op_cases import layer_norm, norm_of_pair, poly_conv, poly_mlp
 from polynext_mm.nn import PolyNeXt, ops, plain_ops, triton_ops
 
@@ -22,17 +21,9 @@ def test_kernels_under_the_interpreter():
 
 def operators_of(op, inputs, dtype=torch.float32, device='cuda') -> set[str]:
     """The operators of this package that compute an operation, on tensors without memory."""
-    called = set()
-
-    class Recorder(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.namespace == 'polynext_mm':
-                called.add(func._opname)
-            return func(*args, **(kwargs or {}))
-
-    with FakeTensorMode(), Recorder():
+    with FakeTensorMode(), Operators() as called:
         op(*(torch.empty(t.shape, dtype=dtype, device=device) for t in inputs))
-    return called
+    return set(called.names)
 
 
 FORWARD = {

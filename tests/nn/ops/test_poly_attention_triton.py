@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import python
+from helpers import Operators, python
 from polynext_mm.nn import poly_attention, triton_ops
 
 triton = pytest.importorskip('triton')
@@ -37,19 +36,12 @@ def fake_cuda():
 
 def operator_of(**inputs) -> str:
     """The operator that computes attention of inputs such as these."""
-    called = []
-
-    class Recorder(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            called.append(func)
-            return func(*args, **(kwargs or {}))
-
     settings = dict(dtype=torch.float32, device='cuda', width=32) | inputs
     q = torch.empty(2, 3, 20, settings.pop('width'), **settings)
-    with Recorder():
+    with Operators() as called:
         poly_attention(q, q, q)
-    (name,) = (f._schema.name for f in called if f.namespace == 'polynext_mm')
-    return name.removeprefix('polynext_mm::')
+    (name,) = called.names
+    return name
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
