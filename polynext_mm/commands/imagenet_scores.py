@@ -17,6 +17,9 @@ from .imagenet_published import published_figures
 
 _TIMM = 'timm://'
 _CLASSES = 1000
+# The release prepares ImageNet-R with bilinear interpolation, and all others with bicubic
+# (github.com/jjwang8/PolyNeXt, robustness/validate_imagenet_*.py; ImageNet-Sketch: validate.py).
+_CHANGES = {'imagenet-r': {'interpolation': 'bilinear'}}
 
 
 # Models
@@ -32,12 +35,19 @@ class Subject:
         transform: How images are prepared, as arguments of ``timm.data.create_loader``.
         published: Figures in percent by the option of the benchmark: mCE on ImageNet-C, top-1
             elsewhere.
+        changes: What differs from ``transform`` on a benchmark, by its option.
     """
 
     name: str
     model: nn.Module
     transform: dict[str, Any]
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    changes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def transform_for(self, benchmark: Benchmark) -> dict[str, Any]:
+        """Return how images of a benchmark are prepared."""
+        uncropped = {'crop_pct': 1.0} if benchmark.option == 'imagenet-c' else {}
+        return {**self.transform, **uncropped, **self.changes.get(benchmark.option, {})}
 
 
 def load_subject(source: str) -> Subject:
@@ -102,7 +112,7 @@ def _polynext(source: str) -> Subject:
     model.load_state_dict(weights)
     transform = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(arch).to_dict())
     name = arch if norm == 'ln' else f'{arch}_{norm}'
-    return Subject(name, model, transform, published_figures(name))
+    return Subject(name, model, transform, published_figures(name), _CHANGES)
 
 
 def _require_all_classes(number: int, source: str) -> None:
@@ -196,13 +206,10 @@ def score(
     from timm.data import create_loader
     from tqdm import tqdm
 
-    transform = subject.transform
-    if benchmark.option == 'imagenet-c':
-        transform = {**transform, 'crop_pct': 1.0}
     wnids, indices = benchmark.wnids, benchmark.indices
     loader = create_loader(
         _Images(folder, {wnid: index for index, wnid in enumerate(wnids)}),
-        **transform,
+        **subject.transform_for(benchmark),
         batch_size=conditions.batch_size,
         num_workers=conditions.workers,
         persistent_workers=False,
@@ -329,6 +336,7 @@ def as_json(subject: Subject, results: Iterable[Result], conditions: Conditions)
                 complete_images=result.complete_images,
                 top1=result.score.top1,
                 top5=result.score.top5,
+                **_own_transform(subject, result.benchmark),
                 **(
                     {}
                     if result.errors is None
@@ -342,3 +350,8 @@ def as_json(subject: Subject, results: Iterable[Result], conditions: Conditions)
             for result in results
         },
     )
+
+
+def _own_transform(subject: Subject, benchmark: Benchmark) -> dict:
+    transform = subject.transform_for(benchmark)
+    return {} if transform == subject.transform else dict(transform=transform)

@@ -4,6 +4,7 @@ The networks here classify by colour: an image is of one colour, which says what
 its folder says what is right.
 """
 
+import dataclasses
 import json
 import re
 
@@ -14,6 +15,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
+from torchvision import transforms
 
 from golden import Golden
 from helpers import ROOT, imagenet_weights, python
@@ -26,6 +28,7 @@ from polynext_mm.commands.imagenet_scores import (
     Subject,
     as_json,
     load_subject,
+    score,
     table,
 )
 from polynext_mm.commands.validate_imagenet import main
@@ -304,6 +307,40 @@ class Recorder(nn.Module):
 
 
 CPU = Conditions(torch.device('cpu'), torch.float32, batch_size=8, workers=0)
+
+
+@pytest.mark.parametrize('option', BY_OPTION)
+def test_images_are_prepared_as_by_the_release(option, tmp_path):
+    """Shorter side 232 and a crop of 224, bicubic; bilinear on -R, no crop on -C."""
+    path, benchmark = tmp_path / 'file.pt', BY_OPTION[option]
+    torch.save(imagenet_weights(), path)
+    subject = dataclasses.replace(load_subject(str(path)), model=Recorder())
+    size = (256, 256) if option == 'imagenet-c' else (300, 260)
+    pixels = torch.randint(256, (3, *size), dtype=torch.uint8)
+    image = transforms.functional.to_pil_image(pixels)
+    folder = tmp_path / 'images' / benchmark.wnids[0]
+    folder.mkdir(parents=True)
+    image.save(folder / '0.png')
+    score(subject, benchmark, tmp_path / 'images', CPU, '')
+    modes = transforms.InterpolationMode
+    expected = transforms.Compose(
+        [
+            transforms.Resize(
+                224 if option == 'imagenet-c' else 232,
+                modes.BILINEAR if option == 'imagenet-r' else modes.BICUBIC,
+            ),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )(image)
+    torch.testing.assert_close(subject.model.images[0], expected)
+    result = as_json(subject, [Result(benchmark, Score(1))], CPU)
+    own = result['results'][option].get('transform', {})
+    assert set(own.items()) - set(result['transform'].items()) == {
+        'imagenet-r': {('interpolation', 'bilinear')},
+        'imagenet-c': {('crop_pct', 1.0)},
+    }.get(option, set())
 
 
 # Published figures
