@@ -1,6 +1,7 @@
 # CPolyNeXt-LR, the low-resolution network, with a narrow UperNet over its three outputs of strides
 # 1, 2 and 4, from scratch, on the sample in demo/landcover: an example for small images. Its tiles
-# of 64 pixels are not enlarged, as they are for networks whose first stride is 4.
+# of 64 pixels are not enlarged, as they are for networks whose first stride is 4. Images are
+# normalized as the network's published files expect, so that a training can start from one.
 _base_ = 'upernet_cpolynext_t_landcover.py'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -19,7 +20,9 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 model = dict(
-    data_preprocessor=dict(size=(32, 32)),
+    data_preprocessor=dict(
+        size=(32, 32), mean=[125.307, 122.95, 113.865], std=[62.993, 62.089, 66.705]
+    ),
     backbone=dict(arch='cpolynext_lr', out_indices=(0, 1, 2)),
     decode_head=dict(in_channels=[72, 144, 288], in_index=[0, 1, 2]),
     auxiliary_head=dict(in_channels=288, in_index=2),

@@ -37,8 +37,8 @@ class PolyNeXt(network.PolyNeXt, MultiScale):
         custom_imports = dict(imports=['polynext_mm'], allow_failed_imports=False)
         model = dict(backbone=dict(_delete_=True, type='PolyNeXt', arch='cpolynext_s'))
 
-    Published weights expect RGB images with the mean and standard deviation of ImageNet; see
-    :mod:`polynext_mm.engine.normalization`.
+    Published weights expect RGB images with the mean and standard deviation of ImageNet, or those
+    of 'cpolynext_lr' with the ones of CIFAR-10; see :mod:`polynext_mm.engine.normalization`.
 
     Args:
         arch: A published architecture ('cpolynext_t', 'cpolynext_s', 'cpolynext_b', 'cpolynext_l',

@@ -11,21 +11,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..nn import ARCHS, PolyNeXtClassifier
-from ..weights import PUBLISHED, CheckpointError, loading, names, read
+from ..weights import CheckpointError, loading, names, read
 from .imagenet_benchmarks import ALEXNET_ERRORS, SEVERITIES, Benchmark, LayoutError
+from .imagenet_published import published_figures
 
 _TIMM = 'timm://'
 _CLASSES = 1000
-# Top-1 at 224x224 of timm's peers, as published by the authors of "MetaFormer Baselines for Vision"
-# (arXiv 2210.13452).
-_PEERS = {
-    'convformer_s18.sail_in1k': 83.0,
-    'convformer_s36.sail_in1k': 84.1,
-    'convformer_m36.sail_in1k': 84.5,
-    'caformer_s18.sail_in1k': 83.6,
-    'caformer_s36.sail_in1k': 84.5,
-    'caformer_m36.sail_in1k': 85.2,
-}
+# The release prepares ImageNet-R with bilinear interpolation, and all others with bicubic
+# (github.com/jjwang8/PolyNeXt, robustness/validate_imagenet_*.py; ImageNet-Sketch: validate.py).
+_CHANGES = {'imagenet-r': {'interpolation': 'bilinear'}}
 
 
 # Models
@@ -39,13 +33,21 @@ class Subject:
         name: Of the network.
         model: In eval mode; 1000 logits.
         transform: How images are prepared, as arguments of ``timm.data.create_loader``.
-        published: Top-1 accuracy on ImageNet-1K in percent, or None.
+        published: Figures in percent by the option of the benchmark: mCE on ImageNet-C, top-1
+            elsewhere.
+        changes: What differs from ``transform`` on a benchmark, by its option.
     """
 
     name: str
     model: nn.Module
     transform: dict[str, Any]
-    published: float | None = None
+    published: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    changes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def transform_for(self, benchmark: Benchmark) -> dict[str, Any]:
+        """Return how images of a benchmark are prepared."""
+        uncropped = {'crop_pct': 1.0} if benchmark.option == 'imagenet-c' else {}
+        return {**self.transform, **uncropped, **self.changes.get(benchmark.option, {})}
 
 
 def load_subject(source: str) -> Subject:
@@ -79,7 +81,7 @@ def _timm_subject(source: str) -> Subject:
             f'timm cannot load {name} ({type(error).__name__}: {reason})'
         ) from error
     _require_all_classes(model.num_classes, source)
-    return Subject(name, model, resolve_model_data_config(model), _PEERS.get(name))
+    return Subject(name, model, resolve_model_data_config(model), published_figures(name))
 
 
 def _polynext(source: str) -> Subject:
@@ -108,14 +110,9 @@ def _polynext(source: str) -> Subject:
     )
     print(loading.adapt(model, weights, '', source), file=sys.stderr)
     model.load_state_dict(weights)
-    published = [
-        file.figure
-        for file in PUBLISHED.values()
-        if (file.arch, file.norm, file.holds) == (arch, norm, 'imagenet')
-    ]
     transform = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(arch).to_dict())
     name = arch if norm == 'ln' else f'{arch}_{norm}'
-    return Subject(name, model, transform, next(iter(published), None))
+    return Subject(name, model, transform, published_figures(name), _CHANGES)
 
 
 def _require_all_classes(number: int, source: str) -> None:
@@ -209,13 +206,10 @@ def score(
     from timm.data import create_loader
     from tqdm import tqdm
 
-    transform = subject.transform
-    if benchmark.option == 'imagenet-c':
-        transform = {**transform, 'crop_pct': 1.0}
     wnids, indices = benchmark.wnids, benchmark.indices
     loader = create_loader(
         _Images(folder, {wnid: index for index, wnid in enumerate(wnids)}),
-        **transform,
+        **subject.transform_for(benchmark),
         batch_size=conditions.batch_size,
         num_workers=conditions.workers,
         persistent_workers=False,
@@ -299,14 +293,18 @@ def measure(
 
 def table(subject: Subject, results: Sequence[Result]) -> str:
     """Lay out what was measured beside what is published."""
-    lines = [f'{"percent":<18}{"images":>9}{"published":>11}{"top-1":>9}{"top-5":>9}{"mCE":>9}']
+    lines = [
+        f'{"percent":<18}{"images":>9}{"published":>11}{"top-1":>9}{"top-5":>9}'
+        f'{"published":>11}{"mCE":>9}'
+    ]
     corruptions = []
     for result in results:
-        published = subject.published if result.benchmark.option == 'imagenet' else None
+        figure = subject.published.get(result.benchmark.option)
+        published = f'{"-" if figure is None else format(figure, ".1f"):>11}'
+        of_top1, of_mce = (published, '') if result.mce is None else (f'{"-":>11}', published)
         lines.append(
-            f'{result.benchmark.name:<18}{result.score.images:>9}'
-            f'{"-" if published is None else format(published, ".1f"):>11}'
-            f'{result.score.top1:>9.2f}{result.score.top5:>9.2f}'
+            f'{result.benchmark.name:<18}{result.score.images:>9}{of_top1}'
+            f'{result.score.top1:>9.2f}{result.score.top5:>9.2f}{of_mce}'
             + ('' if result.mce is None else f'{result.mce:>9.2f}')
         )
         if result.errors is not None:
@@ -328,7 +326,7 @@ def as_json(subject: Subject, results: Iterable[Result], conditions: Conditions)
     """Return what was measured, for ``json.dump``."""
     return dict(
         model=subject.name,
-        published_top1=subject.published,
+        published=dict(subject.published),
         transform=subject.transform,
         device=str(conditions.device),
         dtype=str(conditions.dtype).removeprefix('torch.'),
@@ -338,6 +336,7 @@ def as_json(subject: Subject, results: Iterable[Result], conditions: Conditions)
                 complete_images=result.complete_images,
                 top1=result.score.top1,
                 top5=result.score.top5,
+                **_own_transform(subject, result.benchmark),
                 **(
                     {}
                     if result.errors is None
@@ -351,3 +350,8 @@ def as_json(subject: Subject, results: Iterable[Result], conditions: Conditions)
             for result in results
         },
     )
+
+
+def _own_transform(subject: Subject, benchmark: Benchmark) -> dict:
+    transform = subject.transform_for(benchmark)
+    return {} if transform == subject.transform else dict(transform=transform)

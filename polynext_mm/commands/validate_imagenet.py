@@ -2,7 +2,8 @@
 
 The networks of the authors' release, in any file that :func:`polynext_mm.weights.read` reads, and
 timm's models. Images are resized, cropped and normalized by timm as the published figures were
-measured. The benchmarks beside ImageNet-1K are those of the paper's table of robustness:
+measured, and these are printed beside what is measured. The benchmarks beside ImageNet-1K are those
+of the paper's table of robustness:
 
 - ImageNet-A (arXiv 1907.07174) and ImageNet-R (arXiv 2006.16241) have 200 of the classes, and a
   prediction is the best of these, as their authors evaluate.

@@ -27,6 +27,12 @@ from polynext_mm.weights import CheckpointError
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
+# CIFAR-10's, from the release's utils.py, which are for values from 0 to 1
+LOW_RESOLUTION = dict(
+    mean=[255 * mean for mean in (0.49139968, 0.48215827, 0.44653124)],
+    std=[255 * std for std in (0.24703233, 0.24348505, 0.26158768)],
+    bgr_to_rgb=True,
+)
 CAFFE = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)
 
 
@@ -81,15 +87,26 @@ def test_all_configs_normalize_as_the_weights_expect(path):
     cfg = Config.fromfile(path)
     init_default_scope(cfg.default_scope)
     kind = f'{cfg.default_scope}.{cfg.model.data_preprocessor.pop("type")}'
-    assert find_mismatch(model_with(type=kind, **cfg.model.data_preprocessor)) is None
-
-
-def test_the_low_resolution_network_has_other_normalizations():
-    model = model_with(type='mmseg.SegDataPreProcessor', **CAFFE)
-    model.backbone = build(arch='cpolynext_lr')
+    model = model_with(type=kind, **cfg.model.data_preprocessor)
+    if cfg.model.get('backbone', {}).get('arch') == 'cpolynext_lr':
+        model.backbone = build(arch='cpolynext_lr')
     assert find_mismatch(model) is None
-    model.backbone = build()
-    assert find_mismatch(model)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'arch'),
+    [(LOW_RESOLUTION, 'cpolynext_lr'), (IMAGENET, ARCH), (CAFFE, None)],
+    ids=['low resolution', 'imagenet', 'caffe'],
+)
+def test_the_low_resolution_network_has_another_normalization(settings, arch):
+    model = model_with(type='mmseg.SegDataPreProcessor', **settings)
+    for other in ('cpolynext_lr', ARCH):
+        model.backbone = build(arch=other)
+        assert (find_mismatch(model) is None) == (other == arch)
+    model.backbone = build(arch='cpolynext_lr')
+    if arch != 'cpolynext_lr':
+        expected = 'RGB images (bgr_to_rgb=True) with mean=[125.307, 122.95, 113.865], std=[62.993'
+        assert expected in find_mismatch(model)
 
 
 # Runs of segmentors and detectors
@@ -155,6 +172,33 @@ def test_another_normalization_may_be_meant(task, tmp_path, imagenet_file):
     runner = Runner.from_cfg(cfg)
     runner.train()
     assert runner.iter >= 1
+
+
+@pytest.mark.parametrize('settings', [LOW_RESOLUTION, IMAGENET], ids=['cifar10', 'imagenet'])
+def test_low_resolution_files_start_a_training_with_their_normalization(settings, tmp_path):
+    """Also through ``load_from``; anything else is refused."""
+    path = tmp_path / 'cpolynext_lr.pt'
+    torch.save(imagenet_weights('cpolynext_lr'), path)
+    for field in ('init_cfg', 'load_from'):
+        cfg = Config.fromfile(ROOT / 'configs' / 'upernet_cpolynext_lr_landcover.py')
+        cfg.merge_from_dict(dict(val_cfg=None, val_dataloader=None, val_evaluator=None))
+        cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1)
+        cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
+        cfg.work_dir = str(tmp_path / field)
+        cfg.experiment_name = f'{tmp_path.name}_{field}'
+        if settings is not LOW_RESOLUTION:  # which is the config's
+            cfg = normalized(cfg, settings)
+        if field == 'load_from':
+            cfg.load_from = str(path)
+        else:
+            cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(path))
+        runner = Runner.from_cfg(cfg)
+        if settings is LOW_RESOLUTION:
+            runner.train()
+            assert runner.iter == 1
+        else:
+            with pytest.raises(CheckpointError, match=r'expect RGB .* mean=\[125.307, 122.95'):
+                runner.train()
 
 
 def test_training_from_scratch_may_normalize_as_it_likes(tmp_path):

@@ -4,6 +4,7 @@ The networks here classify by colour: an image is of one colour, which says what
 its folder says what is right.
 """
 
+import dataclasses
 import json
 import re
 
@@ -14,11 +15,22 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
+from torchvision import transforms
 
 from golden import Golden
 from helpers import ROOT, imagenet_weights, python
 from polynext_mm.commands.imagenet_benchmarks import ALEXNET_ERRORS, BENCHMARKS, find_images
-from polynext_mm.commands.imagenet_scores import Result, Score, load_subject
+from polynext_mm.commands.imagenet_published import published_figures
+from polynext_mm.commands.imagenet_scores import (
+    Conditions,
+    Result,
+    Score,
+    Subject,
+    as_json,
+    load_subject,
+    score,
+    table,
+)
 from polynext_mm.commands.validate_imagenet import main
 from polynext_mm.nn import PolyNeXtClassifier
 from polynext_mm.weights import CheckpointError, load
@@ -272,7 +284,7 @@ def test_a_published_file(network, tmp_path):
     )
     subject = load_subject(str(path))
     figures = dict(cpolynext_t=80.2, apolynext_t_bn=78.0)
-    assert (subject.name, subject.published) == (network, figures[network])
+    assert (subject.name, subject.published) == (network, {'imagenet': figures[network]})
     assert not subject.model.training
     assert subject.transform == dict(
         input_size=(3, 224, 224),
@@ -286,11 +298,103 @@ def test_a_published_file(network, tmp_path):
     assert subject.model(torch.randn(1, 3, *size)).shape == (1, 1000)
 
 
+class Recorder(nn.Module):
+    """Keeps the last images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.images = x
+        return torch.zeros(len(x), 1000)
+
+
+CPU = Conditions(torch.device('cpu'), torch.float32, batch_size=8, workers=0)
+
+
+@pytest.mark.parametrize('option', BY_OPTION)
+def test_images_are_prepared_as_by_the_release(option, tmp_path):
+    """Shorter side 232 and a crop of 224, bicubic; bilinear on -R, no crop on -C."""
+    path, benchmark = tmp_path / 'file.pt', BY_OPTION[option]
+    torch.save(imagenet_weights(), path)
+    subject = dataclasses.replace(load_subject(str(path)), model=Recorder())
+    size = (256, 256) if option == 'imagenet-c' else (300, 260)
+    pixels = torch.randint(256, (3, *size), dtype=torch.uint8)
+    image = transforms.functional.to_pil_image(pixels)
+    folder = tmp_path / 'images' / benchmark.wnids[0]
+    folder.mkdir(parents=True)
+    image.save(folder / '0.png')
+    score(subject, benchmark, tmp_path / 'images', CPU, '')
+    modes = transforms.InterpolationMode
+    expected = transforms.Compose(
+        [
+            transforms.Resize(
+                224 if option == 'imagenet-c' else 232,
+                modes.BILINEAR if option == 'imagenet-r' else modes.BICUBIC,
+            ),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )(image)
+    torch.testing.assert_close(subject.model.images[0], expected)
+    result = as_json(subject, [Result(benchmark, Score(1))], CPU)
+    own = result['results'][option].get('transform', {})
+    assert set(own.items()) - set(result['transform'].items()) == {
+        'imagenet-r': {('interpolation', 'bilinear')},
+        'imagenet-c': {('crop_pct', 1.0)},
+    }.get(option, set())
+
+
+# Published figures
+
+
+def test_published_figures_stand_beside_what_is_measured():
+    """mCE beside mCE, top-1 beside top-1."""
+    published = published_figures('cpolynext_s')
+    subject = Subject('cpolynext_s', Recorder(), {}, published)
+    results = [
+        Result(benchmark, Score(1000, 400, 800), ALEXNET_ERRORS if option == 'imagenet-c' else None)
+        for option, benchmark in BY_OPTION.items()
+    ]
+    header, *lines = table(subject, results).splitlines()
+    assert header.split() == 'percent images published top-1 top-5 published mCE'.split()
+    assert [line.split() for line in lines[: len(BY_OPTION)]] == [
+        ['ImageNet-1K', '1000', '83.9', '40.00', '80.00'],
+        ['ImageNet-A', '1000', '35.1', '40.00', '80.00'],
+        ['ImageNet-R', '1000', '49.4', '40.00', '80.00'],
+        ['ImageNet-Sketch', '1000', '37.8', '40.00', '80.00'],
+        ['ImageNet-C', '1000', '-', '40.00', '80.00', '47.9', '100.00'],
+    ]
+    assert as_json(subject, results, CPU)['published'] == published
+
+
+def test_peers_have_published_figures_too():
+    assert published_figures('caformer_m36.sail_in1k') == {
+        'imagenet': 85.2,
+        'imagenet-a': 45.6,
+        'imagenet-r': 51.7,
+        'imagenet-sketch': 39.6,
+        'imagenet-c': 42.6,
+    }
+    for name in ('resnet50.a1_in1k', 'uper_cpolynexts', 'cpolynext_lr_cifar10'):
+        assert published_figures(name) == {}
+
+
+def test_the_documentation_has_the_figures_of_the_tool():
+    text = (ROOT / 'docs' / 'imagenet.md').read_text()
+    columns = ('imagenet', 'imagenet-c', 'imagenet-a', 'imagenet-r', 'imagenet-sketch')
+    shown = {}
+    for name, *figures in re.findall(r'^\| (\S+)' + r' \| ([\d.]+)' * 5 + r' \|$', text, re.M):
+        arch = name.lower().replace('-', '_')
+        arch += '' if 'polynext' in arch else '.sail_in1k'
+        shown[arch] = dict(zip(columns, map(float, figures)))
+    assert len(shown) == 12
+    assert shown == {name: published_figures(name) for name in shown}
+
+
 def test_a_file_without_a_published_figure(tmp_path):
     path = tmp_path / 'mine.pt'
     torch.save(PolyNeXtClassifier('cpolynext_b', norm='bn').state_dict(), path)
     subject = load_subject(str(path))
-    assert (subject.name, subject.published) == ('cpolynext_b_bn', None)
+    assert (subject.name, subject.published) == ('cpolynext_b_bn', {})
     torch.save(PolyNeXtClassifier('cpolynext_lr', num_classes=1000).state_dict(), path)
     with pytest.raises(CheckpointError, match="'cpolynext_lr', which is not one for ImageNet"):
         load_subject(str(path))
@@ -320,7 +424,7 @@ def test_a_published_file_through_the_tool(tmp_path):
         right = model(torch.stack(inputs)).argmax(1) == torch.arange(2)
     written = json.loads(report.read_text())
     assert written['results']['imagenet']['top1'] == 100 * right.float().mean().item()
-    assert (written['model'], written['published_top1']) == ('cpolynext_t', 80.2)
+    assert (written['model'], written['published']) == ('cpolynext_t', {'imagenet': 80.2})
 
 
 @pytest.mark.parametrize(
