@@ -2,9 +2,11 @@
 
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
@@ -507,6 +509,128 @@ def test_scripts_on_top_of_timm_know_the_archs(tmp_path):
     for name in ('apolynext_b', 'cpolynext_lr', 'apolynext_t_bn'):
         assert python('-m', 'polynext_mm', 'timm', script, name) == 'True\n'
     assert python('-m', 'polynext_mm', 'run', script, 'apolynext_b') == 'False\n'
+
+
+# What timm's train.py and validate.py do around a model, in their order.
+TRAINING = """
+import argparse
+import json
+import sys
+
+import timm
+import torch
+from timm.data import create_dataset, create_loader, resolve_data_config
+from timm.models import load_checkpoint
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import CheckpointSaver, ModelEmaV3, accuracy
+
+name, root, work_dir, model_kwargs = sys.argv[1:]
+args = argparse.Namespace(model=name, lr=1e-3)
+model_kwargs, epochs = json.loads(model_kwargs), 3
+torch.manual_seed(0)
+
+
+def validate(model):
+    model.eval()
+    hits = images = 0
+    with torch.inference_mode():
+        for x, y in val_loader:
+            hits += accuracy(model(x), y)[0].item() * len(y)
+            images += len(y)
+    return hits / images
+
+
+model = timm.create_model(name, num_classes=2, drop_path_rate=0.1, **model_kwargs)
+model.set_grad_checkpointing()
+data = resolve_data_config(dict(input_size=(3, 64, 64), batch_size=4), model=model)
+options = dict(
+    input_size=data['input_size'],
+    batch_size=4,
+    mean=data['mean'],
+    std=data['std'],
+    interpolation=data['interpolation'],
+    crop_pct=data['crop_pct'],
+    num_workers=0,
+    persistent_workers=False,
+    use_prefetcher=False,
+    pin_memory=False,
+)
+train_set = create_dataset('', root=root, split='train', is_training=True)
+val_set = create_dataset('', root=root, split='val')
+train_loader = create_loader(
+    train_set, is_training=True, scale=(0.5, 1), auto_augment='rand-m5', re_prob=0.1, **options
+)
+val_loader = create_loader(val_set, **options)
+optimizer = create_optimizer_v2(model, 'adamw', lr=args.lr, weight_decay=0.05, layer_decay=0.9)
+scheduler, _ = create_scheduler_v2(
+    optimizer,
+    'cosine',
+    num_epochs=epochs,
+    warmup_epochs=1,
+    warmup_lr=1e-5,
+    updates_per_epoch=len(train_loader),
+    step_on_epochs=False,
+)
+average = ModelEmaV3(model, decay=0.5)
+saver = CheckpointSaver(
+    model, optimizer, args=args, model_ema=average, checkpoint_dir=work_dir, recovery_dir=work_dir
+)
+updates, rates = 0, set()
+for epoch in range(epochs):
+    model.train()
+    for x, y in train_loader:
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1)
+        optimizer.step()
+        updates += 1
+        average.update(model, step=updates)
+        scheduler.step_update(updates)
+        rates.add(optimizer.param_groups[0]['lr'])
+        assert loss.isfinite()
+    best = saver.save_checkpoint(epoch, validate(average.module))[0]
+assert len(rates) > epochs
+
+top1 = validate(average.module)
+last = f'{work_dir}/last.pth.tar'
+trained = timm.create_model(name, num_classes=2, checkpoint_path=last, **model_kwargs)
+assert validate(trained) == top1
+without_average = timm.create_model(name, num_classes=2, **model_kwargs)
+load_checkpoint(without_average, last, use_ema=False)
+for expected, loaded in ((average.module, trained), (model, without_average)):
+    for key, value in expected.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[key]), key
+print(f'best {best:.0f}, last {top1:.0f}')
+"""
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Two classes in timm's layout: noise that is dark, and noise that is bright."""
+    rng = np.random.default_rng(0)
+    for split, images in (('train', 8), ('val', 4)):
+        for label, brightness in (('bright', 128), ('dark', 0)):
+            folder = tmp_path / 'images' / split / label
+            folder.mkdir(parents=True)
+            for i in range(images):
+                pixels = rng.integers(brightness, brightness + 128, (80, 72, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f'{i}.png')
+    return tmp_path / 'images'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('name', 'model_kwargs'), [('cpolynext_t', '{}'), ('apolynext_t_bn', '{"norm_size": 64}')]
+)
+def test_what_train_py_does_around_a_model(tmp_path, image_folder, name, model_kwargs):
+    script, work_dir = tmp_path / 'train.py', tmp_path / 'work_dir'
+    script.write_text(TRAINING)
+    work_dir.mkdir()
+    command = ('-m', 'polynext_mm', 'timm', script, name, image_folder, work_dir, model_kwargs)
+    assert 'last ' in python(*command)
+    assert (work_dir / 'model_best.pth.tar').is_file()
 
 
 def test_without_timm_the_error_says_what_to_install(monkeypatch):
