@@ -1,4 +1,4 @@
-"""PolyNeXt in timm: importing this registers every arch.
+"""PolyNeXt in timm: importing this registers every arch, and all classifiers of the release.
 
 ::
 
@@ -7,7 +7,11 @@
 
     timm.create_model('cpolynext_s', pretrained=True)
     timm.create_model('apolynext_t', features_only=True, out_indices=(1, 2, 3))
+    timm.create_model('cpolynext_t_bn', pretrained=True)  # fully polynomial
+    timm.create_model('cpolynext_lr.svhn', pretrained=True)  # or .cifar10, .tiny_imagenet
 
+Those are the nine archs, and the fully polynomial networks with a published file under a name of
+their own; ``norm='bn'`` makes such a network of any arch.
 Neither mmengine nor any other package of OpenMMLab is needed. Names of weights are those of
 :class:`polynext_mm.nn.PolyNeXtClassifier`; files in the names of the authors' release are
 translated wherever timm loads them: with ``pretrained=True``,
@@ -15,6 +19,7 @@ translated wherever timm loads them: with ``pretrained=True``,
 of its scripts.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -23,6 +28,8 @@ from torch import Tensor, nn
 from .compat.optional import require_timm
 from .nn import ARCHS, PolyNeXtClassifier
 from .nn import PolyNeXt as Network
+from .nn.batch_norm import PositionNorm
+from .nn.layers import LayerNorm, MakeNorm
 from .nn.polynext import Classifier
 from .weights import PUBLISHED, Published, loading, names
 
@@ -47,10 +54,18 @@ class Head(Classifier):
         num_classes: Of the logits; 0 leaves the last layer out.
         drop_rate: Dropout before the last layer.
         global_pool: 'avg', or '' for a map in place of its mean.
+        norm: Makes the norm.
     """
 
-    def __init__(self, channels: int, num_classes: int, drop_rate: float, global_pool: str):
-        super().__init__(channels, num_classes, drop_rate)
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        drop_rate: float,
+        global_pool: str,
+        norm: MakeNorm = LayerNorm,
+    ):
+        super().__init__(channels, num_classes, drop_rate, norm)
         self.reset(num_classes, global_pool)
 
     def reset(self, num_classes: int, global_pool: str) -> None:
@@ -79,7 +94,7 @@ class Head(Classifier):
 
 
 class PolyNeXt(Network):
-    """PolyNeXt with the released ImageNet classifier and the methods of timm's models.
+    """PolyNeXt with the released classifier and the methods of timm's models.
 
     Args:
         arch: A name of ``polynext_mm.nn.ARCHS``, or a custom arch.
@@ -88,6 +103,14 @@ class PolyNeXt(Network):
         global_pool: 'avg', or '' for no pooling, which goes with ``num_classes=0``.
         drop_rate: Dropout before the last layer.
         drop_path_rate: Stochastic depth of the last cell; rises linearly from 0.
+        norm: 'ln', or 'bn' for the fully polynomial network.
+        norm_size: For 'bn', the side, or height and width, of the images that the norms' weights
+            and statistics are for. What is loaded is resized to it. By default, a file tells it,
+            and it is 224 without one; the first batch of a training in one process makes its size
+            this one. Set it to the crop of a training with several processes or with an average of
+            the weights (``--model-kwargs norm_size=160`` of timm's scripts): either takes the
+            shapes before the first batch.
+        sync_norm: For 'bn', take statistics over the batches of all processes in training.
 
     Raises:
         ValueError: For values that are not valid, naming those that are.
@@ -106,8 +129,13 @@ class PolyNeXt(Network):
         global_pool: str = 'avg',
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        norm: str = 'ln',
+        norm_size: int | Sequence[int] | None = None,
+        sync_norm: bool = False,
     ):
-        super().__init__(arch, in_chans, drop_path_rate)
+        super().__init__(
+            arch, in_chans, drop_path_rate, norm=norm, norm_size=norm_size, sync_norm=sync_norm
+        )
         widths, strides = self.arch.widths, self.arch.strides
         self.in_chans = in_chans
         self.num_classes = num_classes
@@ -117,11 +145,15 @@ class PolyNeXt(Network):
             dict(num_chs=width, reduction=stride, module=f'stages.{stage}')
             for stage, (width, stride) in enumerate(zip(widths, strides))
         ]
-        self.head: Head | None = Head(widths[-1], num_classes, drop_rate, global_pool)
+        self.head: Head | None = Head(
+            widths[-1], num_classes, drop_rate, global_pool, self._norm_maker(len(widths) - 1)
+        )
+        self._files_tell_norm_size = norm_size is None
         self.register_load_state_dict_pre_hook(_translate)
+        self.register_load_state_dict_post_hook(_agree_on_norm_size)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last feature of images (B, in_chans, H, W): (B, C, H / 32, W / 32)."""
+        """Return the last feature of images (B, in_chans, H, W), at the last stage's stride."""
         *_, last = self.forward_stages(x)
         return last
 
@@ -147,7 +179,7 @@ class PolyNeXt(Network):
         Args:
             x: Images, (B, in_chans, H, W).
             indices: Stages, -1 being the last; a number n for the last n, None for all.
-            norm: Must be False: released networks have no norms of features.
+            norm: Must be False: released classifiers have no norms of features.
             stop_early: Compute no stage after the last of ``indices``.
             output_fmt: Must be 'NCHW'.
             intermediates_only: Return the features of ``indices`` alone.
@@ -222,6 +254,16 @@ class PolyNeXt(Network):
         ]
         return dict(stem=r'^stem', blocks=r'^stages\.(\d+)' if coarse else cells)
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the weights of norms that their shapes do not tell from a matrix's."""
+        return {
+            f'{name}.{key}'
+            for name, norm in self.named_modules()
+            if isinstance(norm, PositionNorm)
+            for key, param in norm.named_parameters()
+            if param.ndim > 1
+        }
+
 
 def _translate(model: PolyNeXt, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
     """Give a model weights in the authors' names under ours, in place."""
@@ -230,6 +272,18 @@ def _translate(model: PolyNeXt, state_dict: dict[str, Tensor], prefix: str, *_) 
         weights = {key.removeprefix(prefix): state_dict.pop(key) for key in keys}
         weights = names.translate(weights, model.arch)
         state_dict.update({prefix + key: value for key, value in weights.items()})
+
+
+def _agree_on_norm_size(model: PolyNeXt, _: object) -> None:
+    """Resize what was loaded to ``norm_size``, or let it be what was loaded.
+
+    Several processes keep to this size: timm loads before DistributedDataParallel takes the shapes.
+    """
+    if model.norm == 'bn':
+        if model._files_tell_norm_size:
+            model._given_norm_size = model.norm_size
+        else:
+            model.set_norm_size(model._given_norm_size)
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: PolyNeXt) -> dict[str, Tensor]:
@@ -241,7 +295,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: PolyNeXt) -> d
 
     Raises:
         CheckpointError: If anything is missing or left over, or of another shape than that of the
-            arch, but for the stem's channels and the classes.
+            arch, but for the stem's channels, the classes and the size of fully polynomial norms.
     """
     weights = dict(state_dict)
     stem = weights.get('stem.weight')
@@ -251,25 +305,68 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: PolyNeXt) -> d
             model.arch,
             num_classes=1000 if logits is None else len(logits),
             in_channels=3 if stem is None else stem.shape[1],
+            norm=model.norm,
         )
     loading.adapt(network, weights, '', 'the pretrained file')
     return weights
 
 
-def _pretrained_cfg(published: Published) -> dict:
-    return dict(
-        url=published.url,
-        input_size=(3, 224, 224),
-        min_input_size=(3, 32, 32),
-        pool_size=(7, 7),
-        num_classes=1000,
-        interpolation='bicubic',
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """What a released classifier was trained and measured on.
+
+    Args:
+        name: As in the release.
+        tag: Of the weights in timm's names.
+        size: Side of the images.
+        num_classes: Of the logits.
+        crop_pct: The side over that of the image before the crop.
+        mean: Of the channels, for values from 0 to 1.
+        std: Of the channels, the same.
+    """
+
+    name: str
+    tag: str
+    size: int
+    num_classes: int
+    crop_pct: float = 1.0
+    # the release's for all low-resolution data: those of CIFAR-10
+    mean: tuple[float, ...] = (0.49139968, 0.48215827, 0.44653124)
+    std: tuple[float, ...] = (0.24703233, 0.24348505, 0.26158768)
+
+
+#: The data of classifiers, by what ``Published.holds`` calls them.
+_DATA = {
+    'imagenet': _Data(
+        'ImageNet-1K',
+        'in1k',
+        224,
+        1000,
         crop_pct=0.965,  # the release's: resize the shorter side to 232, crop 224
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
+    ),
+    'cifar10': _Data('CIFAR-10', 'cifar10', 32, 10),
+    'svhn': _Data('SVHN', 'svhn', 32, 10),
+    'tiny_imagenet': _Data('Tiny-ImageNet', 'tiny_imagenet', 64, 200),
+}
+
+
+def _pretrained_cfg(published: Published) -> dict:
+    data, stride = _DATA[published.holds], ARCHS[published.arch].strides[-1]
+    return dict(
+        url=published.url,
+        input_size=(3, data.size, data.size),
+        min_input_size=(3, stride, stride),
+        pool_size=(data.size // stride, data.size // stride),
+        num_classes=data.num_classes,
+        interpolation='bicubic',
+        crop_pct=data.crop_pct,
+        mean=data.mean,
+        std=data.std,
         first_conv='stem',
         classifier='head.fc',
-        description=f'Published top-1 accuracy on ImageNet-1K: {published.figure} percent',
+        description=f'Published top-1 accuracy on {data.name}: {published.figure} percent',
         origin_url='https://github.com/jjwang8/PolyNeXt',
         paper_name='Activation-Free Backbones for Image Recognition: Polynomial Alternatives '
         'within MetaFormer-Style Vision Models',
@@ -277,19 +374,31 @@ def _pretrained_cfg(published: Published) -> dict:
     )
 
 
-#: The archs with published ImageNet weights, which timm knows by name.
-IMAGENET_ARCHS = [arch for arch in ARCHS if arch in PUBLISHED]
+def _name(published: Published) -> str:
+    """Return the name in timm of the network of a file."""
+    return published.arch if published.norm == 'ln' else f'{published.arch}_{published.norm}'
+
+
+_CLASSIFIERS = [published for published in PUBLISHED.values() if published.holds in _DATA]
+
+#: The archs with published ImageNet weights.
+IMAGENET_ARCHS = list(dict.fromkeys(p.arch for p in _CLASSIFIERS if p.holds == 'imagenet'))
 
 default_cfgs = generate_default_cfgs(
-    {f'{arch}.in1k': _pretrained_cfg(PUBLISHED[arch]) for arch in IMAGENET_ARCHS}
+    {f'{_name(p)}.{_DATA[p.holds].tag}': _pretrained_cfg(p) for p in _CLASSIFIERS}
 )
 
 
-def _entrypoint(arch: str) -> Callable[..., nn.Module]:
+def _entrypoint(name: str, arch: str, norm: str) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, **options) -> nn.Module:
+        if norm != 'ln' and options.setdefault('norm', norm) != norm:
+            raise ValueError(
+                f'{name} is {arch} with norm={norm!r}, got norm={options["norm"]!r}: '
+                f'create {arch} instead'
+            )
         return build_model_with_cfg(
             PolyNeXt,
-            arch,
+            name,
             pretrained,
             pretrained_filter_fn=checkpoint_filter_fn,
             feature_cfg=dict(
@@ -299,10 +408,12 @@ def _entrypoint(arch: str) -> Callable[..., nn.Module]:
             **options,
         )
 
-    create.__name__ = create.__qualname__ = arch
-    create.__doc__ = f'Build {arch} with the options of :class:`PolyNeXt` and of timm.'
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = f'Build {name} with the options of :class:`PolyNeXt` and of timm.'
     return create
 
 
-for _arch in IMAGENET_ARCHS:
-    globals()[_arch] = register_model(_entrypoint(_arch))
+for _published in {_name(p): p for p in _CLASSIFIERS}.values():
+    globals()[_name(_published)] = register_model(
+        _entrypoint(_name(_published), _published.arch, _published.norm)
+    )

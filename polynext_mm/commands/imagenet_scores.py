@@ -88,7 +88,7 @@ def _polynext(source: str) -> Subject:
     import timm
     from timm.data import resolve_data_config
 
-    import polynext_mm.timm  # noqa: F401 - registers how images are prepared
+    from ..timm import IMAGENET_ARCHS  # which registers how images are prepared
 
     weights, _ = names.split_backbone(read(source)['state_dict'])
     bias = next((weights[key] for key in ('head.3.bias', 'head.fc.bias') if key in weights), None)
@@ -102,7 +102,7 @@ def _polynext(source: str) -> Subject:
     except ValueError as error:
         raise CheckpointError(f'{source}: {error}') from error
     _require_all_classes(len(bias), source)
-    if not timm.is_model(arch):
+    if arch not in IMAGENET_ARCHS:
         raise CheckpointError(f'{source} is of arch {arch!r}, which is not one for ImageNet')
     norm = names.norm_of(weights)
     model = PolyNeXtClassifier(
