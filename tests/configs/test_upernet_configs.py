@@ -1,7 +1,7 @@
 """The UperNet configs follow the published recipe in every detail, and train."""
 
 import pytest
-from segmentors import assert_a_step_trains_everything
+from segmentors import assert_a_step_trains_everything, assert_it_predicts, take_statistics
 
 from helpers import ROOT, Config
 from marks import some_slow
@@ -198,11 +198,15 @@ LONG = [
 
 
 @pytest.mark.parametrize('arch', some_slow(STEPPED, LONG))
-def test_a_step_of_training(arch):
+def test_a_step_of_training_and_a_prediction(arch):
     """With the heads of the recipe and a small crop."""
-    assert_a_step_trains_everything(config(arch), 150)
+    model = assert_a_step_trains_everything(config(arch), 150)
+    if arch.endswith('_bn'):
+        take_statistics(model, 150)
+    assert_it_predicts(model, 150)
 
 
-def test_a_step_of_the_low_resolution_example():
+def test_a_step_and_a_prediction_of_the_low_resolution_example():
     cfg = Config.fromfile(ROOT / 'configs' / 'upernet_cpolynext_lr_landcover.py')
-    assert_a_step_trains_everything(cfg, 6, 32)
+    model = assert_a_step_trains_everything(cfg, 6, 32)
+    assert_it_predicts(model, 6, 32)
