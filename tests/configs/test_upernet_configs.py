@@ -183,6 +183,8 @@ def test_fully_polynomial_networks_take_the_recipe_of_those_with_ln(arch):
     backbone = cfg.model.backbone
     assert (backbone.pop('norm'), backbone.pop('norm_size')) == ('bn', (512, 512))
     assert tuple(cfg.crop_size) == (512, 512)
+    # running statistics from scratch are of no use before some 100 steps, nor in the warm-up
+    assert cfg.train_cfg.val_interval > 5 * cfg.param_scheduler[0].end
     backbone.init_cfg = with_ln.model.backbone.init_cfg
     assert cfg.to_dict() == with_ln.to_dict()
     comment = (ROOT / 'configs' / f'upernet_{arch}_bn_ade20k.py').read_text().split('_base_')[0]
