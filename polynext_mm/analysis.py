@@ -28,6 +28,14 @@ _ROI_HEADS = ('StandardRoIHead', 'CascadeRoIHead')
 _MASKED_REGIONS = 100
 
 
+class NeedsValuesError(RuntimeError):
+    """A model does not run on the meta device; ``reason`` says which and why."""
+
+    def __init__(self, reason: str):
+        super().__init__(f'{reason}: set the device to cpu')
+        self.reason = reason
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """A module's share.
@@ -137,7 +145,7 @@ def count_config(config: Any, shape: Sequence[int] | None = None, device: str = 
 
     Raises:
         ValueError: For a detector in two stages whose heads are not counted here.
-        RuntimeError: If the forward pass needs values and the device is 'meta'.
+        NeedsValuesError: If the forward pass needs values and the device is 'meta'.
     """
     model = build_model(config, device)
     height, width = shape or default_shape(model)
@@ -147,9 +155,9 @@ def count_config(config: Any, shape: Sequence[int] | None = None, device: str = 
     except (NotImplementedError, RuntimeError) as error:
         if device != 'meta':
             raise
-        raise RuntimeError(
+        raise NeedsValuesError(
             f'{type(model).__name__} does not run on the meta device, which has no values '
-            f'({type(error).__name__}: {str(error).splitlines()[0]}): set the device to cpu'
+            f'({type(error).__name__}: {str(error).splitlines()[0]})'
         ) from error
 
 

@@ -3,10 +3,16 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from polynext_mm.shipped import ConfigNotFoundError, find_config
 
 from .arguments import add_cfg_options, add_config
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+    from polynext_mm.analysis import Cost
 
 
 class Shape(argparse.Action):
@@ -44,8 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--device',
         choices=['meta', 'cpu'],
-        default='meta',
-        help='cpu computes, for models that need values (default: meta)',
+        help='meta computes nothing, cpu does (default: meta, and cpu for models that need values)',
     )
     add_cfg_options(parser)
     return parser
@@ -59,12 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.exit(str(error))
     from mmengine.config import Config
 
-    from polynext_mm.analysis import count_config, table
+    from polynext_mm.analysis import table
 
     config = Config.fromfile(path)
     config.merge_from_dict(args.cfg_options or {})
     try:
-        cost = count_config(config, args.shape, args.device)
+        cost = _count(config, args.shape, args.device)
     except (ValueError, RuntimeError) as error:
         sys.exit(f'{args.config}: {error}')
     if args.by_module is not None:
@@ -75,3 +80,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'MACs       {cost.macs / 1e9:10.2f} G  multiply-adds, which many papers call FLOPs')
     print(f'FLOPs      {cost.flops / 1e9:10.2f} G  multiplications and additions apart')
     return 0
+
+
+def _count(config: 'Config', shape: tuple[int, int] | None, device: str | None) -> 'Cost':
+    """Count on a device; if none is chosen, on the meta device or, where that fails, the CPU."""
+    from polynext_mm.analysis import NeedsValuesError, count_config
+
+    try:
+        return count_config(config, shape, device or 'meta')
+    except NeedsValuesError as error:
+        if device:
+            raise
+        print(f'counting on the CPU, which takes longer: {error.reason}', file=sys.stderr)
+    return count_config(config, shape, 'cpu')

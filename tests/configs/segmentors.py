@@ -1,5 +1,7 @@
 """Segmentors of configs at a small size: a step of training and a prediction."""
 
+from unittest import mock
+
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
@@ -8,6 +10,7 @@ from mmengine.structures import PixelData
 from torch import nn
 
 from helpers import build_model
+from polynext_mm.nn import batch_norm
 
 
 def batch(size: int, num_classes: int) -> dict:
@@ -61,10 +64,23 @@ def assert_a_step_trains_everything(
     return model
 
 
+@torch.no_grad()
+def take_statistics(model: nn.Module, num_classes: int, size: int = 64) -> None:
+    """Make the running statistics of a fully polynomial backbone those of the batch.
+
+    After one step nine tenths of them are what they began with, which describes no image.
+    """
+    images = model.data_preprocessor(batch(size, num_classes))['inputs']
+    with mock.patch.object(batch_norm, 'MOMENTUM', 1.0):
+        model.train().backbone(images)
+
+
 def assert_it_predicts(model: nn.Module, num_classes: int, size: int = 64) -> None:
-    """Check that a segmentor gives every pixel a class."""
+    """Check that a segmentor gives every pixel a class, by numbers that are finite."""
     found = model.eval().val_step(batch(size, num_classes))
     for result in found:
+        assert result.seg_logits.data.shape == (num_classes, size, size)
+        assert result.seg_logits.data.isfinite().all()
         classes = result.pred_sem_seg.data
         assert classes.shape == (1, size, size)
         assert 0 <= classes.min() and classes.max() < num_classes

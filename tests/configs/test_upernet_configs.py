@@ -1,7 +1,7 @@
 """The UperNet configs follow the published recipe in every detail, and train."""
 
 import pytest
-from segmentors import assert_a_step_trains_everything
+from segmentors import assert_a_step_trains_everything, assert_it_predicts, take_statistics
 
 from helpers import ROOT, Config
 from marks import some_slow
@@ -183,6 +183,8 @@ def test_fully_polynomial_networks_take_the_recipe_of_those_with_ln(arch):
     backbone = cfg.model.backbone
     assert (backbone.pop('norm'), backbone.pop('norm_size')) == ('bn', (512, 512))
     assert tuple(cfg.crop_size) == (512, 512)
+    # running statistics from scratch are of no use before some 100 steps, nor in the warm-up
+    assert cfg.train_cfg.val_interval > 5 * cfg.param_scheduler[0].end
     backbone.init_cfg = with_ln.model.backbone.init_cfg
     assert cfg.to_dict() == with_ln.to_dict()
     comment = (ROOT / 'configs' / f'upernet_{arch}_bn_ade20k.py').read_text().split('_base_')[0]
@@ -198,11 +200,15 @@ LONG = [
 
 
 @pytest.mark.parametrize('arch', some_slow(STEPPED, LONG))
-def test_a_step_of_training(arch):
+def test_a_step_of_training_and_a_prediction(arch):
     """With the heads of the recipe and a small crop."""
-    assert_a_step_trains_everything(config(arch), 150)
+    model = assert_a_step_trains_everything(config(arch), 150)
+    if arch.endswith('_bn'):
+        take_statistics(model, 150)
+    assert_it_predicts(model, 150)
 
 
-def test_a_step_of_the_low_resolution_example():
+def test_a_step_and_a_prediction_of_the_low_resolution_example():
     cfg = Config.fromfile(ROOT / 'configs' / 'upernet_cpolynext_lr_landcover.py')
-    assert_a_step_trains_everything(cfg, 6, 32)
+    model = assert_a_step_trains_everything(cfg, 6, 32)
+    assert_it_predicts(model, 6, 32)

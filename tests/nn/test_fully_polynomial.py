@@ -6,9 +6,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
 import golden
-from helpers import TINY_ARCH, build
+from helpers import ROOT, TINY_ARCH, build
 from polynext_mm.nn import ARCHS, PolyNeXt, PolyNeXtClassifier, get_arch, plain_ops
 from polynext_mm.weights.names import translate, translate_back
 
@@ -278,6 +280,54 @@ def test_training_and_inference_compile_to_one_graph():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['cpolynext_t', 'apolynext_t'])
+def test_a_backbone_from_scratch_trains_and_then_evaluates_finitely(name):
+    """After the number of steps that docs/fully_polynomial.md gives, and not after the first."""
+    seen, held_out = tiles('training'), tiles('validation')[:16]
+    torch.manual_seed(0)
+    model = PolyNeXt(name, norm='bn', norm_size=64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    heads = [torch.randn(c, generator=generator) / c**0.5 for c in model.arch.widths]
+    for steps in range(1, 101):
+        images = seen[torch.randint(len(seen), (8,), generator=generator)]
+        loss = 0.0
+        for feature, head in zip(model.train()(images), heads):
+            found = torch.einsum('bchw,c->bhw', feature, head)
+            brightness = F.adaptive_avg_pool2d(images.mean(1), found.shape[1:])
+            loss = loss + (found - brightness).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if steps in (1, 100):
+            with torch.no_grad():
+                features = model.eval()(held_out)
+            assert all(f.isfinite().all() for f in features) == (steps == 100)
+    assert max(feature.abs().max() for feature in features) < 100
+
+
+def tiles(split):
+    """The photos of the land cover sample, normalized."""
+    files = sorted((ROOT / 'demo' / 'landcover' / 'images' / split).glob('*.jpg'))
+    images = torch.stack([pil_to_tensor(Image.open(file).convert('RGB')) for file in files])
+    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    return (images - mean[:, None, None]) / std[:, None, None]
+
+
+@pytest.mark.slow
+def test_compiled_cells_compute_the_same():
+    model, images = tiny(arch=TWO_STAGES, gates=-3.0)
+    twin = build(arch=TWO_STAGES, norm='bn', norm_size=64, compile_cells=True, out_norm=False)
+    twin.double().load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for size in ((64, 64), (96, 64)):
+            image = golden.image(size).double()
+            assert_close(twin.eval()(image), model(image))
+    assert_close(step(twin.train(), images), step(model.train(), images))
+    torch._dynamo.reset()
+
+
 # Fusing and degree
 
 
@@ -345,17 +395,25 @@ MOVEMENT = {
 )
 @pytest.mark.parametrize('arch', [CONV_ONLY, TINY_ARCH], ids=['C', 'A'])
 def test_the_exported_graph_adds_and_multiplies_alone(arch, size):
-    from onnx.reference import ReferenceEvaluator
-
     model = build(arch=arch, norm='bn').eval()
     model.load_state_dict(tiny((32, 32), arch=arch, gates=-3.0)[0].state_dict(), strict=False)
+    assert_exports_additions_and_multiplications(model, size, 1e-5)
+
+
+def assert_exports_additions_and_multiplications(model, size, tolerance):
+    """Look at the operators of the fused backbone as ONNX, and at what they compute."""
+    import onnxruntime
+
     images = golden.image(size)
     with torch.no_grad():
         expected = model(images)
+    assert all(feature.isfinite().all() for feature in expected)
     program = torch.onnx.export(model.fuse(size), (images,), dynamo=True, verbose=False)
     operators = {node.op_type for node in program.model.graph.all_nodes()}
     assert {'Conv', 'MatMul', 'Add', 'Mul'} <= operators <= ARITHMETIC | MOVEMENT
     assert not program.model.functions
-    evaluator = ReferenceEvaluator(program.model_proto)
-    outputs = evaluator.run(None, {evaluator.input_names[0]: images.numpy()})
-    assert_close([torch.from_numpy(output) for output in outputs], expected, 1e-5)
+    session = onnxruntime.InferenceSession(
+        program.model_proto.SerializeToString(), providers=['CPUExecutionProvider']
+    )
+    outputs = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    assert_close([torch.from_numpy(output) for output in outputs], expected, tolerance)

@@ -7,7 +7,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from helpers import ROOT, Config, build, call_tool
-from polynext_mm.analysis import Cost, count, count_config, table
+from polynext_mm.analysis import Cost, NeedsValuesError, count, count_config, table
 from polynext_mm.nn import PolyNeXtClassifier, plain_ops
 
 # parameters in M and MACs in G, as printed in the paper's tables
@@ -181,19 +181,20 @@ def test_default_shapes_and_channels_of_the_image():
     assert count_config(detector).shape == (3, 800, 1280)
 
 
+@MODELS.register_module()
+class ValueDependent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x):
+        return self.layer(x) * x.sum().item()
+
+
 def test_a_model_that_needs_values_is_counted_on_the_cpu():
-    @MODELS.register_module(force=True)
-    class ValueDependent(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Conv2d(3, 2, 1)
-
-        def forward(self, x):
-            return self.layer(x) * x.sum().item()
-
     cfg = Config(dict(model=dict(type='ValueDependent')))
     with pytest.raises(
-        RuntimeError, match='ValueDependent does not run on the meta device.*to cpu'
+        NeedsValuesError, match='ValueDependent does not run on the meta device.*to cpu'
     ):
         count_config(cfg, (4, 5))
     assert count_config(cfg, (4, 5), 'cpu') == Cost(
@@ -230,6 +231,47 @@ def test_the_tool_prints_what_was_counted(capsys):
     ):
         line = next(line for line in printed.splitlines() if line.startswith(f'{name} '))
         assert ' '.join(line.split()).startswith(f'{name} {value}')
+
+
+@pytest.fixture
+def needs_values(tmp_path):
+    path = tmp_path / 'needs_values.py'
+    path.write_text("model = dict(type='ValueDependent')")
+    return path
+
+
+def test_the_tool_turns_to_the_cpu_where_values_are_needed(needs_values, capsys):
+    assert not call_tool('get_flops', needs_values, *'--shape 4 5'.split())
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert line.startswith('counting on the CPU, which takes longer: ValueDependent does not run')
+    assert f'{needs_values}, inference on one image of 4x5' in out
+
+
+def test_a_device_that_was_chosen_stays(needs_values, capsys):
+    error = call_tool('get_flops', needs_values, *'--shape 4 --device meta'.split())
+    assert f'{needs_values}: ValueDependent does not run on the meta device' in error
+    assert error.endswith(': set the device to cpu')
+    assert not call_tool('get_flops', needs_values, *'--shape 4 --device cpu'.split())
+    assert 'counting on the CPU' not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'name',
+    [
+        'dino_cpolynext_s_coco_12e',
+        'mask2former_cpolynext_s_coco_50e',
+        'mask2former_cpolynext_s_ade20k',
+    ],
+)
+def test_the_tool_counts_the_configs_that_need_values(name, capsys):
+    path = ROOT / 'configs' / f'{name}.py'
+    assert not call_tool('get_flops', path, '--shape', 256)  # DINO chooses 900 of its positions
+    out, err = capsys.readouterr()
+    model = config(name).model.type
+    assert f'counting on the CPU, which takes longer: {model} does not run on the meta' in err
+    assert f'{path}, inference on one image of 256x256' in out
 
 
 @pytest.mark.parametrize(
