@@ -23,6 +23,7 @@ from .layers import HEAD_WIDTH, DepthwiseConv, LayerNorm, MakeNorm, PolyAttn, Po
 from .ops import dispatch
 
 WEIGHT_INITS = ('imagenet', 'trunc_normal')
+COMPILE_TORCH = '2.12'
 COMPILE_MODES = ('default', 'reduce-overhead')  # those of torch.compile
 NORMS = ('ln', 'bn')
 NORM_SIZE = 224  # of the released fully polynomial networks
@@ -464,10 +465,16 @@ class PolyNeXt(nn.Module):
 
         Raises:
             ValueError: For another mode.
-            RuntimeError: Without a C++ compiler, which torch.compile needs.
+            RuntimeError: With torch before 2.12, whose compiler fails at maps of any size in
+                training, and without a C++ compiler.
         """
         if mode not in COMPILE_MODES:
             raise ValueError(f'mode must be one of {COMPILE_MODES}, got {mode!r}')
+        if torch.__version__ < COMPILE_TORCH:
+            raise RuntimeError(
+                f'compile_cells needs torch {COMPILE_TORCH} or newer, and this is '
+                f'{torch.__version__}: upgrade torch, or leave compile_cells out'
+            )
         require_compiler('torch.compile', ' or turn compilation off')
         # All stacks are one function to Dynamo. Its default of 8 versions is too few for four
         # stages, with and without drop path, in training and evaluation, and what exceeds the limit

@@ -438,6 +438,12 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
 
 
+def test_compiling_with_an_old_torch_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch, '__version__', torch.torch_version.TorchVersion('2.11.0+cu130'))
+    with pytest.raises(RuntimeError, match='needs torch 2.12 or newer, and this is 2.11.0'):
+        build(compile_cells=True)
+
+
 def evaluated_and_trained(compile_cells, dtype, autocast):
     """Features in evaluation, features in training, and all gradients as one vector."""
     model = backbone(compile_cells=compile_cells, drop_path_rate=0.3).to(dtype)

@@ -68,6 +68,13 @@ def test_what_is_missing_but_not_needed(examine, monkeypatch):
     assert '-> pip install timm' in printed and 'ConvFormer, CAFormer' in printed
 
 
+def test_a_torch_too_old_to_compile(examine, monkeypatch):
+    monkeypatch.setattr(torch, '__version__', torch.torch_version.TorchVersion('2.11.0+cu130'))
+    code, printed = examine(only=['torch.compile'])
+    assert code == 0
+    assert 'compile_cells needs torch 2.12, and this is 2.11.0+cu130' in printed
+
+
 def test_an_error_in_a_check_is_a_finding(examine, monkeypatch):
     monkeypatch.setitem(doctor.CHECKS, 'networks', lambda: 1 / 0)
     code, printed = examine(only=['networks'])
