@@ -1,5 +1,6 @@
 """Files made on purpose do nothing but raise our error, whatever they hold and claim."""
 
+import itertools
 import re
 import textwrap
 import zipfile
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hostile import BOMBS, CODE, archive, bomb, odd_weights, older, tensor, weights_and
-from mmengine.runner import load_checkpoint
+from mmengine.runner import Runner, load_checkpoint
 
 from helpers import (
     ROOT,
@@ -220,13 +221,53 @@ def by_mm(model, path):
     load_checkpoint(model, str(path))
 
 
-@pytest.mark.parametrize('load', [by_mm, weights.load])
+def by_resuming(model, path):
+    """As in a training with EMAHook, for which a file holds the weights twice."""
+    runner = Runner(
+        model,
+        str(path.parent),
+        custom_hooks=[dict(type='EMAHook'), dict(type='CheckpointGuardHook')],
+        resume=True,
+        experiment_name=f'average_{next(NUMBERS)}',
+        default_scope='mmseg',
+    )
+    runner.call_hook('before_run')
+    runner.resume(str(path))
+
+
+NUMBERS = itertools.count()
+
+
+def save_for(load, path, content, model):
+    """Write weights where a way to load looks for them."""
+    if load is by_resuming:
+        torch.save(
+            dict(
+                meta=dict(epoch=0, iter=2, seed=0),
+                message_hub=dict(log_scalars={}, runtime_info={}),
+                state_dict=model.state_dict(),
+                ema_state_dict={f'module.{key}': value for key, value in content.items()},
+            ),
+            path,
+        )
+    else:
+        torch.save(dict(meta={}, state_dict=content), path)
+
+
+def test_a_whole_average_is_resumed(path, model):
+    """Else the tests of averages below would pass for any file."""
+    save_for(by_resuming, path, model.state_dict(), model)
+    with pytest.raises(AttributeError, match='_epoch'):  # of no training, after all is loaded
+        by_resuming(model, path)
+
+
+@pytest.mark.parametrize('load', [by_mm, weights.load, by_resuming])
 @pytest.mark.parametrize('key', ['backbone.stem.weight', 'decode_head.conv_seg.weight'])
 @pytest.mark.parametrize('kind', ODD)
 def test_a_weight_of_another_kind_is_named(path, model, kind, key, load):
     content = dict(model.state_dict())
     content[key] = odd_weights(content[key])[kind]
-    torch.save(dict(state_dict=content), path)
+    save_for(load, path, content, model)
     before = model.backbone.stem.weight.clone()
     with pytest.raises(CheckpointError) as caught:
         load(model, path)
@@ -259,8 +300,8 @@ def test_beyond_half_precision_is_named(path):
 def test_statistics_that_cannot_be(path, model, key, value, message):
     content = dict(model.state_dict())
     content[key] = torch.full_like(content[key], value, dtype=torch.tensor(value).dtype)
-    torch.save(dict(state_dict=content), path)
-    for load in (by_mm, weights.load):
+    for load in (by_mm, weights.load, by_resuming):
+        save_for(load, path, content, model)
         with pytest.raises(CheckpointError, match=f'{re.escape(key)} .*{message}'):
             load(model, path)
 
@@ -319,25 +360,25 @@ def test_two_names_of_the_release_that_become_one(path):
         weights.load(build(arch='cpolynext_t'), path)
 
 
-@pytest.mark.parametrize(
-    ('change', 'message'),
-    [
-        (lambda w: w.pop('decode_head.conv_seg.bias'), '1 missing: decode_head.conv_seg.bias'),
-        (lambda w: w.update({'neck.weight': torch.ones(2)}), '1 unexpected: neck.weight'),
-        (
-            lambda w: w.update({'decode_head.conv_seg.bias': torch.ones(3)}),
-            'decode_head.conv_seg.bias is (3,) instead of (150,)',
-        ),
-        (
-            lambda w: [w.pop(key) for key in list(w) if 'backbone' not in key],
-            'it is a backbone alone and cannot be evaluated',
-        ),
-        (
-            lambda w: [w.pop(key) for key in list(w) if 'out_norms' in key],
-            'has no output norms for the stages',
-        ),
-    ],
-)
+INCOMPLETE = [
+    (lambda w: w.pop('decode_head.conv_seg.bias'), '1 missing: decode_head.conv_seg.bias'),
+    (lambda w: w.update({'neck.weight': torch.ones(2)}), '1 unexpected: neck.weight'),
+    (
+        lambda w: w.update({'decode_head.conv_seg.bias': torch.ones(3)}),
+        'decode_head.conv_seg.bias is (3,) instead of (150,)',
+    ),
+    (
+        lambda w: [w.pop(key) for key in list(w) if 'backbone' not in key],
+        'it is a backbone alone and cannot be evaluated',
+    ),
+    (
+        lambda w: [w.pop(key) for key in list(w) if 'out_norms' in key],
+        'has no output norms for the stages',
+    ),
+]
+
+
+@pytest.mark.parametrize(('change', 'message'), INCOMPLETE)
 def test_what_mmengine_warns_about_is_an_error(path, model, change, message):
     """Without a hook in the config: mmengine's load_checkpoint, which mm's apis call."""
     content = dict(model.state_dict())
@@ -346,6 +387,17 @@ def test_what_mmengine_warns_about_is_an_error(path, model, change, message):
     with pytest.raises(CheckpointError, match=re.escape(str(path))) as caught:
         load_checkpoint(model, str(path))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(('change', 'message'), INCOMPLETE)
+def test_an_average_has_all_weights_of_the_model(path, model, change, message):
+    """Of which mmengine exchanges those that are there."""
+    content = dict(model.state_dict())
+    change(content)
+    save_for(by_resuming, path, content, model)
+    with pytest.raises(CheckpointError, match=re.escape(str(path))) as caught:
+        by_resuming(model, path)
+    assert (message if 'conv_seg' in message else 'does not fit') in str(caught.value)
 
 
 def test_a_whole_file_loads_and_says_so(path, model, monkeypatch):
