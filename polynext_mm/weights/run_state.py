@@ -135,11 +135,15 @@ def _check_when_loaded(
 
 
 def _require_scaler(wrapper: Any, saved: Any, source: Any, place: str) -> None:
+    from mmengine.optim import AmpOptimWrapper
+
     own = getattr(wrapper, 'loss_scaler', None)
     _require(isinstance(saved, Mapping), source, place, _is_no(saved, Mapping))
     if not hasattr(own, 'is_enabled') or not own.is_enabled():
         return
-    # of a run without scaling: our wrapper keeps its own, torch refuses
+    # of a run without scaling: our wrapper keeps its own scale, mmengine's cannot
+    can_start = saved or not isinstance(wrapper, AmpOptimWrapper)
+    _require(can_start, source, place, 'is empty, as of a training without loss scaling')
     for key in own.state_dict() if saved else ():
         number = saved.get(key)
         is_counter = key == '_growth_tracker'

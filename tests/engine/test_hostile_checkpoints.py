@@ -4,15 +4,17 @@ import argparse
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
 from runs import config, saved, train
 
 from marks import some_slow
-from polynext_mm.weights import CheckpointError
+from polynext_mm.weights import CheckpointError, run_state
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
@@ -270,6 +272,39 @@ def test_damaged_random_states_are_named(trained, work_dir, state):
     assert str(path) in str(caught.value)
 
 
+def test_loss_scales_are_checked(trained, tmp_path):
+    """Those of float16; a file without one is resumed with the scale of the config."""
+    path = tmp_path / 'somebody.pth'
+    scale = dict(
+        scale=1024.0, growth_factor=2.0, backoff_factor=0.5, growth_interval=2000, _growth_tracker=1
+    )
+    own = {'optim_wrapper.type': 'AutocastOptimWrapper', 'optim_wrapper.dtype': 'float16'}
+    for number, (changed, message) in enumerate(
+        [
+            (None, None),
+            ({}, None),
+            (dict(scale='x'), "loss_scaler.scale is 'x', not a positive number"),
+            (dict(scale=float('inf')), 'loss_scaler.scale is inf, not a positive number'),
+            (dict(growth_interval=None), 'loss_scaler.growth_interval is missing'),
+            (3, 'loss_scaler is 3, not a dict'),
+        ]
+    ):
+        content = saved(trained)
+        if changed is not None:
+            content['optimizer']['loss_scaler'] = (
+                scale | changed if isinstance(changed, dict) else changed
+            )
+        torch.save(content, path)
+        cfg = config('segmentation', tmp_path / str(number), iters=2, **own)
+        if message is None:
+            scaler = resumed(cfg, path).optim_wrapper.loss_scaler
+            assert scaler.get_scale() == (1024.0 if changed == {} else 65536.0)
+            continue
+        with pytest.raises(CheckpointError, match=message) as caught:
+            resumed(cfg, path)
+        assert str(path) in str(caught.value)
+
+
 def test_a_position_beyond_the_epoch_is_named(work_dir):
     """Each epoch has two batches."""
     train(config('segmentation', work_dir, iters=2, by_epoch=True))
@@ -280,6 +315,45 @@ def test_a_position_beyond_the_epoch_is_named(work_dir):
     with pytest.raises(CheckpointError, match='is 3, and an epoch of this run has 2') as caught:
         resumed(config('segmentation', work_dir, iters=3, by_epoch=True), path)
     assert str(path) in str(caught.value)
+
+
+OPTIMIZERS = {
+    'SGD': {},
+    'SGD with momentum': dict(momentum=0.9, nesterov=True),
+    'Adam': dict(amsgrad=True),
+    'AdamW': dict(foreach=True),
+    'NAdam': {},
+    'RAdam': {},
+    'Adamax': {},
+    'Adagrad': {},
+    'Adadelta': {},
+    'Adafactor': {},
+    'ASGD': {},
+    'RMSprop': dict(centered=True, momentum=0.9),
+    'Rprop': {},
+    'LBFGS': {},
+}
+
+
+@pytest.mark.parametrize('kind', OPTIMIZERS)
+def test_honest_states_of_any_optimizer_are_resumed(kind):
+    """With a parameter that had no gradient, and one of another shape than a matrix."""
+
+    def built():
+        model = torch.nn.ModuleList([torch.nn.Conv2d(2, 3, 3), torch.nn.Linear(4, 4)])
+        optimizer = getattr(torch.optim, kind.split()[0])
+        return model, OptimWrapper(optimizer(model.parameters(), lr=0.1, **OPTIMIZERS[kind]))
+
+    model, wrapper = built()
+    for param in model[0].parameters():
+        param.grad = torch.ones_like(param)
+    wrapper.optimizer.step(lambda: torch.tensor(1.0))
+    model, own = built()
+    runner = SimpleNamespace(model=model, hooks=[], optim_wrapper=own, param_schedulers=None)
+    content = dict(optimizer=wrapper.state_dict())
+    run_state.require_of_run(runner, content, 'file')
+    own.load_state_dict(content['optimizer'])
+    assert str(own.state_dict()['state']) == str(wrapper.state_dict()['state'])
 
 
 def test_an_average_is_checked_as_the_weights_are(trained, work_dir):
