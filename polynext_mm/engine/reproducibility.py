@@ -255,9 +255,11 @@ class ReproducibilityHook(Hook):
                 f'{type(self).__name__} works with EpochBasedTrainLoop and IterBasedTrainLoop, '
                 f'not with {type(loop).__name__}'
             )
-        done = self._resumed.get('batches_of_epoch', 0) if by_epoch else loop.iter
+        done = (self._resumed.get('batches_of_epoch') or 0) if by_epoch else loop.iter
         seed = on_main(lambda: runner.seed)
         loop.dataloader = _reproducible(runner._train_dataloader, loop.dataloader, seed, by_epoch)
+        if by_epoch:
+            self._require_within_an_epoch(runner, done, loop.dataloader.batch_sampler)
         loop.dataloader.batch_sampler.skip = done
         if not by_epoch:
             # one that can skip is told to, another is called once for every batch to skip
@@ -312,14 +314,26 @@ class ReproducibilityHook(Hook):
             return
         try:
             set_random_state(states[dist.get_rank()])
-        except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 - anything may be in the place of each
             raise CheckpointError(
                 f'{runner._load_from}: the random states in it are damaged ({error}): resume from '
                 'another checkpoint'
             ) from error
 
+    def _require_within_an_epoch(
+        self, runner: Runner, done: int, batches: '_ResumedBatches'
+    ) -> None:
+        states, size = self._resumed.get('random_states'), self._resumed.get('batch_size')
+        is_same = size == batches.batch_size and len(states or ()) == dist.get_world_size()
+        if is_same and done > len(batches):
+            raise CheckpointError(
+                f'{runner._load_from}: polynext_resume.batches_of_epoch is {done}, and an epoch of '
+                f'this run has {len(batches)} batches: resume with the data of the checkpoint, or '
+                'give it as load_from without --resume'
+            )
+
     def _warn_of_another_batch_size(self, runner: Runner, size: int) -> None:
-        saved = self._resumed.get('batch_size', size)
+        saved = self._resumed.get('batch_size') or size
         if saved != size:
             runner.logger.warning(
                 f'The checkpoint is of batches of {saved} per process and this run has batches of '

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..compat import require_mmengine
-from . import callers, loading, resuming, timm_hub
+from . import callers, loading, resuming, run_state, timm_hub
 from .callers import Caller
 from .containers import is_truncated_archive
 from .downloads import PUBLISHED_SCHEME, fetch, is_url, plain_path
@@ -176,6 +176,7 @@ def _to_resume(caller: Caller, checkpoint: dict, source: str) -> dict:
             logger='current',
             level=logging.WARNING,
         )
+    run_state.require_of_run(caller.runner, kept, source)
     return kept
 
 

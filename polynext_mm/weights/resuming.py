@@ -4,6 +4,7 @@ A checkpoint of a stranger's may hold anything under any name. Nothing in it say
 removed or read: paths count by their names, inside the folders of the run.
 """
 
+import math
 import numbers
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import CheckpointError
+from .errors import CheckpointError, shown
 
 # what has checks of its own; hooks of a run's own may need anything else that is plain
 _WEIGHTS = ('state_dict', 'ema_state_dict')
@@ -60,8 +61,32 @@ def needed(checkpoint: Mapping, source: Any, folders: Iterable[Path]) -> tuple[d
             raise CheckpointError(f'{source}: {part} holds other than plain values')
     kept |= {key: checkpoint[key] for key in _WEIGHTS if key in checkpoint}
     kept['meta'] = _plain_items({k: v for k, v in meta.items() if k in _META}, 'meta.', dropped)
+    _require_position(kept.get('polynext_resume', {}), meta['iter'], source)
     kept['message_hub'] = _hub(hub, list(folders), dropped)
+    for key, value in kept['message_hub']['runtime_info'].items():
+        if key.startswith('best_score') and not math.isfinite(value):
+            raise CheckpointError(
+                f'{source}: {key} of message_hub.runtime_info is {value}, which no other would '
+                'be better than: resume from another checkpoint'
+            )
     return kept, dropped
+
+
+def _require_position(ours: Mapping, iteration: int, source: Any) -> None:
+    """Check what says where in the data and in the random numbers a run was."""
+    states = ours.get('random_states', [])
+    if not isinstance(states, list) or not all(isinstance(state, Mapping) for state in states):
+        raise CheckpointError(
+            f'{source}: polynext_resume.random_states is {_kind(states)}, and no list with a dict '
+            'for each process: resume from another checkpoint'
+        )
+    for key, most in (('batches_of_epoch', iteration), ('batch_size', 2**32)):
+        value = ours.get(key)
+        if key in ours and value is not None and (type(value) is not int or not 0 <= value <= most):
+            raise CheckpointError(
+                f'{source}: polynext_resume.{key} is {shown(repr(value), 40)}, and no number from '
+                f'0 to {most}: resume from another checkpoint'
+            )
 
 
 def _hub(hub: Mapping, folders: list[Path], dropped: list[str]) -> dict:

@@ -261,6 +261,35 @@ BOMBS = {
     'nested in a list': lambda path: archive(path, weights_and(b']' * 100_000 + b'a' * 99_999)),
     'a list in itself': lambda path: archive(path, weights_and(b']q\x01h\x01a')),
     'millions of lists': lambda path: archive(path, weights_and(b'](' + b']' * 3_000_000 + b'e')),
+    'lists beside a weight': lambda path: archive(
+        path, _weight_and(b'](' + b']' * 3_000_000 + b'e'), {'0': bytes(16)}
+    ),
+    'lists in a list': lambda path: archive(
+        path, _weight_and(b'](' + b']' * 11_000_000 + b'e'), {'0': bytes(16)}
+    ),
+    'dicts of a list': lambda path: archive(
+        path, _weight_and(b'](' + b'}' * 3_000_000 + b'e'), {'0': bytes(16)}
+    ),
+    'tuples of what is there': lambda path: archive(
+        path, _weight_and(b'](' + b'N\x85' * 2_000_000 + b'e'), {'0': bytes(16)}
+    ),
+    'tensors of one storage': lambda path: archive(path, _many_tensors(200_000), {'0': bytes(16)}),
+    'texts': lambda path: archive(
+        path, _weight_and(b'](' + text('a') * 1_000_000 + b'e'), {'0': bytes(16)}
+    ),
+    'older, lists beside a weight': lambda path: older(
+        path,
+        _weight_and(b'](' + b']' * 3_000_000 + b'e'),
+        ['0'],
+        (4).to_bytes(8, 'little') + bytes(16),
+    ),
+    'older, lists for the machine': lambda path: path.write_bytes(
+        pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+        + pickle.dumps(1001, 2)
+        + b'\x80\x02]('
+        + b']' * 3_000_000
+        + b'e.'
+    ),
     'safetensors, header of 2^60': lambda path: path.with_suffix('.safetensors').write_bytes(
         struct.pack('<Q', 1 << 60) + b'{}'
     ),
@@ -277,6 +306,29 @@ BOMBS = {
         )
     ),
 }
+
+
+def _weight_and(value: bytes) -> bytes:
+    """A pickle of a dict with a weight that can be read, and something else."""
+    weight = text('stem.weight') + tensor(4, (4,), (1,)) + b's'
+    return b'\x80\x02}' + weight + text('more') + value + b's.'
+
+
+def _many_tensors(count: int) -> bytes:
+    """A pickle of as many tensors, each of three operations: all have the same arguments."""
+    view = storage(4) + number(0) + numbers(4) + numbers(1)
+    hooks = name('collections', 'OrderedDict') + b')R'
+    function = name('torch._utils', '_rebuild_tensor_v2') + b'q\x01'
+    arguments = b'(' + view + b'\x89' + hooks + b'tq\x02'
+    return (
+        b'\x80\x02}'
+        + text('stem.weight')
+        + function
+        + arguments
+        + b'R'
+        + b's'
+        + (text('more') + b'](' + b'h\x01h\x02R' * count + b'es.')
+    )
 
 
 def _overlapping(path: Path, count: int) -> None:
@@ -298,10 +350,14 @@ def _overlapping(path: Path, count: int) -> None:
     )
 
 
+def _honest(path: Path) -> None:
+    torch.save({'stem.weight': torch.ones(1 << 24)}, path)
+
+
 def bomb(kind: str, folder: Path) -> Path:
-    """Write one of the bombs; return its path."""
+    """Write one of the bombs, or an honest file of 64 MB; return its path."""
     path = folder / 'bomb.pt'
-    BOMBS[kind](path)
+    BOMBS.get(kind, _honest)(path)
     return path if path.exists() else path.with_suffix('.safetensors')
 
 
