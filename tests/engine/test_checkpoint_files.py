@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 import zipfile
 from pathlib import Path
 
@@ -112,6 +113,19 @@ def test_newest_is_written_last_and_not_of_the_highest_number(work_dir, tmp_path
     torch.save(stale, work_dir / 'iter_900.pth')  # of a run before, in the same work dir
     os.utime(work_dir / 'iter_2.pth')
     assert newest_checkpoint(work_dir).path == work_dir / 'iter_4.pth'
+
+
+@pytest.mark.parametrize('named', [False, True], ids=['newest', 'named file'])
+def test_a_clock_that_was_set_back_does_not_matter(work_dir, monkeypatch, named):
+    clock = time.time
+    monkeypatch.setattr(time, 'time', lambda: clock() - 3600)
+    options = {'default_hooks.checkpoint.save_best': None}
+    resume = work_dir / 'iter_2.pth' if named else True  # iter_4 is there, and newer
+    train(config('segmentation', work_dir, iters=6, **options), resume=resume)
+    newest = newest_checkpoint(work_dir)
+    assert newest.path == work_dir / 'iter_6.pth'
+    order = [saved(work_dir / f'iter_{i}.pth')['polynext_resume']['saved_at'] for i in (2, 4, 6)]
+    assert order == sorted(set(order))
 
 
 def test_best_and_nonfinite_files_are_no_candidates(work_dir):
