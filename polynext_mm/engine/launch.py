@@ -23,7 +23,6 @@ from ..shipped import find_config
 from ..weights import CheckpointError, safe_reading
 from . import checkpoint_checks, config_checks, data_checks
 from .checkpointing import NonFiniteError
-from .interruption import end_with_launcher
 from .work_dir import WorkDirInUseError, lock
 
 # where launchers say which process this is
@@ -250,7 +249,6 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
     """
     check_stack()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    end_with_launcher()
     try:
         if args.unchecked:
             data_checks.without_checks(cfg)
