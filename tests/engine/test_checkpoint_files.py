@@ -1,5 +1,7 @@
 """Checkpoints are found, kept and replaced whatever else is in the work dir."""
 
+import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -312,6 +314,32 @@ def test_a_work_dir_belongs_to_one_run_until_that_ends(tmp_path):
         unlock(tmp_path)
     finally:
         os.killpg(holder.pid, 9)
+
+
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_warned_of_once(tmp_path, monkeypatch, number):
+    def refuse(file, command):
+        raise OSError(number, os.strerror(number))
+
+    warnings = []
+    monkeypatch.setattr(fcntl, 'lockf', refuse)
+    monkeypatch.setattr(
+        'polynext_mm.engine.work_dir.print_log', lambda text, **options: warnings.append(text)
+    )
+    lock(tmp_path)
+    lock(tmp_path)
+    unlock(tmp_path)
+    assert len(warnings) == 1 and '\n' not in warnings[0]
+    assert f'the file system of {tmp_path} has no locks ({os.strerror(number)})' in warnings[0]
+
+
+def test_another_error_of_a_lock_stays_one(tmp_path, monkeypatch):
+    def refuse(file, command):
+        raise OSError(errno.EIO, 'Input/output error')
+
+    monkeypatch.setattr(fcntl, 'lockf', refuse)
+    with pytest.raises(OSError, match='Input/output error'):
+        lock(tmp_path)
 
 
 def test_the_lock_is_given_back_after_training(tmp_path):
