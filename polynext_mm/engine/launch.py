@@ -229,8 +229,11 @@ def _moved(setting: Any, old_root: str, new_root: str) -> Any:
 
 def set_timeout(cfg: Config, seconds: float) -> None:
     """Let the run end when one of its processes stands still for so long."""
-    hooks = cfg.get('custom_hooks', [])
-    cfg.custom_hooks = [hook for hook in hooks if hook['type'] != 'WatchdogHook']
+    cfg.custom_hooks = [
+        hook
+        for hook in cfg.get('custom_hooks') or []
+        if not (isinstance(hook, Mapping) and hook.get('type') == 'WatchdogHook')
+    ]
     cfg.custom_hooks.append(dict(type='WatchdogHook', timeout=seconds))
     # the watchdog, which knows names, speaks before the collectives do, which know none
     cfg.merge_from_dict({'env_cfg.dist_cfg.timeout': int(seconds) + 60})
