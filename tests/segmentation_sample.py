@@ -48,6 +48,16 @@ def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
 
 
+def end_missing(path: Path, count: int) -> None:
+    """Make a PNG of an image, under its old name, and leave out its last bytes.
+
+    Pillow reads that, and OpenCV does not.
+    """
+    with Image.open(path) as image:
+        image.save(path, 'PNG')
+    path.write_bytes(path.read_bytes()[:-count])
+
+
 def segmentation_config(root: Path, **options) -> Config:
     """The smallest published network on the generated set.
 

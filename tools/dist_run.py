@@ -1,5 +1,9 @@
-"""torchrun whose exit code is 75, "resume me", where a signal ended the run: see dist_train.sh."""
+"""torchrun whose ranks end with it, from their first moment on: see dist_train.sh.
 
+Its exit code is 75, "resume me", where a signal ended the run.
+"""
+
+import os
 import signal
 import sys
 
@@ -7,11 +11,13 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-# as of polynext_mm.engine.interruption, without loading all of it
+# as of polynext_mm.lifetime, which need not be importable here
 RESUME_ME = 75
+LAUNCHER = 'POLYNEXT_LAUNCHER'
 
 
 def main() -> None:
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         run.main()
     except SignalException as error:

@@ -2,6 +2,7 @@
 # Evaluate in several processes: tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of test.py]
 # Without GPUs, starts that many processes on the CPU. For several machines set NNODES, NODE_RANK,
 # MASTER_ADDR and PORT.
+# Exit code 75 means: a signal ended the evaluation; start it again.
 set -euo pipefail
 if [ $# -lt 3 ]; then
     echo "usage: $0 CONFIG CHECKPOINT GPUS [arguments of test.py]" >&2
@@ -10,7 +11,7 @@ fi
 config=$1 checkpoint=$2 gpus=$3
 shift 3
 
-exec "${PYTHON:-python}" -m torch.distributed.run \
+exec "${PYTHON:-python}" "$(dirname "$0")/dist_run.py" \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \
     --nproc_per_node="$gpus" \

@@ -3,7 +3,7 @@
 import os
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,8 +32,9 @@ class Split:
     source: object
     pairs: list[tuple[str, str | None]]
     findings: list[Finding]
+    audit: CocoAudit | None
+    opencv: bool  # decodes the images in training
     found: Survey = field(default_factory=Survey)
-    audit: CocoAudit | None = None
 
 
 def splits_of(cfg: Config) -> Iterator[Split]:
@@ -49,6 +50,7 @@ def splits_of(cfg: Config) -> Iterator[Split]:
                 continue
             seen.append(sources)
             launch.require_dataset(settings)
+            opencv = _by_opencv(settings)
             source = data_checks.lazily_built(cfg, settings, place)
             if source is None:
                 print(
@@ -57,12 +59,24 @@ def splits_of(cfg: Config) -> Iterator[Split]:
             elif hasattr(source, 'label_map'):
                 pairs, findings = data_checks.list_pairs(source, place)
                 pairs = [pair for pair in pairs if all(map(os.path.exists, filter(None, pair)))]
-                yield Split(place, source, pairs, findings)
+                yield Split(place, source, pairs, findings, None, opencv)
             else:
                 audit = data_checks.audit(source, settings)
                 paths = [os.path.join(source.data_prefix['img'], name) for name in audit.files]
                 pairs = [(path, None) for path in paths if os.path.exists(path)]
-                yield Split(place, source, pairs, list(audit.findings), audit=audit)
+                findings = list(audit.findings)
+                yield Split(
+                    place, source, pairs, findings, audit=audit, opencv=_by_opencv(settings)
+                )
+
+
+def _by_opencv(settings: Mapping) -> bool:
+    """Whether the pipeline of a data set decodes its images with OpenCV."""
+    for step in settings.get('pipeline') or ():
+        kind = step.get('type')
+        if str(getattr(kind, '__name__', kind)).split('.')[-1] == 'LoadImageFromFile':
+            return step.get('imdecode_backend', 'cv2') == 'cv2'
+    return False
 
 
 def read(split: Split, workers: int) -> None:
@@ -77,7 +91,7 @@ def read(split: Split, workers: int) -> None:
         sizes = {os.path.join(folder, name): size for name, size in split.audit.files.items()}
     if len(split.pairs) < _WORTH_PROCESSES:
         workers = 0
-    split.found = survey(split.pairs, workers, bar.update, sizes)
+    split.found = survey(split.pairs, workers, bar.update, sizes, split.opencv)
     print(file=sys.stderr)
     source = split.source
     if split.audit is not None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..lifetime import end_with_launcher, resumable_start
 from .arguments import UsageError, add_config, add_run_arguments
 
 if TYPE_CHECKING:
@@ -62,7 +63,14 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    end_with_launcher()
     args = build_parser().parse_args(argv)
+    with resumable_start():
+        _train(args)
+    return 0
+
+
+def _train(args: argparse.Namespace) -> None:
     # Registers everything, and gives mmcv its operators before mmseg or mmdet is imported.
     from polynext_mm.engine import launch
 
@@ -71,4 +79,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, launch.config_checks.ConfigError, FileNotFoundError) as error:
         sys.exit(f'{type(error).__name__}: {error}')
     launch.run(cfg, args, 'train', ('train_dataloader', 'val_dataloader'))
-    return 0

@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
@@ -89,6 +90,16 @@ def file_fault(path: str | os.PathLike) -> Finding | None:
     return None
 
 
+def opencv_fault(path: str | os.PathLike) -> Finding | None:
+    """Why OpenCV cannot decode a file that Pillow can, such as a PNG without its end."""
+    if cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) is not None:
+        return None
+    return Finding(
+        f'{described(path)} is cut short or damaged (OpenCV cannot decode it, though Pillow can)',
+        'get the file again, or write it anew with a program that shows it',
+    )
+
+
 def loading_error(paths: Sequence[str | os.PathLike | None], error: Exception) -> DataError:
     """The error of a failed loading step with the file that is to blame.
 
@@ -97,10 +108,11 @@ def loading_error(paths: Sequence[str | os.PathLike | None], error: Exception) -
         error: What the loading step raised.
     """
     local = [path for path in paths if is_local(path)]
-    for path in local:
-        fault = file_fault(path)
-        if fault:
-            return DataError(str(fault))
+    for find in (file_fault, opencv_fault):
+        for path in local:
+            fault = find(path)
+            if fault:
+                return DataError(str(fault))
     reason = ' '.join(str(error).split())
     names = ' and '.join(described(path) for path in local) or ' and '.join(map(str, paths))
     return DataError(f'{names} could not be loaded: {type(error).__name__}: {reason}')

@@ -1,5 +1,6 @@
 """Everything read once, in parallel: what `tools/check_dataset.py` makes its table of."""
 
+import functools
 import hashlib
 import itertools
 import multiprocessing
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from .findings import IGNORED, Finding, described, file_fault, id_remedy, listed
+from .findings import IGNORED, Finding, described, file_fault, id_remedy, listed, opencv_fault
 
 _CHUNK = 32
 _SHOWN = 3
@@ -128,8 +129,13 @@ def _times(size: tuple[int, int]) -> str:
     return f'{size[0]}x{size[1]}'
 
 
-def examine(pair: tuple[str, str | None]) -> Facts:
-    """Read an image and, if there is one, its label."""
+def examine(pair: tuple[str, str | None], opencv: bool = True) -> Facts:
+    """Read an image and, if there is one, its label.
+
+    Args:
+        pair: Their paths.
+        opencv: Whether the image must be one that OpenCV can decode.
+    """
     image, label = pair
     try:
         with open(image, 'rb') as file:
@@ -142,7 +148,7 @@ def examine(pair: tuple[str, str | None]) -> Facts:
     # an eighth of the resolution is a quarter of the time, and needs all of the file as well
     reduced = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
     if reduced is None:
-        fault = file_fault(image)
+        fault = file_fault(image) or (opencv_fault(image) if opencv else None)
         if fault:
             return Facts(digest=digest, fault=fault)
     if label is None:
@@ -170,9 +176,9 @@ def _histogram(ids: np.ndarray) -> dict[int, int]:
     return dict(zip(values.tolist(), counts.tolist()))
 
 
-def _examine_chunk(pairs: Sequence[tuple[str, str | None]]) -> list[Facts]:
+def _examine_chunk(pairs: Sequence[tuple[str, str | None]], opencv: bool) -> list[Facts]:
     cv2.setNumThreads(0)
-    return [examine(pair) for pair in pairs]
+    return [examine(pair, opencv) for pair in pairs]
 
 
 def survey(
@@ -180,6 +186,7 @@ def survey(
     workers: int = 0,
     progress: Callable[[int], None] = lambda done: None,
     sizes: Mapping[str, tuple[int, int]] | None = None,
+    opencv: bool = True,
 ) -> Survey:
     """Read every image and label once.
 
@@ -188,25 +195,27 @@ def survey(
         workers: Processes to read with; 0 reads in this one.
         progress: Called with how many samples were read since the last call.
         sizes: Width and height that the annotations give each image.
+        opencv: Whether training decodes the images with OpenCV.
     """
     sizes = sizes or {}
     found = Survey()
-    for chunk, facts in _results(pairs, workers):
+    for chunk, facts in _results(pairs, workers, opencv):
         for (image, label), fact in zip(chunk, facts):
             found.add(image, label, fact, sizes.get(image))
         progress(len(chunk))
     return found
 
 
-def _results(pairs: Sequence, workers: int) -> Iterator[tuple[Sequence, list[Facts]]]:
+def _results(pairs: Sequence, workers: int, opencv: bool) -> Iterator[tuple[Sequence, list[Facts]]]:
+    examine_chunk = functools.partial(_examine_chunk, opencv=opencv)
     chunks = [pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK)]
     if not workers:
-        yield from ((chunk, _examine_chunk(chunk)) for chunk in chunks)
+        yield from ((chunk, examine_chunk(chunk)) for chunk in chunks)
         return
     # fork would copy torch's threads and locks into the readers
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from zip(chunks, pool.map(_examine_chunk, chunks))
+        yield from zip(chunks, pool.map(examine_chunk, chunks))
 
 
 def label_findings(

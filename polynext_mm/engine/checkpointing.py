@@ -8,6 +8,7 @@ holds the newest checkpoint that was finished, under its own name.
 import contextlib
 import errno
 import io
+import math
 import os
 import re
 import time
@@ -134,6 +135,7 @@ def newest_checkpoint(folder: Path, templates: Iterable[str] = ()) -> Newest:
     """Find the checkpoint to resume from, whatever ``last_checkpoint`` says.
 
     Newest is the one written last, by the time that stands in the file; copying changes nothing.
+    A run never writes a time that is not later than those in its folder, whatever the clock says.
 
     Args:
         folder: Where the checkpoints are.
@@ -142,24 +144,10 @@ def newest_checkpoint(folder: Path, templates: Iterable[str] = ()) -> Newest:
     Raises:
         CheckpointError: If there are checkpoints and none is whole.
     """
-    patterns = [
-        re.compile(re.escape(template).replace(r'\{\}', r'\d+'))
-        for template in {*_TEMPLATES, *templates}
-    ]
-    paths = sorted(
-        path
-        for path in folder.glob('*')
-        if path.is_file() and any(pattern.fullmatch(path.name) for pattern in patterns)
-    )
-    if not paths:
+    times, passed_over = _times_of_checkpoints(folder, templates)
+    count = len(times) + len(passed_over)
+    if not count:
         return Newest(None, f'there is no checkpoint in {folder}: the training starts afresh')
-    passed_over = {}
-    times = {}
-    for path in paths:
-        try:
-            times[path] = _time_and_iteration(path)
-        except CheckpointError as error:
-            passed_over[path] = str(error)
     for path in sorted(times, key=times.get, reverse=True):
         problem = containers.damage(path)
         if problem is None:
@@ -170,13 +158,31 @@ def newest_checkpoint(folder: Path, templates: Iterable[str] = ()) -> Newest:
             f'none of the checkpoints in {folder} is whole: {_listed(passed_over)}. Remove them to '
             'start afresh, or name another one with --resume FILE'
         )
-    report = f'resuming from {path}: of {len(paths)} checkpoints the newest whole one'
+    report = f'resuming from {path}: of {count} checkpoints the newest whole one'
     last = _last_checkpoint(folder)
     if last != path.name:
         report += f'; last_checkpoint {f"says {last}" if last else "names none"}'
     if passed_over:
         report += f'; passed over {_listed(passed_over)}'
     return Newest(path, report)
+
+
+def _times_of_checkpoints(
+    folder: Path, templates: Iterable[str]
+) -> tuple[dict[Path, tuple[float, int]], dict[Path, str]]:
+    """Of the checkpoints in a folder: time and iteration, or why they cannot be resumed from."""
+    patterns = [
+        re.compile(re.escape(template).replace(r'\{\}', r'\d+'))
+        for template in {*_TEMPLATES, *templates}
+    ]
+    times, problems = {}, {}
+    for path in sorted(folder.glob('*')):
+        if path.is_file() and any(pattern.fullmatch(path.name) for pattern in patterns):
+            try:
+                times[path] = _time_and_iteration(path)
+            except CheckpointError as error:
+                problems[path] = str(error)
+    return times, problems
 
 
 def _listed(problems: dict[Path, str]) -> str:
@@ -256,8 +262,12 @@ class AtomicCheckpointHook(CheckpointHook):
         super().before_train(runner)
         # as it was before a resume: mmengine saves a new best score into the last checkpoint
         self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
+        self._saved_at = 0.0
         if is_main_process():
             self._remove_superseded_best(folder)
+            times, _ = _times_of_checkpoints(folder, [self.filename_tmpl])
+            known = (saved_at for saved_at, _ in times.values() if math.isfinite(saved_at))
+            self._saved_at = max(known, default=0.0)
 
     def folder(self, runner: Runner) -> Path:
         """Where the checkpoints of a run are."""
@@ -281,7 +291,9 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         ours = checkpoint.setdefault(RESUME, {})
-        ours.update(saved_at=time.time(), validated=self._validated)
+        # a clock that was set back makes no checkpoint older than what is there already
+        self._saved_at = max(time.time(), math.nextafter(self._saved_at, math.inf))
+        ours.update(saved_at=self._saved_at, validated=self._validated)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if runner._resume and isinstance(checkpoint.get('meta'), dict):

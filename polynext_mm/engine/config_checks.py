@@ -11,6 +11,7 @@ whose classes are not known) passes.
 import difflib
 import inspect
 import logging
+import math
 import re
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -80,6 +81,18 @@ _DEFAULT_HOOKS = dict(
     checkpoint='CheckpointHook',
 )
 _ENV_OPTIONS = ('cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit')
+_DICTS = (
+    'auto_scale_lr',
+    'default_hooks',
+    'env_cfg',
+    'log_processor',
+    'model',
+    'optim_wrapper',
+    'randomness',
+    *(f'{task}_{part}' for task in TASKS for part in ('cfg', 'dataloader')),
+)
+_LISTS_OR_DICTS = ('param_scheduler', *(f'{task}_evaluator' for task in TASKS))
+_LARGEST_SEED = 2**32 - 1  # of NumPy
 _DATALOADER_OPTIONS = {'dataset', 'num_batch_per_epoch', 'disable_subprocess_warning'} | set(
     inspect.signature(DataLoader.__init__).parameters
 )
@@ -116,10 +129,12 @@ def check_config(
     Raises:
         ConfigError: If a setting names nothing, or an option or number of classes cannot be right.
     """
-    problems = [
+    # what follows looks into them
+    problems = list(_wrong_kinds(cfg)) or [
         *_unknown_overrides(cfg, cfg.keys() if file_keys is None else file_keys, overrides or {}),
         *_misspelt_keys(cfg, overrides or {}),
         *_unknown_options(cfg),
+        *_impossible_numbers(cfg),
         *_contradictions(cfg),
         *class_problems(cfg),
     ]
@@ -129,6 +144,102 @@ def check_config(
                 [f'{len(problems)} of the settings cannot be as they are meant:', *problems]
             )
         )
+
+
+# Kinds of values
+
+
+def _wrong_kinds(cfg: Config) -> Iterator[str]:
+    """Numbers, words and lists where there must be settings, and settings where there must be a
+    list. Objects that are built already pass."""
+    for name in _DICTS:
+        if isinstance(cfg.get(name), (str, int, float, list, tuple)):
+            yield f'{name}={cfg[name]!r}: it must be a dict of settings'
+    for name in _LISTS_OR_DICTS:
+        if isinstance(cfg.get(name), (str, int, float)):
+            yield f'{name}={cfg[name]!r}: it must be a dict of settings, or a list of such'
+    if not isinstance(cfg.get('default_scope'), (str, type(None))):
+        yield f'default_scope={cfg.default_scope!r}: it must be the name of a package'
+    hooks = cfg.get('custom_hooks')
+    if isinstance(hooks, (str, int, float, Mapping)):
+        yield f'custom_hooks={hooks!r}: it must be a list of hooks'
+    named = {f'custom_hooks.{i}': hook for i, hook in enumerate(_list(hooks))}
+    if isinstance(cfg.get('default_hooks'), Mapping):
+        named |= {f'default_hooks.{name}': hook for name, hook in cfg.default_hooks.items()}
+    for path, hook in named.items():
+        if isinstance(hook, (str, int, float, list, tuple)):
+            yield f'{path}={hook!r}: it must be a dict of settings'
+    hook = named.get('default_hooks.checkpoint')
+    save_best = hook.get('save_best') if isinstance(hook, Mapping) else None
+    if save_best is not None and not _words(save_best):
+        yield (
+            f'default_hooks.checkpoint.save_best={save_best!r}: it must be the name of a metric, '
+            "a list of names, or 'auto'"
+        )
+    for task in TASKS:
+        evaluators = cfg.get(f'{task}_evaluator')
+        for path, evaluator, *_ in _each(f'{task}_evaluator', evaluators, METRICS):
+            metrics = evaluator.get('iou_metrics', ())
+            if isinstance(metrics, str) or not _words(metrics):
+                yield f'{path}.iou_metrics={metrics!r}: it must be a list of names'
+
+
+def _list(value: Any) -> Sequence:
+    return value if isinstance(value, (list, tuple)) else ()
+
+
+def _words(value: Any) -> bool:
+    """Whether it is a word or a list of words."""
+    return isinstance(value, str) or (
+        isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value)
+    )
+
+
+def _impossible_numbers(cfg: Config) -> Iterator[str]:
+    """Numbers with which loading, drawing or the optimizer fail once the data has been read."""
+    for task in TASKS:
+        path, loader = f'{task}_dataloader', cfg.get(f'{task}_dataloader')
+        if not isinstance(loader, Mapping):
+            continue
+        yield from _not_whole(path, loader, 'batch_size', 1)
+        yield from _not_whole(path, loader, 'num_workers', 0)
+        if loader.get('persistent_workers') and loader.get('num_workers', 0) == 0:
+            yield (
+                f'{path}.persistent_workers={loader["persistent_workers"]} with num_workers=0: '
+                f'there are no workers to keep; set {path}.persistent_workers=False'
+            )
+    for path, option, least, most in (
+        ('randomness', 'seed', 0, _LARGEST_SEED),
+        ('auto_scale_lr', 'base_batch_size', 1, math.inf),
+    ):
+        if isinstance(cfg.get(path), Mapping):
+            yield from _not_whole(path, cfg[path], option, least, most)
+    yield from _impossible_rates('optim_wrapper', cfg.get('optim_wrapper'))
+
+
+def _not_whole(
+    path: str, options: Mapping, option: str, least: int, most: float = math.inf
+) -> Iterator[str]:
+    value = options.get(option)
+    if value is None or (type(value) is int and least <= value <= most):
+        return
+    bounds = f'{least} or more' if most == math.inf else f'{least} to {most}'
+    yield f'{path}.{option}={value!r}: it must be a whole number, {bounds}'
+
+
+def _impossible_rates(path: str, settings: Any) -> Iterator[str]:
+    """Of an optimizer, or of one of several."""
+    if not isinstance(settings, Mapping):
+        return
+    rate = settings.get('lr')
+    numeric = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+    if isinstance(rate, (str, bool, list, tuple, Mapping)) or (
+        numeric and not 0 <= rate < math.inf  # nan is not, either
+    ):
+        yield f'{path}.lr={rate!r}: it must be a number, 0 or more'
+    for name, inner in settings.items():
+        if name != 'paramwise_cfg':
+            yield from _impossible_rates(f'{path}.{name}', inner)
 
 
 # Names of settings
@@ -387,10 +498,11 @@ def _contradictions(cfg: Config) -> Iterator[str]:
     hook = (cfg.get('default_hooks') or {}).get('checkpoint')
     if not isinstance(loop, Mapping) or not isinstance(hook, Mapping):
         return
-    if 'interval' in hook and hook.get('by_epoch', True):
-        if _loop_type('train', loop) == 'IterBasedTrainLoop' and hook['interval'] > 1:
+    interval = hook.get('interval')
+    if isinstance(interval, (int, float)) and interval > 1 and hook.get('by_epoch', True):
+        if _loop_type('train', loop) == 'IterBasedTrainLoop':
             yield (
-                f'default_hooks.checkpoint.interval={hook["interval"]} counts epochs, of which '
+                f'default_hooks.checkpoint.interval={interval} counts epochs, of which '
                 'training by iterations has one: nothing would be saved before its end; set '
                 'default_hooks.checkpoint.by_epoch=False'
             )
@@ -468,7 +580,8 @@ def metainfo_of(cfg: Config, dataset: Mapping) -> dict[str, Any]:
     """What a data set will say of itself (``classes``), as far as that is known before it is built.
 
     Raises:
-        ConfigError: If ``classes`` is one word, whose letters would be the classes.
+        ConfigError: If ``metainfo`` or ``classes`` is no such thing: one word, whose letters would
+            be the classes.
     """
     kind = dataset.get('type')
     factory = _find(DATASETS, kind, cfg) if isinstance(kind, str) else kind
@@ -476,12 +589,16 @@ def metainfo_of(cfg: Config, dataset: Mapping) -> dict[str, Any]:
     if load is None:
         return {}
     metainfo = dataset.get('metainfo')
+    if isinstance(metainfo, (str, int, float, list, tuple)):
+        raise ConfigError(f"metainfo={metainfo!r}: write a dict, metainfo=dict(classes=('a', 'b'))")
     loaded = load(dict(metainfo) if isinstance(metainfo, Mapping) else metainfo)
     classes = loaded.get('classes')
     if isinstance(classes, str):
         raise ConfigError(
             f"metainfo.classes={classes!r} is one word, not a list of names: write ('{classes}',)"
         )
+    if classes is not None and not isinstance(classes, Sequence):
+        raise ConfigError(f'metainfo.classes={classes!r} is no list of names')
     return loaded
 
 

@@ -1,9 +1,5 @@
-"""SIGTERM, SIGINT and SIGHUP, sent before a kill or by a lost terminal: finish, save, leave.
+"""SIGTERM, SIGINT and SIGHUP, sent before a kill or by a lost terminal: finish, save, leave."""
 
-And the other end of a process's life: a rank ends with its launcher.
-"""
-
-import ctypes
 import functools
 import os
 import signal
@@ -18,15 +14,13 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ..lifetime import RESUME_ME
 from .checkpointing import checkpoint_hook
 from .processes import any_rank
 
-# sysexits.h's EX_TEMPFAIL: try again later, here with --resume
-RESUME_ME = 75
 _SIGNALS = tuple(
     getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP') if hasattr(signal, name)
 )
-_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 @HOOKS.register_module()
@@ -116,9 +110,3 @@ def _end_with_process() -> None:
         received = signal.sigwaitinfo(_SIGNALS)
         if received.si_signo == signal.SIGTERM and received.si_pid == os.getppid():
             os._exit(0)
-
-
-def end_with_launcher() -> None:
-    """Let the system kill this process when torchrun, if that started it, is no longer there."""
-    if 'TORCHELASTIC_RUN_ID' in os.environ and sys.platform == 'linux':
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -23,7 +23,6 @@ from ..shipped import find_config
 from ..weights import CheckpointError, safe_reading
 from . import checkpoint_checks, config_checks, data_checks
 from .checkpointing import NonFiniteError
-from .interruption import end_with_launcher
 from .work_dir import WorkDirInUseError, lock
 
 # where launchers say which process this is
@@ -230,8 +229,11 @@ def _moved(setting: Any, old_root: str, new_root: str) -> Any:
 
 def set_timeout(cfg: Config, seconds: float) -> None:
     """Let the run end when one of its processes stands still for so long."""
-    hooks = cfg.get('custom_hooks', [])
-    cfg.custom_hooks = [hook for hook in hooks if hook['type'] != 'WatchdogHook']
+    cfg.custom_hooks = [
+        hook
+        for hook in cfg.get('custom_hooks') or []
+        if not (isinstance(hook, Mapping) and hook.get('type') == 'WatchdogHook')
+    ]
     cfg.custom_hooks.append(dict(type='WatchdogHook', timeout=seconds))
     # the watchdog, which knows names, speaks before the collectives do, which know none
     cfg.merge_from_dict({'env_cfg.dist_cfg.timeout': int(seconds) + 60})
@@ -250,7 +252,6 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
     """
     check_stack()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    end_with_launcher()
     try:
         if args.unchecked:
             data_checks.without_checks(cfg)

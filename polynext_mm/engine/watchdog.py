@@ -21,6 +21,8 @@ class WatchdogHook(Hook):
     A rank moves when it begins or ends an iteration of training or validation. A thread of each
     rank tells the others how far it is. The rank that froze is the one whose thread is silent as
     well (a stopped process, a dead machine) or, where all threads answer, the one that is behind.
+    A job that was suspended as a whole (SIGSTOP, a scheduler's preemption) and goes on is no frozen
+    one: a rank that finds itself woken much too late counts anew.
 
     Args:
         timeout: In seconds; longer than the longest evaluation of metrics takes.
@@ -70,7 +72,13 @@ class WatchdogHook(Hook):
         beats, moved, beaten = [''] * ranks, [now] * ranks, [now] * ranks
         period = min(self.timeout / 5, 10.0)
         beat = 0
-        while not self._stopped.wait(period):
+        while True:
+            waits_since = time.monotonic()
+            if self._stopped.wait(period):
+                return
+            now = time.monotonic()
+            if now - waits_since > 2 * period:  # this process was suspended, perhaps all of them
+                moved, beaten = [now] * ranks, [now] * ranks
             beat += 1
             reports = {rank: f'{beat}|{self._steps}|{self._doing}'}
             try:

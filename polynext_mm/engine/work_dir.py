@@ -1,6 +1,8 @@
 """A work dir belongs to one run: a lock, no debris, and the newest whole checkpoint."""
 
+import errno
 import fcntl
+import logging
 import os
 import socket
 import time
@@ -8,6 +10,7 @@ from pathlib import Path
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
 
@@ -22,6 +25,8 @@ from .checkpointing import (
 from .processes import on_main
 
 LOCK = '.lock'
+# of file systems without POSIX locks: some of NFS, Lustre without -o flock, FUSE
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 # locks of this process, by work dir: closing a file would release it
 _locks: dict[str, int] = {}
 
@@ -34,7 +39,8 @@ def lock(work_dir: str | os.PathLike) -> None:
     """Take a work dir for this process, until it ends or calls :func:`unlock`.
 
     The lock is the operating system's and ends with the process, however that ends; the file that
-    stays behind says nothing. Processes forked from this one do not hold it.
+    stays behind says nothing. Processes forked from this one do not hold it. Where the file system
+    has no locks, a warning says so and nothing is locked.
 
     Raises:
         WorkDirInUseError: If another process has it.
@@ -55,6 +61,16 @@ def lock(work_dir: str | os.PathLike) -> None:
             f'{folder} belongs to a run that is alive ({owner}): end that one, or take another '
             '--work-dir'
         ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            os.close(file)
+            raise
+        print_log(
+            f'the file system of {folder} has no locks ({error.strerror}): nothing keeps a second '
+            'training out of this work dir, so start one at a time',
+            logger='current',
+            level=logging.WARNING,
+        )
     os.ftruncate(file, 0)
     started = time.strftime('%Y-%m-%d %H:%M:%S')
     os.write(file, f'process {os.getpid()} on {socket.gethostname()}, since {started}\n'.encode())

@@ -18,6 +18,7 @@ from polynext_mm.engine.data_checks import check_samples
 from segmentation_sample import (
     constant,
     cut_short,
+    end_missing,
     image_path,
     label_path,
     make_segmentation,
@@ -61,6 +62,10 @@ MISTAKES = {
     'truncated image': (
         lambda root, split: cut_short(image_path(root, split, 1)),
         ['01.jpg (', 'bytes, JPEG, 48x40, mode RGB) is cut short', 'get the file again'],
+    ),
+    'PNG without its end': (
+        lambda root, split: end_missing(image_path(root, split, 1), 1),
+        ['01.jpg (', 'bytes, PNG, 48x40', 'OpenCV cannot decode it', 'get the file again'],
     ),
     'truncated label': (
         lambda root, split: cut_short(label_path(root, split, 1)),

@@ -116,12 +116,15 @@ def saved(path: Path) -> dict:
     return torch.load(path, weights_only=False)
 
 
+STATES = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers', 'polynext_resume')
+
+
 def differences(one: dict, other: dict) -> list[str]:
     """Where two checkpoints differ in what training goes on from, bit for bit."""
     return [
         name
-        for key in ('state_dict', 'optimizer', 'param_schedulers', 'polynext_resume')
-        for name in _differences(one[key], other[key], key)
+        for key in STATES
+        for name in _differences(one.get(key), other.get(key), key)
         if not name.endswith('saved_at')
     ]
 

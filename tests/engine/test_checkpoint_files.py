@@ -1,11 +1,14 @@
 """Checkpoints are found, kept and replaced whatever else is in the work dir."""
 
+import errno
+import fcntl
 import os
 import resource
 import shutil
 import subprocess
 import sys
 import textwrap
+import time
 import zipfile
 from pathlib import Path
 
@@ -112,6 +115,19 @@ def test_newest_is_written_last_and_not_of_the_highest_number(work_dir, tmp_path
     torch.save(stale, work_dir / 'iter_900.pth')  # of a run before, in the same work dir
     os.utime(work_dir / 'iter_2.pth')
     assert newest_checkpoint(work_dir).path == work_dir / 'iter_4.pth'
+
+
+@pytest.mark.parametrize('named', [False, True], ids=['newest', 'named file'])
+def test_a_clock_that_was_set_back_does_not_matter(work_dir, monkeypatch, named):
+    clock = time.time
+    monkeypatch.setattr(time, 'time', lambda: clock() - 3600)
+    options = {'default_hooks.checkpoint.save_best': None}
+    resume = work_dir / 'iter_2.pth' if named else True  # iter_4 is there, and newer
+    train(config('segmentation', work_dir, iters=6, **options), resume=resume)
+    newest = newest_checkpoint(work_dir)
+    assert newest.path == work_dir / 'iter_6.pth'
+    order = [saved(work_dir / f'iter_{i}.pth')['polynext_resume']['saved_at'] for i in (2, 4, 6)]
+    assert order == sorted(set(order))
 
 
 def test_best_and_nonfinite_files_are_no_candidates(work_dir):
@@ -298,6 +314,32 @@ def test_a_work_dir_belongs_to_one_run_until_that_ends(tmp_path):
         unlock(tmp_path)
     finally:
         os.killpg(holder.pid, 9)
+
+
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_warned_of_once(tmp_path, monkeypatch, number):
+    def refuse(file, command):
+        raise OSError(number, os.strerror(number))
+
+    warnings = []
+    monkeypatch.setattr(fcntl, 'lockf', refuse)
+    monkeypatch.setattr(
+        'polynext_mm.engine.work_dir.print_log', lambda text, **options: warnings.append(text)
+    )
+    lock(tmp_path)
+    lock(tmp_path)
+    unlock(tmp_path)
+    assert len(warnings) == 1 and '\n' not in warnings[0]
+    assert f'the file system of {tmp_path} has no locks ({os.strerror(number)})' in warnings[0]
+
+
+def test_another_error_of_a_lock_stays_one(tmp_path, monkeypatch):
+    def refuse(file, command):
+        raise OSError(errno.EIO, 'Input/output error')
+
+    monkeypatch.setattr(fcntl, 'lockf', refuse)
+    with pytest.raises(OSError, match='Input/output error'):
+        lock(tmp_path)
 
 
 def test_the_lock_is_given_back_after_training(tmp_path):

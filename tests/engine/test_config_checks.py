@@ -58,12 +58,68 @@ def complaint(path: Path, **overrides) -> str:
         ('train_cfg.val_interval', 0, 'it must be a positive whole number'),
         ('default_hooks.checkpoint.save_best', 'mIou', 'did you mean mIoU?'),
         ('default_hooks.checkpoint.by_epoch', True, 'nothing would be saved before its end'),
+        ('default_hooks.checkpoint.save_best', True, 'True: it must be the name of a metric'),
+        ('default_hooks', 'x', "default_hooks='x': it must be a dict of settings"),
+        ('default_hooks.logger', 'x', "default_hooks.logger='x': it must be a dict of settings"),
+        ('custom_hooks', 'x', "custom_hooks='x': it must be a list of hooks"),
+        ('val_evaluator.iou_metrics', 'mIoU', "iou_metrics='mIoU': it must be a list of names"),
+        ('train_dataloader', 3, 'train_dataloader=3: it must be a dict of settings'),
+        ('train_dataloader.num_workers', '4', "'4': it must be a whole number, 0 or more"),
+        ('train_dataloader.num_workers', -1, '-1: it must be a whole number, 0 or more'),
+        ('val_dataloader.num_workers', 0, 'set val_dataloader.persistent_workers=False'),
+        ('train_dataloader.batch_size', 0, '0: it must be a whole number, 1 or more'),
+        ('train_dataloader.batch_size', 2.0, '2.0: it must be a whole number, 1 or more'),
+        ('randomness.seed', 'abc', "'abc': it must be a whole number, 0 to 4294967295"),
+        ('randomness.seed', -1, '-1: it must be a whole number, 0 to 4294967295'),
+        ('optim_wrapper.optimizer.lr', -1, 'lr=-1: it must be a number, 0 or more'),
+        ('optim_wrapper.optimizer.lr', '1e-4x', "lr='1e-4x': it must be a number, 0 or more"),
+        ('optim_wrapper.optimizer.lr', float('nan'), 'lr=nan: it must be a number, 0 or more'),
     ],
 )
 def test_a_setting_that_cannot_be_meant_is_refused_with_the_nearest(key, value, told):
     message = complaint(CONFIG, **{key: value})
     assert key.rsplit('.', 1)[0] in message and told in message
     assert message.startswith('1 of the settings')
+
+
+PLACES = [
+    'default_hooks',
+    'default_hooks.checkpoint',
+    'default_hooks.checkpoint.interval',
+    'default_hooks.checkpoint.save_best',
+    'default_scope',
+    'custom_hooks',
+    'env_cfg',
+    'model',
+    'optim_wrapper',
+    'optim_wrapper.optimizer',
+    'param_scheduler',
+    'randomness',
+    'train_cfg',
+    'train_cfg.max_iters',
+    'train_dataloader',
+    'train_dataloader.dataset',
+    'train_dataloader.dataset.metainfo',
+    'train_dataloader.sampler',
+    'val_evaluator',
+    'val_evaluator.iou_metrics',
+]
+
+
+@pytest.mark.parametrize('place', PLACES)
+def test_no_value_breaks_the_checks(place):
+    cfg = Config.fromfile(CONFIG)
+    *outer, name = place.split('.')
+    for value in ('x', True, 3, -1.5, None, [], [3], {}, {'type': 'x'}, {'classes': 3}):
+        broken = cfg.copy()
+        node = broken._cfg_dict
+        for key in outer:
+            node = node[key]
+        node[name] = value
+        try:
+            check_config(broken)
+        except ConfigError:
+            pass
 
 
 def test_a_coco_metric_is_looked_up_with_its_prefix():
@@ -87,6 +143,8 @@ def test_all_mistakes_are_told_at_once():
         {'default_hooks.checkpoint.max_keep_ckpts': 2, 'default_hooks.checkpoint.priority': 'LOW'},
         {'default_hooks.timer': None, 'default_hooks.checkpoint.interval': -1},
         {'train_dataloader.num_batch_per_epoch': 2, 'train_dataloader.pin_memory': True},
+        {'randomness.seed': None, 'optim_wrapper.optimizer.lr': 0},
+        {'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False},
         {'crop_size': (64, 64)},  # a variable of the file: a warning
     ],
     ids=lambda overrides: next(iter(overrides)),

@@ -4,9 +4,12 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 
 import pytest
 from runs import At, config, differences, saved, train
+
+from helpers import ROOT
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
@@ -81,6 +84,16 @@ def test_a_hangup_that_is_ignored_stays_so(tmp_path):
     finally:
         signal.signal(signal.SIGHUP, before)
     assert (tmp_path / 'iter_6.pth').exists()
+
+
+def test_a_signal_before_there_is_anything_to_save(tmp_path):
+    """While the config is read, in the first seconds: exit code 75 as well."""
+    config_file = tmp_path / 'config.py'
+    config_file.write_text('import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n')
+    command = [sys.executable, '-W', 'ignore', ROOT / 'tools' / 'train.py', config_file]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 75
+    assert done.stderr.endswith('SIGTERM before the first iteration: exit code 75\n')
 
 
 @pytest.mark.slow

@@ -138,6 +138,27 @@ def test_ranks_end_with_their_launcher(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('seconds', [0.0, 0.5])
+def test_ranks_end_with_a_launcher_that_is_killed_as_they_start(tmp_path, seconds):
+    cfg_file = written(endless('segmentation', tmp_path / 'work'), tmp_path / 'run.py')
+    launcher = launch(cfg_file)
+    ranks = []
+    while len(ranks) < 2:
+        assert launcher.poll() is None
+        ranks = ranks_of(launcher)
+    time.sleep(seconds)
+    launcher.kill()
+    assert all(gone(rank) for rank in ranks)
+
+
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_a_rank_whose_launcher_is_gone_starts_nothing(tool):
+    environment = {'TORCHELASTIC_RUN_ID': 'none', 'POLYNEXT_LAUNCHER': '1'}
+    printed = python(ROOT / 'tools' / f'{tool}.py', succeeds=False, **environment)
+    assert printed == 'the launcher, process 1, is gone: nothing is started without it\n'
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('frozen', [0, 1])
 def test_a_frozen_rank_ends_the_run_and_is_named(tmp_path, frozen):
     cfg_file = written(endless('segmentation', tmp_path / 'work'), tmp_path / 'run.py')

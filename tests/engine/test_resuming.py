@@ -7,17 +7,25 @@ import pytest
 import torch
 from runs import config, differences, saved, train
 
+from marks import some_slow
 from polynext_mm.engine.reproducibility import random_state, set_random_state
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
-# task, by epoch, workers
-KINDS = [
-    ('segmentation', False, 0),
-    ('segmentation', True, 2),
-    pytest.param(('detection', False, 2), marks=pytest.mark.slow),
-    pytest.param(('detection', True, 0), marks=pytest.mark.slow),
-]
+FLOAT16 = {
+    'optim_wrapper.type': 'AutocastOptimWrapper',
+    'optim_wrapper.dtype': 'float16',
+    'optim_wrapper.loss_scale': 2.0**17,  # which the first step finds too large, and is skipped
+}
+# task, by epoch, workers, settings, further hooks
+KINDS = {
+    'segmentation': ('segmentation', False, 0, {}, []),
+    'segmentation by epoch': ('segmentation', True, 2, {}, []),
+    'detection': ('detection', False, 2, {}, []),
+    'detection by epoch': ('detection', True, 0, {}, []),
+    'loss scaling': ('segmentation', False, 0, FLOAT16, []),
+    'average': ('segmentation', False, 0, {}, [dict(type='EMAHook', momentum=0.1)]),
+}
 
 
 def settings(task, by_epoch, workers):
@@ -34,19 +42,33 @@ def settings(task, by_epoch, workers):
     )
 
 
-@pytest.mark.parametrize('kind', KINDS, ids=str)
+@pytest.mark.parametrize(
+    'kind', some_slow(KINDS, ['detection', 'detection by epoch', 'loss scaling'])
+)
 def test_every_checkpoint_leads_to_the_same_end(tmp_path, kind):
-    whole = train(config(work_dir=tmp_path / 'whole', **settings(*kind)))
+    *options, more, hooks = KINDS[kind]
+
+    def cfg(work_dir):
+        made = config(work_dir=work_dir, **settings(*options), **more)
+        made.custom_hooks += hooks
+        return made
+
+    whole = train(cfg(tmp_path / 'whole'))
     last, *earlier = (
-        ('epoch_3', 'epoch_2', 'epoch_1') if kind[1] else ('iter_6', 'iter_4', 'iter_2')
+        ('epoch_3', 'epoch_2', 'epoch_1') if options[1] else ('iter_6', 'iter_4', 'iter_2')
     )
     expected = saved(tmp_path / 'whole' / f'{last}.pth')
     assert expected['meta']['iter'] == 6
+    assert ('loss_scaler' in expected['optimizer']) == (kind == 'loss scaling')
+    if kind == 'loss scaling':
+        assert expected['optimizer']['loss_scaler']['scale'] == 2.0**16
+        assert {int(state['step']) for state in expected['optimizer']['state'].values()} == {5}
+    assert ('ema_state_dict' in expected) == (kind == 'average')
     for name in earlier:
         work_dir = tmp_path / name
         work_dir.mkdir()
         shutil.copy(tmp_path / 'whole' / f'{name}.pth', work_dir)
-        resumed = train(config(work_dir=work_dir, **settings(*kind)), resume=True)
+        resumed = train(cfg(work_dir), resume=True)
         assert differences(saved(work_dir / f'{last}.pth'), expected) == []
         assert resumed.message_hub.get_info('best_score') == whole.message_hub.get_info(
             'best_score'

@@ -17,6 +17,7 @@ from segmentation_sample import (
     CLASSES,
     constant,
     cut_short,
+    end_missing,
     image_path,
     label_path,
     make_segmentation,
@@ -166,6 +167,19 @@ def test_what_is_wrong_ends_in_1_and_a_hint(root, check, mistake, told, remedy):
     errors = [i for i, line in enumerate(lines) if line.startswith('ERROR')]
     assert len(errors) == 1 and re.search(told, lines[errors[0]]), printed
     assert lines[errors[0] + 1].startswith('       -> ') and remedy in lines[errors[0] + 1]
+
+
+@pytest.mark.parametrize('count', [1, 8, 20])
+def test_an_image_that_opencv_alone_cannot_read_is_an_error(root, check, count):
+    end_missing(image_path(root, 'val', 1), count)
+    cfg = segmentation_config(root)
+    code, printed = check(cfg, '--fix-hints')
+    assert code == 1 and '1 errors' in printed
+    assert re.search(r'01\.jpg \(\d+ bytes, PNG, 48x40, mode RGB\) is cut short or dam', printed)
+    assert '(OpenCV cannot decode it, though Pillow can)' in printed and 'write it anew' in printed
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.pipeline[0].imdecode_backend = 'pillow'
+    assert check(cfg)[0] == 0
 
 
 def test_hints_are_given_when_asked_for(root, check):
