@@ -43,8 +43,16 @@ def whole(tmp_path_factory):
         return runs
 
 
+@pytest.fixture
+def no_nohup():
+    """SIGHUP has its default action, which tests under nohup do not find."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize('moment', MOMENTS, ids=str)
-def test_an_interrupted_run_is_finished_by_resuming(tmp_path, whole, moment):
+def test_an_interrupted_run_is_finished_by_resuming(tmp_path, whole, moment, no_nohup):
     by_epoch, point, iteration, name = moment
     number = {2: signal.SIGINT, 3: signal.SIGTERM, 4: signal.SIGHUP}[iteration]
     stop = At(point, iteration, lambda runner: os.kill(os.getpid(), number))

@@ -63,7 +63,7 @@ def errors(actual, expected):
 
 @every_case
 @pytest.mark.parametrize('keep', [False, True], ids=['kept', 'dropped'])
-@pytest.mark.parametrize('size', [(1, 1), (3, 17), (40, 33)], ids=str)
+@pytest.mark.parametrize('size', [(1, 1), (3, 17)], ids=str)
 def test_values_and_gradients(make, keep, size):
     op, inputs = make(torch.float32, keep, height=size[0], width=size[1])
     with Operators() as called:
