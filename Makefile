@@ -46,7 +46,7 @@ lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 
 test: lint
-	echo '==> Running the tests, slow ones excepted (8 minutes)'
+	echo '==> Running the tests, slow ones excepted (9 minutes)'
 	$(RUN) -m pytest -n $(JOBS) -m 'not slow and not cuda'
 
 test-slow: $(INSTALLED)
@@ -60,7 +60,7 @@ test-cuda: $(INSTALLED)
 
 # Upstream's packages are put in front of the default ones. What needs torch alone is left out.
 test-openmmlab: $(UPSTREAM)/.installed
-	echo '==> Running the tests on upstream OpenMMLab, slow ones excepted (8 minutes)'
+	echo '==> Running the tests on upstream OpenMMLab, slow ones excepted (9 minutes)'
 	PYTHONPATH=$(abspath $(UPSTREAM)) $(RUN) -m pytest -n $(JOBS) -m 'not slow and not cuda' \
 	    --ignore tests/nn --ignore tests/benchmarks --ignore tests/docs/test_pages.py
 
