@@ -64,10 +64,7 @@ def splits_of(cfg: Config) -> Iterator[Split]:
                 audit = data_checks.audit(source, settings)
                 paths = [os.path.join(source.data_prefix['img'], name) for name in audit.files]
                 pairs = [(path, None) for path in paths if os.path.exists(path)]
-                findings = list(audit.findings)
-                yield Split(
-                    place, source, pairs, findings, audit=audit, opencv=_by_opencv(settings)
-                )
+                yield Split(place, source, pairs, list(audit.findings), audit, opencv)
 
 
 def _by_opencv(settings: Mapping) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from . import ops
 from .batch_norm import BatchNorms, ChannelBatchNorm
 from .ops import poly_conv, poly_mlp
-from .ops.precision import linear, matmul_dtype, narrow
+from .ops.precision import linear, narrow
 
 HEAD_WIDTH = 32
 
@@ -64,7 +64,7 @@ class DepthwiseConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size, kernel_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.depthwise(x.to(matmul_dtype(x)), self.weight)
+        return ops.depthwise(x, self.weight)
 
 
 class Branch(nn.Module):

@@ -54,10 +54,10 @@ def supports(
 
 @triton.jit
 def _places(start, n_rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Return rows from a start, columns, where there are both, and where rows begin."""
+    """Return rows from a start, columns, where there are both, and the places in a map."""
     rows, columns = start + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     valid = (rows < n_rows)[:, None] & (columns < WIDTH)[None, :]
-    return rows, columns, valid, rows.to(tl.int64)[:, None]
+    return rows, columns, valid, rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
 
 
 @triton.jit
@@ -75,6 +75,12 @@ def _through_norm(grad, normalized, rstd, WIDTH: tl.constexpr):
     mean = tl.sum(grad, 1) / WIDTH
     slope = tl.sum(grad * normalized, 1) / WIDTH
     return rstd[:, None] * (grad - mean[:, None] - normalized * slope[:, None])
+
+
+@triton.jit
+def _store_sum(part_ptr, total, index, columns, WIDTH: tl.constexpr):
+    """Store the sum of rows as one of a program's partial sums."""
+    tl.store(part_ptr + index * WIDTH + columns, tl.sum(total, 0), mask=columns < WIDTH)
 
 
 @triton.jit
@@ -97,9 +103,8 @@ def _product_kernel(
     COLUMNS: tl.constexpr,
 ):
     start = tl.program_id(0) * ROWS
-    rows, columns, valid, row = _places(start, n_rows, WIDTH, ROWS, COLUMNS)
-    place = row * WIDTH + columns[None, :]
-    half = halves_ptr + row * (2 * WIDTH) + columns[None, :]
+    rows, columns, valid, place = _places(start, n_rows, WIDTH, ROWS, COLUMNS)
+    half = halves_ptr + place + rows.to(tl.int64)[:, None] * WIDTH
     u = tl.load(half, mask=valid, other=0.0).to(tl.float32)
     v = tl.load(half + WIDTH, mask=valid, other=0.0).to(tl.float32)
     normalized, _, _ = _normalized(u * v, valid, WIDTH, EPS)
@@ -125,9 +130,8 @@ def _product_grad_kernel(
     weight = _weight(weight_ptr, columns, WIDTH)[None, :]
     of_weight = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in tl.range(tl.program_id(0) * ROWS, n_rows, tl.num_programs(0) * ROWS):
-        rows, _, valid, row = _places(start, n_rows, WIDTH, ROWS, COLUMNS)
-        place = row * WIDTH + columns[None, :]
-        half = row * (2 * WIDTH) + columns[None, :]
+        rows, _, valid, place = _places(start, n_rows, WIDTH, ROWS, COLUMNS)
+        half = place + rows.to(tl.int64)[:, None] * WIDTH
         u = tl.load(halves_ptr + half, mask=valid, other=0.0).to(tl.float32)
         v = tl.load(halves_ptr + half + WIDTH, mask=valid, other=0.0).to(tl.float32)
         grad = tl.load(grad_ptr + place, mask=valid, other=0.0).to(tl.float32)
@@ -140,8 +144,7 @@ def _product_grad_kernel(
         dtype = grad_halves_ptr.dtype.element_ty
         tl.store(grad_half, (grad * v).to(dtype), mask=valid)
         tl.store(grad_half + WIDTH, (grad * u).to(dtype), mask=valid)
-    part = part_ptr + tl.program_id(0) * WIDTH + columns
-    tl.store(part, tl.sum(of_weight, 0), mask=columns < WIDTH)
+    _store_sum(part_ptr, of_weight, tl.program_id(0), columns, WIDTH)
 
 
 @triton.jit(do_not_specialize=['n_rows', 'rows_per_sample'])
@@ -161,8 +164,7 @@ def _add_kernel(
     COLUMNS: tl.constexpr,
 ):
     start = tl.program_id(0) * ROWS
-    rows, columns, valid, row = _places(start, n_rows, WIDTH, ROWS, COLUMNS)
-    place = row * WIDTH + columns[None, :]
+    rows, columns, valid, place = _places(start, n_rows, WIDTH, ROWS, COLUMNS)
     z = tl.load(z_ptr + place, mask=valid, other=0.0).to(tl.float32)
     normalized, mean, rstd = _normalized(z, valid, WIDTH, EPS)
     tl.store(mean_ptr + rows, mean, mask=rows < n_rows)
@@ -196,8 +198,7 @@ def _add_grad_kernel(
     weight = _weight(weight_ptr, columns, WIDTH)[None, :]
     of_weight = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in tl.range(tl.program_id(0) * ROWS, n_rows, tl.num_programs(0) * ROWS):
-        rows, _, valid, row = _places(start, n_rows, WIDTH, ROWS, COLUMNS)
-        place = row * WIDTH + columns[None, :]
+        rows, _, valid, place = _places(start, n_rows, WIDTH, ROWS, COLUMNS)
         z = tl.load(z_ptr + place, mask=valid, other=0.0).to(tl.float32)
         mean = tl.load(mean_ptr + rows, mask=rows < n_rows, other=0.0)
         rstd = tl.load(rstd_ptr + rows, mask=rows < n_rows, other=0.0)
@@ -209,8 +210,7 @@ def _add_grad_kernel(
         of_weight += grad * normalized
         grad = _through_norm(grad * weight, normalized, rstd, WIDTH)
         tl.store(grad_z_ptr + place, grad.to(grad_z_ptr.dtype.element_ty), mask=valid)
-    part = part_ptr + tl.program_id(0) * WIDTH + columns
-    tl.store(part, tl.sum(of_weight, 0), mask=columns < WIDTH)
+    _store_sum(part_ptr, of_weight, tl.program_id(0), columns, WIDTH)
 
 
 @triton.jit(do_not_specialize=['n_rows'])
@@ -231,8 +231,7 @@ def _sum_kernel(
     COLUMNS: tl.constexpr,
 ):
     start = tl.program_id(0) * ROWS
-    rows, columns, valid, row = _places(start, n_rows, WIDTH, ROWS, COLUMNS)
-    place = row * WIDTH + columns[None, :]
+    rows, columns, valid, place = _places(start, n_rows, WIDTH, ROWS, COLUMNS)
     a0 = _weight(a0_ptr, columns, WIDTH)[None, :]
     a1 = _weight(a1_ptr, columns, WIDTH)[None, :]
     total = a0 * tl.load(s0_ptr + place, mask=valid, other=0.0).to(tl.float32)
@@ -272,8 +271,7 @@ def _sum_grad_kernel(
     of_a0 = tl.zeros([ROWS, COLUMNS], tl.float32)
     of_a1 = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in tl.range(tl.program_id(0) * ROWS, n_rows, tl.num_programs(0) * ROWS):
-        rows, _, valid, row = _places(start, n_rows, WIDTH, ROWS, COLUMNS)
-        place = row * WIDTH + columns[None, :]
+        rows, _, valid, place = _places(start, n_rows, WIDTH, ROWS, COLUMNS)
         total = tl.load(total_ptr + place, mask=valid, other=0.0).to(tl.float32)
         mean = tl.load(mean_ptr + rows, mask=rows < n_rows, other=0.0)
         rstd = tl.load(rstd_ptr + rows, mask=rows < n_rows, other=0.0)
@@ -285,10 +283,10 @@ def _sum_grad_kernel(
         of_a1 += grad * tl.load(s1_ptr + place, mask=valid, other=0.0).to(tl.float32)
         tl.store(grad_s0_ptr + place, (grad * a0).to(grad_s0_ptr.dtype.element_ty), mask=valid)
         tl.store(grad_s1_ptr + place, (grad * a1).to(grad_s1_ptr.dtype.element_ty), mask=valid)
-    part = part_ptr + tl.program_id(0) * (3 * WIDTH) + columns
-    tl.store(part, tl.sum(of_a0, 0), mask=columns < WIDTH)
-    tl.store(part + WIDTH, tl.sum(of_a1, 0), mask=columns < WIDTH)
-    tl.store(part + 2 * WIDTH, tl.sum(of_weight, 0), mask=columns < WIDTH)
+    first = 3 * tl.program_id(0)
+    _store_sum(part_ptr, of_a0, first, columns, WIDTH)
+    _store_sum(part_ptr, of_a1, first + 1, columns, WIDTH)
+    _store_sum(part_ptr, of_weight, first + 2, columns, WIDTH)
 
 
 #: The two directions of every function.
