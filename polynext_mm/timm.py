@@ -374,9 +374,13 @@ def _pretrained_cfg(published: Published) -> dict:
     )
 
 
+def network_name(arch: str, norm: str) -> str:
+    """Return the name of a published network in timm."""
+    return arch if norm == 'ln' else f'{arch}_{norm}'
+
+
 def _name(published: Published) -> str:
-    """Return the name in timm of the network of a file."""
-    return published.arch if published.norm == 'ln' else f'{published.arch}_{published.norm}'
+    return network_name(published.arch, published.norm)
 
 
 _CLASSIFIERS = [published for published in PUBLISHED.values() if published.holds in _DATA]

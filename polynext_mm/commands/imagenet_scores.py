@@ -88,7 +88,7 @@ def _polynext(source: str) -> Subject:
     import timm
     from timm.data import resolve_data_config
 
-    from ..timm import IMAGENET_ARCHS  # which registers how images are prepared
+    from ..timm import IMAGENET_ARCHS, network_name  # which registers how images are prepared
 
     weights, _ = names.split_backbone(read(source)['state_dict'])
     bias = next((weights[key] for key in ('head.3.bias', 'head.fc.bias') if key in weights), None)
@@ -111,7 +111,7 @@ def _polynext(source: str) -> Subject:
     print(loading.adapt(model, weights, '', source), file=sys.stderr)
     model.load_state_dict(weights)
     transform = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(arch).to_dict())
-    name = arch if norm == 'ln' else f'{arch}_{norm}'
+    name = network_name(arch, norm)
     return Subject(name, model, transform, published_figures(name), _CHANGES)
 
 
