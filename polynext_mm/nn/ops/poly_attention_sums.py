@@ -14,16 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import dispatch
-from .poly_attention import (
-    _accumulate,
-    _blocks,
-    _cut,
-    _Memory,
-    _product_plus,
-    _scores,
-    _shared,
-    _with_ones,
-)
+from .poly_attention_blocks import sums, sums_backward
 from .precision import wide, wide_dtype
 
 
@@ -63,20 +54,7 @@ def _in_blocks(q, k, v):
 
 @torch.library.custom_op('polynext_mm::poly_attention_sums', mutates_args=())
 def _forward_op(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    out = v.new_empty(*q.shape[:2], v.shape[2], dtype=wide_dtype(v))
-    total = q.new_empty(*q.shape[:2], 1, dtype=wide_dtype(q))
-    k, memory = _with_ones(k), _Memory()
-    for heads, queries, parts in _blocks(q, k.shape[1]):
-        r, top = _scores(_cut(q[heads, queries], parts), _shared(k[heads], parts), memory)
-        a = r.square_().square_()
-        out_b, total_b = (_cut(t[heads, queries], parts) for t in (out, total))
-        torch.sum(a, -1, keepdim=True, out=total_b)
-        out_b.copy_(torch.bmm(a.to(v.dtype), _shared(v[heads], parts)))
-        if isinstance(top, Tensor):
-            factor = top.square().square()
-            out_b.mul_(factor)
-            total_b.mul_(factor)
-    return out, total
+    return sums(q, k, v, undivided=True)
 
 
 @_forward_op.register_fake
@@ -91,26 +69,7 @@ def _(q, k, v):
 def _backward_op(
     grad: Tensor, grad_total: Tensor, q: Tensor, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
-    grad_k = torch.zeros_like(k, dtype=wide_dtype(k), memory_format=torch.contiguous_format)
-    grad_v = torch.zeros_like(v, dtype=wide_dtype(v), memory_format=torch.contiguous_format)
-    k_ones, v_ones = _with_ones(k), _with_ones(v)
-    of_scores, of_slope, of_square = _Memory(), _Memory(), _Memory()
-    for heads, queries, parts in _blocks(q, k.shape[1]):
-        q_b, grad_b, grad_total_b = (_cut(t[heads, queries], parts) for t in (q, grad, grad_total))
-        k_ones_b, v_ones_b, k_b = (_shared(t[heads], parts) for t in (k_ones, v_ones, k))
-        r, top = _scores(q_b, k_ones_b, of_scores)
-        # d / d r_ij = 4 r_ij^3 (grad_i . v_j + grad_total_i), with r divided by top in half
-        cube, fourth = top**3, top**4
-        steep = (grad_b * (4 * cube)).to(v.dtype)
-        slope = _product_plus(steep, grad_total_b * (4 * cube), v_ones_b, of_slope)
-        square = torch.mul(r, r, out=of_square.of(r.shape, r))
-        slope = slope.mul_(r.mul_(square)).to(q.dtype)
-        torch.bmm(slope, k_b, out=_cut(grad_q[heads, queries], parts))
-        _accumulate(grad_k[heads], slope.transpose(1, 2), q_b)
-        a = square.square_().to(v.dtype)
-        _accumulate(grad_v[heads], a.transpose(1, 2), (grad_b * fourth).to(v.dtype))
-    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
+    return sums_backward(grad, grad_total, q, k, v, undivided=True)
 
 
 @_backward_op.register_fake

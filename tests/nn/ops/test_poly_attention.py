@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polynext_mm.nn.ops.poly_attention import plain, poly_attention
 
-module = importlib.import_module('polynext_mm.nn.ops.poly_attention')
+module = importlib.import_module('polynext_mm.nn.ops.poly_attention_blocks')
 
 
 def naive(q, k, v):

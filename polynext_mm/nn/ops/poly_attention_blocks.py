@@ -1,0 +1,242 @@
+"""The two sums of polynomial attention in blocks of scores, for every query i::
+
+    a_ij  = (1 + q_i . k_j)^4
+    out_i = sum_j a_ij v_j
+    sum_i = sum_j a_ij
+
+Blocks are formed, used and forgotten, in backward once more: memory is linear in the number of
+tokens. These are pieces of kernels: autograd does not see them.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .precision import wide, wide_dtype
+
+EPS = 1e-12  # the smallest divisor, as in the authors' release
+
+# Elements of the block of scores held at a time. On a CPU that is for each thread: in float32 half
+# a MiB, of which backward holds two, so that a thread's share stays in its private cache. On a GPU
+# it is in all, enough to fill the device.
+THREAD_BLOCK = 1 << 17
+DEVICE_BLOCK = 1 << 26
+
+
+def sums(q: Tensor, k: Tensor, v: Tensor, undivided: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the sums of values, (heads, queries, C), and of weights, (heads, queries, 1).
+
+    Args:
+        q: (heads, queries, C), with any strides but the last, as are the others.
+        k: (heads, keys, C).
+        v: (heads, keys, C). The sums are float32, or float64 if these are.
+        undivided: Both sums of float16 inputs are divided by the fourth power of the largest score
+            of the query, which cancels in their quotient; whether to multiply them by it again.
+    """
+    cut = _Cut(q, k.shape[1])
+    memory = cut.memory(q)
+    out, total = (cut.empty(width, q, wide_dtype(q)) for width in (v.shape[-1], 1))
+    q = cut.padded(_with_column(q, q.new_ones(1)))
+    for *of_queries, k_g, v_g in cut.groups(q, out, total, _transposed_with_ones(k), v):
+        k_g, v_g = cut.shared(k_g, v_g)
+        for q_b, out_b, total_b in cut.blocks(*of_queries):
+            a, top = _scores(q_b, k_g, memory)
+            a.mul_(a).mul_(a)
+            torch.sum(a, -1, keepdim=True, out=total_b)
+            _write_product(a.to(v.dtype), v_g, out_b)
+            if top is not None and undivided:
+                for x in (out_b, total_b):
+                    x.mul_(top**4)
+    return cut.trimmed(out), cut.trimmed(total)
+
+
+def sums_backward(
+    grad: Tensor, grad_total: Tensor, q: Tensor, k: Tensor, v: Tensor, undivided: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v, contiguous.
+
+    Args:
+        grad: Of the sum of values, (heads, queries, C), not in half.
+        grad_total: Of the sum of weights, (heads, queries, 1), not in half.
+        q: As in :func:`sums`.
+        k: As in :func:`sums`.
+        v: As in :func:`sums`.
+        undivided: As in :func:`sums`.
+    """
+    # The derivative by a score r_ij is 4 r_ij^3 (grad_i . v_j + grad_total_i).
+    steep, bias = (4 * grad).to(v.dtype), 4 * grad_total
+    cut = _Cut(q, k.shape[1])
+    of_scores, of_slope = cut.memory(q), cut.memory(v)
+    grad_q = cut.empty(q.shape[-1], q, q.dtype)
+    sum_k, sum_v = _SumOverQueries(cut, k), _SumOverQueries(cut, v)
+    q_and_1, steep_and_bias = _with_column(q, q.new_ones(1)), _with_column(steep, bias)
+    for *of_queries, k_t, v_t, k_g, grad_k_g, grad_v_g in cut.groups(
+        *map(cut.padded, (q_and_1, q, steep_and_bias, bias, grad.to(v.dtype))),
+        *(grad_q, _transposed_with_ones(k), _transposed_with_ones(v), k, sum_k.out, sum_v.out),
+    ):
+        k_t, v_t, k_g = cut.shared(k_t, v_t, k_g)
+        first = True
+        for q_and_1_b, q_b, steep_b, bias_b, grad_b, grad_q_b in cut.blocks(*of_queries):
+            r, top = _scores(q_and_1_b, k_t, of_scores)
+            slope = _product_plus(steep_b, v_t, bias_b, of_slope)
+            if top is not None:
+                slope.mul_(top**3 if undivided else 1 / top)
+            slope.mul_(r)
+            square = r.mul_(r)
+            slope = slope.mul_(square).to(q.dtype)
+            _write_product(slope, k_g, grad_q_b)
+            sum_k.add(slope, q_b, grad_k_g, first)
+            a = square.mul_(square)
+            if top is not None and undivided:
+                a.mul_(top**4)
+            sum_v.add(a.to(v.dtype), grad_b, grad_v_g, first)
+            first = False
+        sum_k.finish(grad_k_g)
+        sum_v.finish(grad_v_g)
+    return cut.trimmed(grad_q), sum_k.out.to(k.dtype), sum_v.out.to(v.dtype)
+
+
+class _Cut:
+    """How the scores of all heads are cut into blocks.
+
+    Heads come in groups: several whole ones, which are one block, or a single one, whose queries
+    make several blocks. Such a block is divided into parts, one for each thread of a CPU, so that a
+    thread finds in its cache what it wrote there. Either way a block is a batch of matrices: of
+    heads or of parts.
+
+    Args:
+        q: The queries, (heads, tokens, C).
+        keys: The number of keys.
+    """
+
+    def __init__(self, q: Tensor, keys: int):
+        heads, self.tokens, self.keys = len(q), q.shape[1], keys
+        on_cpu = q.device.type == 'cpu'
+        threads = torch.get_num_threads() if on_cpu else 1
+        budget = threads * THREAD_BLOCK if on_cpu else DEVICE_BLOCK
+        fitting = budget // (self.tokens * keys)
+        self.whole = fitting >= threads
+        if self.whole:
+            groups = max(1, math.ceil(heads / fitting))
+            self.heads = math.ceil(heads / groups)
+            self.parts, self.rows, count = 1, self.tokens, 1
+        else:
+            self.heads, self.parts = 1, threads
+            count = math.ceil(self.tokens * keys / budget)
+            self.rows = math.ceil(self.tokens / (count * threads))
+        self.padding = count * self.parts * self.rows - self.tokens
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Append rows of zeros to (heads, tokens, C), so that all parts have as many."""
+        return F.pad(x, (0, 0, 0, self.padding)) if self.padding else x
+
+    def empty(self, width: int, q: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return memory for (heads, tokens, width), padded, on the device of the queries."""
+        return q.new_empty(len(q), self.tokens + self.padding, width, dtype=dtype)
+
+    def trimmed(self, x: Tensor) -> Tensor:
+        """Return the rows of :meth:`padded` that are not padding."""
+        return x[:, : self.tokens].contiguous() if self.padding else x
+
+    def memory(self, x: Tensor) -> Tensor:
+        """Return memory for a block of scores, in the dtype of x, which all blocks use in turn:
+        fresh memory costs page faults.
+        """
+        return x.new_empty(max(self.heads, self.parts), self.rows, self.keys)
+
+    def groups(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Yield what belongs to the heads of each group."""
+        return zip(*(t.split(self.heads) for t in tensors)) if len(tensors[0]) else iter(())
+
+    def blocks(self, *queries: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Yield what belongs to the queries of each block, (batch, rows, C), of a group."""
+        if self.whole:
+            return iter((queries,))
+        return zip(*(t.view(-1, self.parts, self.rows, t.shape[-1]).unbind() for t in queries))
+
+    def shared(self, *keys: Tensor) -> tuple[Tensor, ...]:
+        """Expand what belongs to the keys of a group to the batch of its blocks."""
+        return keys if self.whole else tuple(t.expand(self.parts, -1, -1) for t in keys)
+
+
+def _with_column(x: Tensor, column: Tensor) -> Tensor:
+    """Append a column, for :func:`_product_plus`, to (heads, tokens, C); not in half."""
+    if x.dtype != wide_dtype(x):
+        return x
+    return torch.cat((x, column.expand(*x.shape[:2], 1)), -1)
+
+
+def _transposed_with_ones(x: Tensor) -> Tensor:
+    """Append a column of ones to (heads, keys, C), not in half, and return the transpose."""
+    x = x.transpose(1, 2)
+    return F.pad(x, (0, 0, 0, 1), value=1.0) if x.dtype == wide_dtype(x) else x
+
+
+def _product_plus(a: Tensor, b: Tensor, bias: Tensor | float, memory: Tensor) -> Tensor:
+    """Return ``a b + bias`` in float32 or wider, for a bias per row.
+
+    The bias is one more column of a where it can be (:func:`_with_column`), which saves a pass over
+    the block. In half that would round the sum, and so it is added to the wider product.
+
+    Args:
+        a: (batch, queries, C), from :func:`_with_column`.
+        b: (batch, C, keys), from :func:`_transposed_with_ones`.
+        bias: A number or (batch, queries, 1).
+        memory: For the product, from :meth:`_Cut.memory`.
+    """
+    product = torch.bmm(a, b, out=memory[: len(a)])
+    return product if a.dtype == wide_dtype(a) else wide(product).add_(bias)
+
+
+def _scores(q: Tensor, k: Tensor, memory: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return ``1 + q k`` of a block, float32 or wider, and what its rows were divided by, if so.
+
+    For float16 that is a row's largest magnitude, which keeps the powers within the dtype's range
+    and cancels in the quotient.
+    """
+    r = _product_plus(q, k, 1.0, memory)
+    if q.dtype is not torch.float16:
+        return r, None
+    top = r.abs().amax(-1, keepdim=True).clamp_min_(EPS)
+    return r.div_(top), top
+
+
+class _SumOverQueries:
+    """The gradient of keys or values, which gathers from the blocks of a group; it is wide.
+
+    Args:
+        cut: The blocks.
+        x: The keys or values of all heads.
+    """
+
+    def __init__(self, cut: _Cut, x: Tensor):
+        shape, dtype = x.shape[1:], wide_dtype(x)
+        self.out = x.new_empty(x.shape, dtype=dtype)
+        # The only block of whole heads is the sum.
+        self.parts = None if cut.whole else x.new_empty(cut.parts, *shape, dtype=dtype)
+
+    def add(self, a: Tensor, b: Tensor, out: Tensor, first: bool) -> None:
+        """Add ``a^T b`` of a block: a is (batch, queries, keys), b is (batch, queries, C)."""
+        total = out if self.parts is None else self.parts
+        if first:
+            _write_product(a.transpose(1, 2), b, total)
+        elif total.dtype == a.dtype:
+            torch.baddbmm(total, a.transpose(1, 2), b, out=total)
+        else:
+            total += torch.bmm(a.transpose(1, 2), b)
+
+    def finish(self, out: Tensor) -> None:
+        """Write the sum to out."""
+        if self.parts is not None:
+            torch.sum(self.parts, 0, keepdim=True, out=out)
+
+
+def _write_product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Compute ``out = a b``; out may be wider."""
+    if out.dtype == a.dtype:
+        torch.bmm(a, b, out=out)
+    else:
+        out.copy_(torch.bmm(a, b))
