@@ -62,6 +62,12 @@ def poly_conv_even(dtype, keep, **size):
     return poly_conv(dtype, keep, inner=6, coarse=3, **size)
 
 
+def poly_attn(dtype, keep, **size):
+    kernels = [(4, 1, 5, 5), (4, 1, 5, 5), (4, 1, 3, 3), (4, 1, 3, 3)]
+    inputs = maps(dtype, 2, 7, **size) + tensors(dtype, (7,), (8, 7), *kernels, (7, 4))
+    return lambda x, *weights: ops.add_poly_attn(x, factor_of(x, keep), 2, *weights), inputs
+
+
 def poly_attention(dtype, keep, **size):
     tokens = [t.detach().flatten(1, 2).requires_grad_() for t in maps(dtype, 2, 4, 3, **size)]
     return ops.poly_attention, tokens
@@ -95,6 +101,7 @@ OPS = [
     poly_mlp_without_norm_weight,
     poly_conv,
     poly_conv_even,
+    poly_attn,
     poly_attention,
     poly_attention_sums,
     channel_batch_norm,

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from . import ops
 from .batch_norm import BatchNorms, ChannelBatchNorm
-from .ops import poly_conv, poly_mlp
-from .ops.precision import linear, narrow
+from .ops import poly_attn, poly_conv, poly_mlp
+from .ops.precision import narrow
 
 HEAD_WIDTH = 32
 
@@ -212,8 +212,7 @@ class PolyAttn(Branch):
 
     def forward(self, x, gate=None, keep=None, out=None):
         polynomial = self.row_norm is not None
-        w_in, w_q, w_k, w_v, w_smooth, w_out = narrow(
-            x,
+        weights = (
             self.proj_in.weight,
             self._scaled_q_weight(),
             self.k_conv.weight,
@@ -221,24 +220,11 @@ class PolyAttn(Branch):
             self.smooth.weight if polynomial else self.gated_weight(gate),
             self.proj_out.weight,
         )
-        t = self.norm(x).to(w_in.dtype)
-        # Two products, so that both maps are contiguous: a convolution would copy half of a map.
-        qk, v = (linear(t, half) for half in w_in.chunk(2))
-        q, k, v = (ops.depthwise(*pair) for pair in ((qk, w_q), (qk, w_k), (v, w_v)))
-        q, k, v = map(self._split_heads, (q, k, v))
-        y = (
-            self.row_norm(q, k, v, tuple(x.shape[1:3]))
-            if polynomial
-            else ops.poly_attention(q, k, v)
-        )
-        y = ops.depthwise(y.transpose(1, 2).reshape(*x.shape[:3], -1), w_smooth)
         if polynomial:
-            y = self.smooth_norm(y, gate)
-        return ops.residual(x, linear(y, w_out), keep, out)
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        """View (B, H, W, heads * 32) as (B, heads, H * W, 32)."""
-        return x.reshape(x.shape[0], -1, self.num_heads, HEAD_WIDTH).transpose(1, 2)
+            attention = partial(self.row_norm, size=tuple(x.shape[1:3]))
+            norms = (self.norm, attention, partial(self.smooth_norm, gate=gate))
+            return poly_attn.plain_with_norms(*norms, x, keep, self.num_heads, *narrow(x, *weights))
+        return ops.add_poly_attn(x, keep, self.num_heads, self.norm.weight, *weights, out)
 
     def _scaled_q_weight(self) -> Tensor:
         """Return the weight of q_conv times the scale s of each head."""

@@ -11,11 +11,13 @@ from .layer_norm import layer_norm
 from .norm_of_pair import norm_of_pair
 from .poly_attention import poly_attention
 from .poly_attention_sums import poly_attention_sums
+from .poly_attn import add_poly_attn
 from .poly_conv import add_poly_conv, partner_order
 from .poly_mlp import add_poly_mlp
 from .residual import residual
 
 __all__ = [
+    'add_poly_attn',
     'add_poly_conv',
     'add_poly_mlp',
     'channel_batch_norm',

@@ -52,12 +52,26 @@ def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _kernel(q, k, v):
     if dispatch.by_triton(poly_attention_triton, q, k, v):
         return poly_attention_triton.attend(q, k, v, EPS)
-    return _in_blocks(q, k, v)
+    return attention(q, k, v)[0]
 
 
-def _in_blocks(q, k, v):
-    out, _ = _forward_op(*(t.reshape(-1, *t.shape[-2:]) for t in (q, k, v)))
-    return out.reshape(*q.shape[:-1], v.shape[-1])
+def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Attend in blocks of scores, and return the row sums as well, for backward."""
+    out, row_sum = _forward_op(*map(_heads, (q, k, v)))
+    return out.reshape(*q.shape[:-1], v.shape[-1]), row_sum
+
+
+def attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, row_sum: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v, for kernels with a backward of their own."""
+    grads = _backward_op(*map(_heads, (grad, q, k, v, out)), row_sum)
+    return tuple(g.reshape(t.shape) for g, t in zip(grads, (q, k, v)))
+
+
+def _heads(x: Tensor) -> Tensor:
+    """View (..., tokens, width) as (heads, tokens, width)."""
+    return x.reshape(-1, *x.shape[-2:])
 
 
 @torch.library.custom_op('polynext_mm::poly_attention', mutates_args=())
