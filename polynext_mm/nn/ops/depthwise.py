@@ -81,7 +81,7 @@ def conv_backward(
         grad_x = depthwise_triton.convolve(grad, weight, dilation, True, plus)
         of_weight = depthwise_triton.weight_grad(grad, x, weight.shape[-1], dilation)
         return channels_first(grad_x), of_weight.to(weight.dtype)
-    if x.device.type != 'cpu' or not len(x):
+    if x.device.type != 'cpu' or not len(x) or (weight.shape[-1] <= 3 and dilation == 1):
         grad_x, grad_weight = _torchs_backward(grad, x, weight, dilation, of_x=True)
     else:
         # The gradient of x is the same convolution, with the kernels rotated by half a turn.
@@ -95,8 +95,7 @@ def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tens
     # those on interleaved grids; others take a third less time as a correlation.
     if weight.shape[-1] > 3:
         return _correlation(grad, x, weight, dilation)
-    if dilation > 1:
-        grad, x = _interleaved_grids(grad, dilation), _interleaved_grids(x, dilation)
+    grad, x = _interleaved_grids(grad, dilation), _interleaved_grids(x, dilation)
     return _torchs_backward(grad, x, weight, dilation=1, of_x=False)[1]
 
 
