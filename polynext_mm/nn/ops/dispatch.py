@@ -120,9 +120,9 @@ def recomputing() -> bool:
 def exporting() -> bool:
     """Return whether a graph is being recorded that must hold torch's own operators alone.
 
-    That is ``torch.export``, ONNX export and ``torch.jit.trace``.
+    That is ``torch.export`` and ``torch.jit.trace``, and ONNX export by either.
     """
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def run(plain: Callable, kernel: type[torch.autograd.Function], *args, out: Tensor | None = None):
