@@ -75,10 +75,18 @@ def sums_backward(
     q_and_1, steep_and_bias = _with_column(q, q.new_ones(1)), _with_column(steep, bias)
     for *of_queries, k_t, v_t, k_g, grad_k_g, grad_v_g in cut.groups(
         *map(cut.padded, (q_and_1, q, steep_and_bias, bias, grad.to(v.dtype))),
-        *(grad_q, _transposed_with_ones(k), _transposed_with_ones(v), k, sum_k.out, sum_v.out),
+        *(
+            grad_q,
+            _transposed_with_ones(k),
+            _transposed_with_ones(v),
+            k,
+            sum_k.of_all,
+            sum_v.of_all,
+        ),
     ):
         k_t, v_t, k_g = cut.shared(k_t, v_t, k_g)
-        first = True
+        sum_k.start(grad_k_g)
+        sum_v.start(grad_v_g)
         for q_and_1_b, q_b, steep_b, bias_b, grad_b, grad_q_b in cut.blocks(*of_queries):
             r, top = _scores(q_and_1_b, k_t, of_scores)
             slope = _product_plus(steep_b, v_t, bias_b, of_slope)
@@ -88,15 +96,14 @@ def sums_backward(
             square = r.mul_(r)
             slope = slope.mul_(square).to(q.dtype)
             _write_product(slope, k_g, grad_q_b)
-            sum_k.add(slope, q_b, grad_k_g, first)
+            sum_k.add(slope, q_b)
             a = square.mul_(square)
             if top is not None and undivided:
                 a.mul_(top**4)
-            sum_v.add(a.to(v.dtype), grad_b, grad_v_g, first)
-            first = False
-        sum_k.finish(grad_k_g)
-        sum_v.finish(grad_v_g)
-    return cut.trimmed(grad_q), sum_k.out.to(k.dtype), sum_v.out.to(v.dtype)
+            sum_v.add(a.to(v.dtype), grad_b)
+        sum_k.finish()
+        sum_v.finish()
+    return cut.trimmed(grad_q), sum_k.of_all.to(k.dtype), sum_v.of_all.to(v.dtype)
 
 
 class _Cut:
@@ -213,25 +220,31 @@ class _SumOverQueries:
     """
 
     def __init__(self, cut: _Cut, x: Tensor):
-        shape, dtype = x.shape[1:], wide_dtype(x)
-        self.out = x.new_empty(x.shape, dtype=dtype)
-        # The only block of whole heads is the sum.
-        self.parts = None if cut.whole else x.new_empty(cut.parts, *shape, dtype=dtype)
+        dtype = wide_dtype(x)
+        self.of_all = x.new_empty(x.shape, dtype=dtype)
+        # The only block of whole heads is the sum itself.
+        self.of_parts = None if cut.whole else x.new_empty(cut.parts, *x.shape[1:], dtype=dtype)
 
-    def add(self, a: Tensor, b: Tensor, out: Tensor, first: bool) -> None:
+    def start(self, of_group: Tensor) -> None:
+        """Begin a group, whose share of ``of_all`` this is."""
+        self.of_group, self.is_empty = of_group, True
+
+    def add(self, a: Tensor, b: Tensor) -> None:
         """Add ``a^T b`` of a block: a is (batch, queries, keys), b is (batch, queries, C)."""
-        total = out if self.parts is None else self.parts
-        if first:
-            _write_product(a.transpose(1, 2), b, total)
+        total = self.of_group if self.of_parts is None else self.of_parts
+        a = a.transpose(1, 2)
+        if self.is_empty:
+            _write_product(a, b, total)
         elif total.dtype == a.dtype:
-            torch.baddbmm(total, a.transpose(1, 2), b, out=total)
+            torch.baddbmm(total, a, b, out=total)
         else:
-            total += torch.bmm(a.transpose(1, 2), b)
+            total += torch.bmm(a, b)
+        self.is_empty = False
 
-    def finish(self, out: Tensor) -> None:
-        """Write the sum to out."""
-        if self.parts is not None:
-            torch.sum(self.parts, 0, keepdim=True, out=out)
+    def finish(self) -> None:
+        """End a group."""
+        if self.of_parts is not None:
+            torch.sum(self.of_parts, 0, keepdim=True, out=self.of_group)
 
 
 def _write_product(a: Tensor, b: Tensor, out: Tensor) -> None:
