@@ -34,7 +34,7 @@ def poly_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Returns:
         (..., tokens, value width) in the dtype of ``v``. float16 and bfloat16 inputs are multiplied
-        in their own dtype; the power, the sums and the division are float32.
+        in their own dtype, on CPUs in float32; the power, the sums and the division are float32.
     """
     return dispatch.run_operator(plain, _kernel, q, k, v)
 

@@ -25,6 +25,10 @@ EPS = 1e-12  # the smallest divisor, as in the authors' release
 THREAD_BLOCK = 1 << 17
 DEVICE_BLOCK = 1 << 26
 
+# Devices on which half-precision inputs are multiplied in float32: a block of half scores would be
+# converted back and forth, which takes a CPU longer than the products.
+WIDE_DEVICES = ('cpu',)
+
 
 def sums(q: Tensor, k: Tensor, v: Tensor, undivided: bool = False) -> tuple[Tensor, Tensor]:
     """Return the sums of values, (heads, queries, C), and of weights, (heads, queries, 1).
@@ -36,13 +40,14 @@ def sums(q: Tensor, k: Tensor, v: Tensor, undivided: bool = False) -> tuple[Tens
         undivided: Both sums of float16 inputs are divided by the fourth power of the largest score
             of the query, which cancels in their quotient; whether to multiply them by it again.
     """
+    q, k, v = map(_multiplied, (q, k, v))
     cut = _Cut(q, k.shape[1])
     memory = cut.memory(q)
     out, total = (cut.empty(width, q, wide_dtype(q)) for width in (v.shape[-1], 1))
     q = cut.padded(_with_column(q, q.new_ones(1)))
-    for *of_queries, k_g, v_g in cut.groups(q, out, total, _transposed_with_ones(k), v):
+    for *queries, k_g, v_g in cut.groups(q, out, total, _transposed_with_ones(k), v):
         k_g, v_g = cut.shared(k_g, v_g)
-        for q_b, out_b, total_b in cut.blocks(*of_queries):
+        for q_b, out_b, total_b in cut.blocks(*queries):
             a, top = _scores(q_b, k_g, memory)
             a.mul_(a).mul_(a)
             torch.sum(a, -1, keepdim=True, out=total_b)
@@ -66,28 +71,24 @@ def sums_backward(
         v: As in :func:`sums`.
         undivided: As in :func:`sums`.
     """
-    # The derivative by a score r_ij is 4 r_ij^3 (grad_i . v_j + grad_total_i).
-    steep, bias = (4 * grad).to(v.dtype), 4 * grad_total
+    dtypes = q.dtype, k.dtype, v.dtype
+    q, k, v = map(_multiplied, (q, k, v))
     cut = _Cut(q, k.shape[1])
     of_scores, of_slope = cut.memory(q), cut.memory(v)
     grad_q = cut.empty(q.shape[-1], q, q.dtype)
     sum_k, sum_v = _SumOverQueries(cut, k), _SumOverQueries(cut, v)
+    # The derivative by a score r_ij is 4 r_ij^3 (grad_i . v_j + grad_total_i).
+    steep, bias = (4 * grad).to(v.dtype), 4 * grad_total
     q_and_1, steep_and_bias = _with_column(q, q.new_ones(1)), _with_column(steep, bias)
-    for *of_queries, k_t, v_t, k_g, grad_k_g, grad_v_g in cut.groups(
-        *map(cut.padded, (q_and_1, q, steep_and_bias, bias, grad.to(v.dtype))),
-        *(
-            grad_q,
-            _transposed_with_ones(k),
-            _transposed_with_ones(v),
-            k,
-            sum_k.of_all,
-            sum_v.of_all,
-        ),
+    of_queries = map(cut.padded, (q_and_1, q, steep_and_bias, bias, grad.to(v.dtype)))
+    of_keys = (_transposed_with_ones(k), _transposed_with_ones(v), k)
+    for *queries, k_t, v_t, k_g, grad_k_g, grad_v_g in cut.groups(
+        *of_queries, grad_q, *of_keys, sum_k.of_all, sum_v.of_all
     ):
         k_t, v_t, k_g = cut.shared(k_t, v_t, k_g)
         sum_k.start(grad_k_g)
         sum_v.start(grad_v_g)
-        for q_and_1_b, q_b, steep_b, bias_b, grad_b, grad_q_b in cut.blocks(*of_queries):
+        for q_and_1_b, q_b, steep_b, bias_b, grad_b, grad_q_b in cut.blocks(*queries):
             r, top = _scores(q_and_1_b, k_t, of_scores)
             slope = _product_plus(steep_b, v_t, bias_b, of_slope)
             if top is not None:
@@ -103,7 +104,13 @@ def sums_backward(
             sum_v.add(a.to(v.dtype), grad_b)
         sum_k.finish()
         sum_v.finish()
-    return cut.trimmed(grad_q), sum_k.of_all.to(k.dtype), sum_v.of_all.to(v.dtype)
+    grads = (cut.trimmed(grad_q), sum_k.of_all, sum_v.of_all)
+    return tuple(grad.to(dtype) for grad, dtype in zip(grads, dtypes))
+
+
+def _multiplied(x: Tensor) -> Tensor:
+    """Return ``x`` in the dtype of the products of scores."""
+    return wide(x) if x.device.type in WIDE_DEVICES else x
 
 
 class _Cut:

@@ -28,7 +28,8 @@ def poly_attention_sums(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor
 
     Returns:
         The sums of values, (..., tokens, value width), and of weights, (..., tokens), in float32
-        (float64 for float64 inputs). Half-precision inputs are multiplied in their own dtype.
+        (float64 for float64 inputs). Half-precision inputs are multiplied in their own dtype, on
+        CPUs in float32.
     """
     return dispatch.run_operator(plain, _in_blocks, q, k, v)
 

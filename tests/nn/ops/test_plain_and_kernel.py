@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from op_cases import OPS, channel_batch_norm, norm_of_pair, poly_conv, poly_mlp
+from op_cases import OPS, channel_batch_norm, norm_of_pair, poly_attn, poly_conv, poly_mlp
 from polynext_mm.nn import plain_ops
 
 every_op = pytest.mark.parametrize('make', OPS, ids=lambda make: make.__name__)
@@ -44,7 +44,7 @@ def test_gradcheck(make, keep):
 
 
 @pytest.mark.parametrize(
-    'make', [norm_of_pair, poly_mlp, poly_conv], ids=lambda make: make.__name__
+    'make', [norm_of_pair, poly_mlp, poly_conv, poly_attn], ids=lambda make: make.__name__
 )
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_costs_no_more_precision_than_in_the_plain_form(make, dtype):

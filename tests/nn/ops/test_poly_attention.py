@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
+from polynext_mm.nn.ops import poly_attention_sums
 from polynext_mm.nn.ops.poly_attention import plain, poly_attention
 
 module = importlib.import_module('polynext_mm.nn.ops.poly_attention_blocks')
@@ -58,8 +59,11 @@ def test_operator_is_well_formed():
     torch.library.opcheck(torch.ops.polynext_mm.poly_attention, (q, k, v))
 
 
+@pytest.mark.parametrize('wide_devices', [('cpu',), ()], ids=['in float32', 'in half'])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_half_precision_stays_finite_and_close(block, dtype):
+def test_half_precision_stays_finite_and_close(block, dtype, wide_devices, monkeypatch):
+    """Other devices than CPUs multiply scores in half."""
+    monkeypatch.setattr(module, 'WIDE_DEVICES', wide_devices)
     q, k, v = inputs(300, scale=30.0, dtype=dtype)
     assert (q @ k.transpose(-2, -1)).abs().max() > 500
     wide = [t.detach().float().requires_grad_() for t in (q, k, v)]
@@ -71,6 +75,24 @@ def test_half_precision_stays_finite_and_close(block, dtype):
     expected.sum().backward()
     for a, b in zip((q, k, v), wide):
         assert a.grad.isfinite().all()
+        assert (a.grad.float() - b.grad).norm() < 16 * eps * b.grad.norm()
+
+
+@pytest.mark.parametrize('wide_devices', [('cpu',), ()], ids=['in float32', 'in half'])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_undivided_sums_in_half_precision(block, dtype, wide_devices, monkeypatch):
+    monkeypatch.setattr(module, 'WIDE_DEVICES', wide_devices)
+    q, k, v = inputs(70, scale=0.3, dtype=dtype)
+    wide = [t.detach().float().requires_grad_() for t in (q, k, v)]
+    eps = torch.finfo(dtype).eps
+    found, expected = poly_attention_sums(q, k, v), poly_attention_sums(*wide)
+    for a, b in zip(found, expected):
+        assert a.dtype is torch.float32
+        assert (a - b).norm() < 8 * eps * b.norm()
+    for sums in (found, expected):
+        sum(t.square().mean().sqrt() for t in sums).backward()
+    for a, b in zip((q, k, v), wide):
+        assert a.grad.dtype is dtype
         assert (a.grad.float() - b.grad).norm() < 16 * eps * b.grad.norm()
 
 
