@@ -119,7 +119,9 @@ class Cell(nn.Module):
         hooked = _global_forward_hooks or _global_forward_pre_hooks
         if hooked or not isinstance(self.norm, LayerNorm):
             return False
-        seeing = (module for stack in self.stacks for module in (stack, stack.mixer, stack.mlp))
+        seeing = [self]
+        for stack in self.stacks:
+            seeing += stack, stack.mixer, stack.mlp
         return not any(
             module._forward_hooks or module._forward_pre_hooks or module._compiled_call_impl
             for module in seeing

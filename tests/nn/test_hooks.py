@@ -114,7 +114,7 @@ def test_a_result_goes_where_it_is_wanted(kind, monkeypatch):
     assert module(before, *arguments[1:], out=before) is not before
 
 
-@pytest.mark.parametrize('observe', [None, Branch, Stack, 'everything'])
+@pytest.mark.parametrize('observe', [None, Branch, Stack, Cell, 'everything'])
 def test_memory_is_used_again_where_nobody_looks(observe, monkeypatch):
     """All stacks of a cell write into one map, unless a hook would see it change."""
     monkeypatch.setattr(blocks, 'CPU_BLOCK', 1 << 9)
