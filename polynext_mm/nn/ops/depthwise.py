@@ -3,8 +3,7 @@
 The kernel is torch's convolution with a gradient that is fast on CPUs too; on GPUs, dilated ones
 are kernels in Triton (:mod:`~polynext_mm.nn.ops.depthwise_triton`). As an operator of
 ``torch.library`` it has no strides for a compiler to rearrange. :func:`conv` and
-:func:`conv_backward` are its two directions for kernels with a backward of their own; their maps
-are (B, C, H, W) in channels-last memory.
+:func:`conv_backward` are its two directions for kernels with a backward of their own.
 """
 
 import torch
@@ -44,25 +43,24 @@ def depthwise(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
 
 def plain(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
     """Compute the same by torch's convolution."""
-    return channels_last(_torchs_forward(channels_first(x), weight, dilation))
+    return _channels_last(_torchs_forward(_channels_first(x), weight, dilation))
 
 
-def channels_first(x: Tensor) -> Tensor:
+def _channels_first(x: Tensor) -> Tensor:
     """View (B, H, W, C) as (B, C, H, W)."""
     return x.permute(0, 3, 1, 2)
 
 
-def channels_last(x: Tensor) -> Tensor:
+def _channels_last(x: Tensor) -> Tensor:
     """View (B, C, H, W) as (B, H, W, C)."""
     return x.permute(0, 2, 3, 1)
 
 
 def conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
-    """Convolve (B, C, H, W), in the dtype of ``x``, to a map in channels-last memory."""
-    if dispatch.by_triton(depthwise_triton, channels_last(x), weight, dilation):
-        y = depthwise_triton.convolve(channels_last(x), weight, dilation, False, None)
-        return channels_first(y)
-    return _torchs_forward(x, weight, dilation)
+    """Convolve (B, H, W, C), in the dtype of ``x``."""
+    if dispatch.by_triton(depthwise_triton, x, weight, dilation):
+        return depthwise_triton.convolve(x, weight, dilation, False, None)
+    return plain(x, weight, dilation)
 
 
 def _torchs_forward(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
@@ -75,18 +73,19 @@ def conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, dilation: int = 1, plus: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of x, to which ``plus`` is added, and of weight."""
-    if dispatch.by_triton(depthwise_triton, channels_last(x), weight, dilation):
-        grad, x = channels_last(grad).contiguous(), channels_last(x)
-        plus = None if plus is None else channels_last(plus).contiguous()
+    if dispatch.by_triton(depthwise_triton, x, weight, dilation):
+        grad, plus = grad.contiguous(), None if plus is None else plus.contiguous()
         grad_x = depthwise_triton.convolve(grad, weight, dilation, True, plus)
         of_weight = depthwise_triton.weight_grad(grad, x, weight.shape[-1], dilation)
-        return channels_first(grad_x), of_weight.to(weight.dtype)
+        return grad_x, of_weight.to(weight.dtype)
+    grad, x = _channels_first(grad), _channels_first(x)
     if x.device.type != 'cpu' or not len(x) or (weight.shape[-1] <= 3 and dilation == 1):
         grad_x, grad_weight = _torchs_backward(grad, x, weight, dilation, of_x=True)
     else:
         # The gradient of x is the same convolution, with the kernels rotated by half a turn.
         grad_x = _torchs_forward(grad, weight.flip(2, 3), dilation)
         grad_weight = _weight_grad(grad, x, weight, dilation).to(weight.dtype)
+    grad_x = _channels_last(grad_x)
     return grad_x if plus is None else grad_x.add_(plus), grad_weight
 
 
@@ -125,9 +124,9 @@ def _interleaved_grids(x: Tensor, step: int) -> Tensor:
     if height % step or width % step:
         x = F.pad(x, (0, -width % step, 0, -height % step))
         height, width = x.shape[2:]
-    x = channels_last(x).reshape(batch, height // step, step, width // step, step, channels)
+    x = _channels_last(x).reshape(batch, height // step, step, width // step, step, channels)
     x = x.permute(2, 4, 0, 1, 3, 5).reshape(-1, height // step, width // step, channels)
-    return channels_first(x)
+    return _channels_first(x)
 
 
 def _correlation(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
@@ -156,7 +155,7 @@ def _correlation(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tens
 
 @torch.library.custom_op('polynext_mm::depthwise', mutates_args=())
 def _forward_op(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    return channels_last(conv(channels_first(x), weight, dilation)).contiguous()
+    return conv(x, weight, dilation).contiguous()
 
 
 @_forward_op.register_fake
@@ -166,8 +165,8 @@ def _(x, weight, dilation):
 
 @torch.library.custom_op('polynext_mm::depthwise_backward', mutates_args=())
 def _backward_op(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> tuple[Tensor, Tensor]:
-    grad_x, grad_weight = conv_backward(channels_first(grad), channels_first(x), weight, dilation)
-    return channels_last(grad_x).contiguous(), grad_weight.contiguous()
+    grad_x, grad_weight = conv_backward(grad, x, weight, dilation)
+    return grad_x.contiguous(), grad_weight.contiguous()
 
 
 @_backward_op.register_fake

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import dispatch
 from .blocks import add_product, added_outer, blocks, narrowed, positions
-from .depthwise import channels_first, channels_last, conv, conv_backward, depthwise
+from .depthwise import conv, conv_backward, depthwise
 from .layer_norm import layer_norm
 from .norms import add_norm_backward, norm
 from .poly_attention import attention, attention_backward, poly_attention
@@ -72,7 +72,7 @@ def plain(x, keep, heads, w_norm, *weights):
 
 def plain_with_norms(
     norm: Callable[[Tensor], Tensor],
-    attention: Callable[[Tensor, Tensor, Tensor], Tensor],
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
     smooth_norm: Callable[[Tensor], Tensor],
     x: Tensor,
     keep: Tensor | None,
@@ -86,13 +86,13 @@ def plain_with_norms(
 ) -> Tensor:
     """Compute the same with any norm in the place of LN, any attention, and a norm after smooth.
 
-    ``attention`` takes and returns (B, heads, tokens, E / heads), the norms (B, H, W, channels).
+    ``attend`` takes and returns (B, heads, tokens, E / heads), the norms (B, H, W, channels).
     """
     t = norm(x).to(w_in.dtype)
     # Two products, so that both maps are contiguous: a convolution would copy half of a map.
     qk, v = (linear(t, half) for half in w_in.chunk(2))
     q, k, v = (depthwise(*pair) for pair in ((qk, w_q), (qk, w_k), (v, w_v)))
-    y = _merged(attention(*(_split(t, heads) for t in (q, k, v))), x)
+    y = _merged(attend(*(_split(a, heads) for a in (q, k, v))), x)
     return residual(x, linear(smooth_norm(depthwise(y, w_smooth)), w_out), keep)
 
 
@@ -138,12 +138,12 @@ class _Kernel(torch.autograd.Function):
             g = narrowed(g, keep_b, smooth.dtype)
             grad_w_out = added_outer(grad_w_out, g, smooth_b)
             torch.mm(g, w_out, out=g_smooth_b)
-        g, grad_w_smooth = _conv_backward(g_smooth, y, w_smooth)
+        g, grad_w_smooth = conv_backward(g_smooth, y, w_smooth)
         maps = (_split(a, ctx.heads) for a in (g, q, k, v, y))
         g_q, g_k, g_v = (_merged(g, x) for g in attention_backward(*maps, row_sum))
-        g_m, grad_w_q = _conv_backward(g_q, m, w_q)
-        g_m, grad_w_k = _conv_backward(g_k, m, w_k, plus=g_m)
-        g_n, grad_w_v = _conv_backward(g_v, n, w_v)
+        g_m, grad_w_q = conv_backward(g_q, m, w_q)
+        g_m, grad_w_k = conv_backward(g_k, m, w_k, plus=g_m)
+        g_n, grad_w_v = conv_backward(g_v, n, w_v)
         g_m, g_n = positions(g_m), positions(g_n)
         grad_w_in = torch.cat([added_outer(None, g, t) for g in (g_m, g_n)])
         of_m, of_n = w_in.chunk(2)
@@ -157,26 +157,15 @@ class _Kernel(torch.autograd.Function):
 def _smooth(x, t, heads, w_in, w_q, w_k, w_v, w_smooth):
     """All maps from the products with w_in to smooth, and the row sums of attention before it."""
     m, n = (F.linear(t, half).view(*x.shape[:3], len(half)) for half in w_in.chunk(2))
-    q, k, v = (_conv(*pair) for pair in ((m, w_q), (m, w_k), (n, w_v)))
+    q, k, v = (conv(*pair) for pair in ((m, w_q), (m, w_k), (n, w_v)))
     y, row_sum = attention(*(_split(a, heads) for a in (q, k, v)))
     y = _merged(y, x)
-    return m, n, q, k, v, y, row_sum, _conv(y, w_smooth)
+    return m, n, q, k, v, y, row_sum, conv(y, w_smooth)
 
 
 def _add(x, keep, smooth, w_out, y):
     """Write ``x + keep * smooth w_out^T`` to y."""
-    for keep_b, x_b, smooth_b, y_b in blocks(
-        max(w_out.shape), keep, *map(positions, (x, smooth, y))
-    ):
+    maps = map(positions, (x, smooth, y))
+    for keep_b, x_b, smooth_b, y_b in blocks(max(w_out.shape), keep, *maps):
         add_product(x_b, smooth_b, w_out.t(), keep_b, out=y_b)
     return y
-
-
-def _conv(x: Tensor, weight: Tensor) -> Tensor:
-    return channels_last(conv(channels_first(x), weight))
-
-
-def _conv_backward(grad, x, weight, plus=None):
-    plus = None if plus is None else channels_first(plus)
-    g, grad_weight = conv_backward(channels_first(grad), channels_first(x), weight, plus=plus)
-    return channels_last(g), grad_weight

@@ -27,7 +27,7 @@ from .blocks import (
     positions,
     scaled,
 )
-from .depthwise import channels_first, channels_last, conv, conv_backward, depthwise
+from .depthwise import conv, conv_backward, depthwise
 from .norms import add_norm, add_norm_backward
 from .precision import layer_norm, linear, narrow
 
@@ -122,25 +122,23 @@ def _partners(channels):
 
 
 def _times_swapped(x, y, out=None):
-    """``x * swap(y)`` of (B, K, H, W); ``out`` may be x."""
+    """``x * swap(y)`` of (B, H, W, K); ``out`` may be x."""
     out = torch.empty_like(x) if out is None else out
-    maps = [channels_last(t) for t in (x, y, out)]
-    if dispatch.by_triton(partners_triton, *maps):
-        partners_triton.times_swapped(*maps)
+    if dispatch.by_triton(partners_triton, x, y, out):
+        partners_triton.times_swapped(x, y, out)
         return out
-    for own, partner in _partners(x.shape[1]):
-        torch.mul(x[:, own], y[:, partner], out=out[:, own])
+    for own, partner in _partners(x.shape[-1]):
+        torch.mul(x[..., own], y[..., partner], out=out[..., own])
     return out
 
 
 def _times_swapped_backward(grad, x, y):
     """The gradients of x and y, that of x in the memory of ``grad``, perhaps."""
-    maps = [channels_last(t) for t in (grad, x, y)]
-    if dispatch.by_triton(partners_triton, *maps):
-        return tuple(map(channels_first, partners_triton.times_swapped_backward(*maps)))
+    if dispatch.by_triton(partners_triton, grad, x, y):
+        return partners_triton.times_swapped_backward(grad, x, y)
     grad_y = torch.empty_like(y)
-    for own, partner in _partners(x.shape[1]):
-        torch.mul(grad[:, partner], x[:, partner], out=grad_y[:, own])
+    for own, partner in _partners(x.shape[-1]):
+        torch.mul(grad[..., partner], x[..., partner], out=grad_y[..., own])
     return _times_swapped(grad, y, out=grad), grad_y
 
 
@@ -153,11 +151,10 @@ class _Kernel(torch.autograd.Function):
         for samples, rows in bands(w_in.shape[0], x):
             # The convolutions of a band look beyond its rows.
             first = max(rows.start, reach) - reach
-            seen = channels_first(b[samples, first : rows.stop + reach])
+            seen = b[samples, first : rows.stop + reach]
             coarse = conv(seen, w_coarse, dilation=2)
             product = _times_swapped(coarse, conv(seen, w_fine), out=coarse)
-            smooth = channels_last(conv(product, w_smooth))
-            smooth = smooth[:, rows.start - first : rows.stop - first]
+            smooth = conv(product, w_smooth)[:, rows.start - first : rows.stop - first]
             factor = None if keep is None else keep[samples]
             branch = F.linear(smooth, w_out)
             add_norm(x[samples, rows], branch, factor, w_norm, out=y[samples, rows])
@@ -167,9 +164,9 @@ class _Kernel(torch.autograd.Function):
     def forward(ctx, x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
         dispatch.remember(ctx)
         narrow_x = x.to(w_in.dtype)
-        b = channels_first(F.linear(narrow_x, w_in))
+        b = F.linear(narrow_x, w_in)
         coarse, fine = conv(b, w_coarse, dilation=2), conv(b, w_fine)
-        smooth = channels_last(conv(_times_swapped(coarse, fine), w_smooth))
+        smooth = conv(_times_swapped(coarse, fine), w_smooth)
         y, z, moments = torch.empty_like(x), torch.empty_like(narrow_x), []
         maps = map(positions, (x, y, smooth, z))
         for keep_b, x_b, y_b, smooth_b, z_b in blocks(max(w_out.shape), keep, *maps):
@@ -197,14 +194,12 @@ class _Kernel(torch.autograd.Function):
             grad_w_norm = added(grad_w_norm, part)
             grad_w_out = added_outer(grad_w_out, g, smooth_b)
             torch.mm(g, w_out, out=g_smooth_b)
-        g, grad_w_smooth = conv_backward(
-            channels_first(g_smooth), _times_swapped(coarse, fine), w_smooth
-        )
+        g, grad_w_smooth = conv_backward(g_smooth, _times_swapped(coarse, fine), w_smooth)
         g_coarse, g_fine = _times_swapped_backward(g, coarse, fine)
         del g, g_smooth  # before there are more maps
         g, grad_w_fine = conv_backward(g_fine, b, w_fine)
         g, grad_w_coarse = conv_backward(g_coarse, b, w_coarse, dilation=2, plus=g)
-        g = positions(channels_last(g))
+        g = positions(g)
         grad_w_in = added_outer(None, g, positions(x))
         grad_x = torch.empty_like(grad)
         add_product(positions(grad), g, w_in, None, out=positions(grad_x))
