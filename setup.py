@@ -1,6 +1,6 @@
 """Put the folders beside the package into it when a wheel is built; the rest is pyproject.toml.
 
-polynext_mm/shipped.py finds them in an installed package, and in a clone or an editable
+polynext_mm/resources.py finds them in an installed package, and in a clone or an editable
 installation, which are left alone, where they are.
 """
 

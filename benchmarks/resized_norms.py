@@ -29,7 +29,7 @@ from torch import Tensor
 from polynext_mm.commands.arguments import positive
 from polynext_mm.nn import ARCHS, PolyNeXtClassifier
 from polynext_mm.nn.batch_norm import MOMENTUM
-from polynext_mm.shipped import folder
+from polynext_mm.resources import folder
 from report import Record, markdown
 
 STATISTICS_OF = 16  # images

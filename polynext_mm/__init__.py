@@ -14,7 +14,7 @@ from .compat import install_mmcv_ops, when_imported
 
 if TYPE_CHECKING:
     from .backbones import MetaFormer, PolyNeXt
-    from .shipped import config_file
+    from .resources import config_file
 
 __all__ = ['MetaFormer', 'PolyNeXt', 'config_file']
 __version__ = '0.1.0'
@@ -31,7 +31,7 @@ def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return importlib.import_module(f'{__name__}.{name}')
     if name in __all__:
-        module = 'shipped' if name == 'config_file' else 'backbones'
+        module = 'resources' if name == 'config_file' else 'backbones'
         return getattr(importlib.import_module(f'{__name__}.{module}'), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
@@ -43,7 +43,7 @@ def __dir__() -> list[str]:
 def _register() -> None:
     install_mmcv_ops()
     importlib.import_module(f'{__name__}.engine')  # and with it backbones
-    importlib.import_module(f'{__name__}.weights').install_loader()
+    importlib.import_module(f'{__name__}.engine.checkpoints').install_loader()
 
 
 when_imported('mmengine', _register)

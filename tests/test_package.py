@@ -69,7 +69,7 @@ def test_without_mm_the_first_use_of_it_says_what_to_install():
     program = """
         import importlib
         import polynext_mm
-        from polynext_mm.weights import install_loader
+        from polynext_mm.engine.checkpoints import install_loader
 
         for use in (
             lambda: polynext_mm.PolyNeXt,

@@ -11,7 +11,7 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-# as of polynext_mm.lifetime, which need not be importable here
+# as of polynext_mm.startup, which need not be importable here
 RESUME_ME = 75
 LAUNCHER = 'POLYNEXT_LAUNCHER'
 

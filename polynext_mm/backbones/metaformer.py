@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..compat.optional import require_timm
 from ..nn.arch import is_number
-from ..weights import loading, timm_hub, values
+from ..weights import loading, tensor_checks, timm_hub
 from ..weights.names import BACKBONE, renamed
 from .multiscale import MultiScale, check_bools, refuse_pretrained
 
@@ -136,8 +136,8 @@ class MetaFormer(MultiScale):
             source,
             lambda: _hint(weights, self),
         )
-        values.require_whole_norms(fresh, weights, source)
-        values.require_loadable(expected, weights, source)
+        tensor_checks.require_whole_norms(fresh, weights, source)
+        tensor_checks.require_loadable(expected, weights, source)
         state_dict.update({prefix + key: value for key, value in weights.items()})
         return loading.report(
             'MetaFormer',

@@ -38,7 +38,7 @@ class PolyNeXt(network.PolyNeXt, MultiScale):
         model = dict(backbone=dict(_delete_=True, type='PolyNeXt', arch='cpolynext_s'))
 
     Published weights expect RGB images with the mean and standard deviation of ImageNet, or those
-    of 'cpolynext_lr' with the ones of CIFAR-10; see :mod:`polynext_mm.engine.normalization`.
+    of 'cpolynext_lr' with the ones of CIFAR-10; see :mod:`polynext_mm.engine.checks.normalization`.
 
     Args:
         arch: A published architecture ('cpolynext_t', 'cpolynext_s', 'cpolynext_b', 'cpolynext_l',

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from polynext_mm.shipped import folder
+from polynext_mm.resources import folder
 
 from .run import run_script
 

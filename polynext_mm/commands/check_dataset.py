@@ -44,8 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     from polynext_mm.datasets import DataError, Finding
-    from polynext_mm.datasets.findings import listed
-    from polynext_mm.engine import config_checks, launch
+    from polynext_mm.engine import launch
+    from polynext_mm.engine.checks import config as config_checks
+    from polynext_mm.engine.checks.findings import listed
 
     from . import dataset_report as report
 

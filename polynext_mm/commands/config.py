@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from polynext_mm.shipped import ConfigNotFoundError, find_config
+from polynext_mm.resources import ConfigNotFoundError, find_config
 
 from .arguments import add_cfg_options, add_config
 
@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.path:
         print(path)
         return 0
-    from polynext_mm.engine import config_checks, launch
+    from polynext_mm.engine import launch
+    from polynext_mm.engine.checks import config as config_checks
 
     try:
         print(launch.load_config(path, args.cfg_options).pretty_text)

@@ -14,9 +14,18 @@ from PIL import Image, ImageDraw
 
 # importing the package registers all, and gives mmcv its operators before mm is imported
 from polynext_mm.datasets import Finding, survey
-from polynext_mm.datasets.coco import CocoAudit, read_coco
-from polynext_mm.datasets.survey import Survey, duplicates, ids_of, label_findings, spread, summary
-from polynext_mm.engine import config_checks, data_checks, launch
+from polynext_mm.engine import launch
+from polynext_mm.engine.checks import config as config_checks
+from polynext_mm.engine.checks import data as data_checks
+from polynext_mm.engine.checks.coco import CocoAudit, read_coco
+from polynext_mm.engine.checks.survey import (
+    Survey,
+    duplicates,
+    ids_of,
+    label_findings,
+    spread,
+    summary,
+)
 
 # fewer samples are read sooner than processes start
 _WORTH_PROCESSES = 2000

@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polynext_mm.shipped import find_config, folder
+from polynext_mm.resources import find_config, folder
 
 if TYPE_CHECKING:
     from torch import nn

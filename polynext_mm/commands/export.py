@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from polynext_mm.shipped import find_config
+from polynext_mm.resources import find_config
 
 from .arguments import UsageError, add_cfg_options, add_config, image_size
 

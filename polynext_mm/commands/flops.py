@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from polynext_mm.shipped import ConfigNotFoundError, find_config
+from polynext_mm.resources import ConfigNotFoundError, find_config
 
 from .arguments import add_cfg_options, add_config
 

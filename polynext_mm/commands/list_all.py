@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from polynext_mm.shipped import config_names, folder
+from polynext_mm.resources import config_names, folder
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from polynext_mm.shipped import find_config
+from polynext_mm.resources import find_config
 
 from .arguments import UsageError, add_cfg_options, add_config, positive
 from .predict_inputs import Clip, Picture, find_inputs

@@ -26,8 +26,8 @@ from mmengine.visualization import BaseVisBackend
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from polynext_mm.datasets.findings import file_fault
-from polynext_mm.engine import config_checks
+from polynext_mm.engine.checks import config as config_checks
+from polynext_mm.engine.checks.findings import file_fault
 from polynext_mm.weights import read, safe_reading
 
 from .arguments import UsageError

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..lifetime import end_with_launcher
+from ..startup import end_with_launcher
 from .arguments import UsageError, add_config, add_run_arguments
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..lifetime import end_with_launcher, resumable_start
+from ..startup import end_with_launcher, resumable_start
 from .arguments import UsageError, add_config, add_run_arguments
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from ..compat import require_mmengine
 require_mmengine()
 
 # ruff: noqa: E402 - the error above says more than theirs
-from .coco import audit_coco
-from .findings import DataError, Finding
-from .loading import CheckedPipeline, check_loading, leaves
-from .survey import survey
+from ..engine.checks.coco import audit_coco
+from ..engine.checks.findings import DataError, Finding
+from ..engine.checks.loading import CheckedPipeline, check_loading, leaves
+from ..engine.checks.survey import survey
 
 __all__ = [
     'CheckedPipeline',

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.registry import DATASETS
 from mmseg.datasets import BaseSegDataset
 
-from .findings import IGNORED, DataError
+from ..engine.checks.findings import IGNORED, DataError
 
 
 @DATASETS.register_module()

@@ -7,7 +7,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..backbones.polynext import PolyNeXt
-from ..weights import callers
+from . import models
 
 
 @HOOKS.register_module()
@@ -30,7 +30,7 @@ class CUDAGraphHook(Hook):
         self._graphed = None
 
     def before_train(self, runner: Runner) -> None:
-        backbone = getattr(callers.unwrapped(runner.model), 'backbone', None)
+        backbone = getattr(models.unwrapped(runner.model), 'backbone', None)
         reasons = list(_reasons_against(backbone, runner))
         if reasons:
             raise ValueError(

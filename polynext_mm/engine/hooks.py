@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 
 from ..backbones.multiscale import MultiScale
 from ..backbones.polynext import PolyNeXt
-from ..weights import CheckpointError, callers, loading, names
-from .normalization import find_mismatch
+from ..weights import CheckpointError, loading, names
+from . import models
+from .checks.normalization import find_mismatch
 from .optim import AutocastOptimWrapper
 
 
@@ -52,7 +53,7 @@ class CheckpointGuardHook(Hook):
     def before_run(self, runner: Runner) -> None:
         pretrained = [
             backbone
-            for backbone in callers.backbones(runner.model).values()
+            for backbone in models.backbones(runner.model).values()
             if _names_weights(backbone.init_cfg)
         ]
         resumes = (
@@ -63,7 +64,7 @@ class CheckpointGuardHook(Hook):
         source = runner._load_from or (resumes and 'the latest checkpoint')
         if pretrained and (source or _trains(runner)):
             self._check_normalization(runner.model, is_error=not source)
-        for backbone in callers.backbones(runner.model).values() if source else ():
+        for backbone in models.backbones(runner.model).values() if source else ():
             if backbone.init_cfg:
                 print_log(
                     f'{source} brings the backbone: its init_cfg is not fetched', logger='current'
@@ -71,7 +72,7 @@ class CheckpointGuardHook(Hook):
                 backbone.init_cfg = None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        model = callers.unwrapped(runner.model)
+        model = models.unwrapped(runner.model)
         if not isinstance(getattr(model, 'backbone', None), MultiScale):
             return
         state_dict = checkpoint['state_dict']
@@ -93,7 +94,7 @@ class CheckpointGuardHook(Hook):
             model.backbone.keep_norm_size()
 
     def _check_normalization(self, model: nn.Module, is_error: bool) -> None:
-        mismatch = find_mismatch(callers.unwrapped(model))
+        mismatch = find_mismatch(models.unwrapped(model))
         if mismatch is None or self.allow_other_normalization:
             return
         if is_error:
@@ -132,7 +133,7 @@ class MachineHook(Hook):
     @staticmethod
     def _refuse_batch_of_one(runner: Runner) -> None:
         batch_size = runner.train_dataloader.batch_size
-        model = callers.unwrapped(runner.model)
+        model = models.unwrapped(runner.model)
         synced = any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
         if batch_size != 1 or (synced and runner.world_size > 1):
             return
@@ -152,7 +153,7 @@ class MachineHook(Hook):
         wrapper = runner.optim_wrapper
         if isinstance(wrapper, AutocastOptimWrapper) or not any(
             isinstance(backbone, PolyNeXt) and backbone.grad_clip_norm
-            for backbone in callers.backbones(runner.model).values()
+            for backbone in models.backbones(runner.model).values()
         ):
             return
         if isinstance(wrapper, AmpOptimWrapper) or wrapper._accumulative_counts != 1:
@@ -183,7 +184,7 @@ def _report_unused_outputs(model: nn.Module, optimizer: Optimizer) -> None:
         model.find_unused_parameters or model.static_graph
     )
     trained = {id(param) for group in optimizer.param_groups for param in group['params']}
-    for backbone in callers.backbones(model).values():
+    for backbone in models.backbones(model).values():
         idle = [
             name
             for name, param in backbone.named_parameters()

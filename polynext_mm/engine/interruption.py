@@ -14,8 +14,8 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..lifetime import RESUME_ME
-from .checkpointing import checkpoint_hook
+from ..startup import RESUME_ME
+from .checkpoints.saving import checkpoint_hook
 from .processes import any_rank
 
 _SIGNALS = tuple(

@@ -18,12 +18,14 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..compat import check_stack
-from ..datasets.findings import DataError
-from ..shipped import find_config
+from ..resources import find_config
 from ..weights import CheckpointError, safe_reading
-from . import checkpoint_checks, config_checks, data_checks
-from .checkpointing import NonFiniteError
-from .work_dir import WorkDirInUseError, lock
+from .checkpoints.saving import NonFiniteError
+from .checkpoints.work_dir import WorkDirInUseError, lock
+from .checks import checkpoint as checkpoint_checks
+from .checks import config as config_checks
+from .checks import data as data_checks
+from .checks.findings import DataError
 
 # where launchers say which process this is
 _RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}

@@ -13,8 +13,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ..weights import callers
-from .checkpointing import NonFiniteError, checkpoint_hook, save_nonfinite
+from . import models
+from .checkpoints.saving import NonFiniteError, checkpoint_hook, save_nonfinite
 from .processes import any_rank
 from .reproducibility import random_state, set_random_state
 
@@ -54,7 +54,7 @@ class NonFiniteHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._in_a_row = 0
-        model = callers.unwrapped(runner.model)
+        model = models.unwrapped(runner.model)
         self._handles = [model.register_forward_hook(self._keep_loss)]
         # the weights are still those that gave the loss: after the step they may all be nan
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
@@ -111,7 +111,7 @@ class NonFiniteHook(Hook):
 
     def _first_module(self, runner: Runner) -> str:
         """Compute the batch once more, and see where numbers end."""
-        model = callers.unwrapped(runner.model)
+        model = models.unwrapped(runner.model)
         buffers = {name: value.clone() for name, value in model.named_buffers()}
         after = random_state()
         first: list[str] = []

@@ -21,7 +21,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
 
 from ..weights import CheckpointError
-from .checkpointing import RESUME, AtomicCheckpointHook
+from .checkpoints.saving import RESUME, AtomicCheckpointHook
 from .processes import on_main
 
 # Random numbers of a process

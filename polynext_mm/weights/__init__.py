@@ -1,21 +1,19 @@
 """Weights: the published files, their names and containers, safe reading and strict loading.
 
-Reading, converting and loading need torch alone; ``install_loader`` is for mmengine.
+All of it needs torch alone.
 """
 
 from .convert import convert
 from .errors import CheckpointError
 from .loading import load
-from .mm_loader import install_loader, safe_reading
 from .published import PUBLISHED, Published
-from .reading import read
+from .reading import read, safe_reading
 
 __all__ = [
     'PUBLISHED',
     'CheckpointError',
     'Published',
     'convert',
-    'install_loader',
     'load',
     'read',
     'safe_reading',

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import foreign
+from . import stand_ins
 from .errors import CheckpointError, shown
 
 _CHUNK = 1 << 22
@@ -174,11 +174,11 @@ def _load_torch(path: Path, map_location: MapLocation, mapped: bool = False) -> 
         _check_archive(path, with_weights=not mapped)
     else:
         _check_older(path)
-    with torch.serialization.safe_globals(foreign.STAND_INS):
+    with torch.serialization.safe_globals(stand_ins.STAND_INS):
         content = torch.load(
             path, map_location=map_location, weights_only=True, mmap=mapped and is_archive
         )
-    return foreign.rebuilt(content)
+    return stand_ins.rebuilt(content)
 
 
 def _check_archive(path: Path, with_weights: bool) -> None:

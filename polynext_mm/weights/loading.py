@@ -22,7 +22,7 @@ from .names import (
     unwrapped,
 )
 from .reading import read
-from .values import Source, named, require_loadable, require_tensors, require_whole_norms
+from .tensor_checks import Source, named, require_loadable, require_tensors, require_whole_norms
 
 
 def load(model: nn.Module, source: str | os.PathLike) -> str:

@@ -9,9 +9,11 @@ This module needs torch alone. NumPy, mmengine and safetensors are imported only
 holds something of theirs.
 """
 
+import contextlib
+import contextvars
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from . import containers
 from .downloads import local_path
 from .errors import CheckpointError, shown
 from .names import is_backbone, join_backbone, renamed, split_backbone, unwrapped
-from .values import require_tensors
+from .tensor_checks import require_tensors
 
 #: Prefix of a path, url or published name that may execute code when it is read.
 UNSAFE = 'unsafe:'
@@ -135,3 +137,20 @@ def is_polynext_file(path: str | os.PathLike) -> bool:
         if is_backbone(backbone or others):
             return True
     return False
+
+
+everything_safely = contextvars.ContextVar('everything_safely', default=False)
+
+
+@contextlib.contextmanager
+def safe_reading() -> Iterator[None]:
+    """Let mmengine's loader read every file as :func:`polynext_mm.weights.read` does.
+
+    Outside this context it reads so what is loaded into a model with a backbone of this package,
+    and PolyNeXt's files.
+    """
+    token = everything_safely.set(True)
+    try:
+        yield
+    finally:
+        everything_safely.reset(token)

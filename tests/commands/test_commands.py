@@ -11,7 +11,7 @@ from mmengine.config import Config
 
 import polynext_mm
 from helpers import CONFIG, ROOT, python
-from polynext_mm import shipped
+from polynext_mm import resources
 from polynext_mm.commands import COMMANDS, main
 
 NAME = 'upernet_cpolynext_s_ade20k'
@@ -95,13 +95,13 @@ def test_the_pages_command_lines_are_understood(line):
 )
 def test_a_config_is_named_with_or_without_path_and_suffix(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert Path(shipped.find_config(name)).samefile(ROOT / 'configs' / f'{NAME}.py')
+    assert Path(resources.find_config(name)).samefile(ROOT / 'configs' / f'{NAME}.py')
 
 
 def test_a_config_of_ones_own_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path(f'{NAME}.py').write_text('mine = True')
-    assert shipped.find_config(NAME) == f'{NAME}.py'
+    assert resources.find_config(NAME) == f'{NAME}.py'
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_a_config_of_ones_own_comes_first(tmp_path, monkeypatch):
     ],
 )
 def test_an_absent_config_is_told(name, message):
-    with pytest.raises(shipped.ConfigNotFoundError, match=message):
-        shipped.find_config(name)
+    with pytest.raises(resources.ConfigNotFoundError, match=message):
+        resources.find_config(name)
 
 
 def test_configs_of_other_projects_inherit_wherever_ours_are(tmp_path, monkeypatch):

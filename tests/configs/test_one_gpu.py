@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import Config, DictAction
 
 from helpers import ROOT
-from polynext_mm.engine.config_checks import check_config
+from polynext_mm.engine.checks.config import check_config
 
 HEADING = '## One GPU of 24 GB'
 

@@ -13,7 +13,7 @@ from segmentors import assert_a_step_trains_everything, assert_it_predicts
 
 from helpers import CONFIG, ROOT, Config, build_model
 from polynext_mm.analysis import count_config
-from polynext_mm.engine.config_checks import check_config
+from polynext_mm.engine.checks.config import check_config
 from polynext_mm.engine.launch import DatasetNotFoundError, require_dataset
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from coco_sample import make_coco
 from polynext_mm.datasets import DataError, audit_coco
-from polynext_mm.datasets.coco import read_coco
+from polynext_mm.engine.checks.coco import read_coco
 
 CLASSES = ('box', 'ball', 'tent')
 

@@ -14,7 +14,7 @@ from PIL import Image
 from coco_sample import make_coco
 from helpers import ROOT
 from polynext_mm.datasets import CheckedPipeline, DataError, check_loading
-from polynext_mm.engine.data_checks import check_samples
+from polynext_mm.engine.checks.data import check_samples
 from segmentation_sample import (
     constant,
     cut_short,

@@ -13,7 +13,7 @@ from coco_sample import make_coco
 from helpers import CONFIG, ROOT, TINY_ARCH, assert_counted_right
 from marks import some_slow
 from polynext_mm.analysis import count_config
-from polynext_mm.engine.config_checks import check_config
+from polynext_mm.engine.checks.config import check_config
 
 RECIPES = {
     'mask_rcnn_{}_coco_1x': 'tsbl',

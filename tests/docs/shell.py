@@ -19,8 +19,8 @@ from mmengine.config import Config
 from helpers import CONFIG, ROOT
 from polynext_mm.commands import COMMANDS
 from polynext_mm.engine import launch
-from polynext_mm.engine.config_checks import check_config
-from polynext_mm.shipped import find_config
+from polynext_mm.engine.checks.config import check_config
+from polynext_mm.resources import find_config
 
 # Of the shell, and of programs whose arguments are their own.
 _OTHERS = ('[', 'cd', 'exit', 'export', 'git', 'if', 'mim', 'scontrol', 'source')

@@ -14,8 +14,8 @@ from pages import example
 from segmentors import batch as segmentation_batch
 
 from helpers import ROOT, build_model, mm_folder
-from polynext_mm.engine.config_checks import check_config
-from polynext_mm.engine.normalization import find_mismatch
+from polynext_mm.engine.checks.config import check_config
+from polynext_mm.engine.checks.normalization import find_mismatch
 
 PAGE = ROOT / 'docs' / 'other_configs.md'
 METHODS = {

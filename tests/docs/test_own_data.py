@@ -15,8 +15,8 @@ from coco_sample import SHAPES, make_coco
 from helpers import TINY_ARCH, build, build_model, call_tool
 from polynext_mm.datasets import DataError
 from polynext_mm.datasets.own import OwnSegDataset
-from polynext_mm.engine.config_checks import check_config
-from polynext_mm.engine.normalization import find_mismatch
+from polynext_mm.engine.checks.config import check_config
+from polynext_mm.engine.checks.normalization import find_mismatch
 from segmentation_sample import CLASSES, image_path, make_segmentation, write_label
 
 PAGE = 'docs/own_data.md'

@@ -20,7 +20,7 @@ from pages import PAGES, Block, blocks_of
 from shell import check, command_lines
 
 from helpers import CONFIG, ROOT, build, imagenet_weights, mm_folder
-from polynext_mm.engine.config_checks import check_config
+from polynext_mm.engine.checks.config import check_config
 from polynext_mm.weights import PUBLISHED, downloads
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]

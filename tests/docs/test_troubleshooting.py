@@ -21,9 +21,9 @@ from pages import blocks_of
 from torch import nn
 
 from helpers import CONFIG, ROOT, TINY_ARCH, build, build_model, imagenet_weights
-from polynext_mm.datasets.findings import DataError, label_fault
 from polynext_mm.engine import hooks
-from polynext_mm.engine.config_checks import check_config
+from polynext_mm.engine.checks.config import check_config
+from polynext_mm.engine.checks.findings import DataError, label_fault
 from polynext_mm.engine.launch import require_dataset
 from polynext_mm.weights import loading, read
 from segmentation_sample import segmentation_config

@@ -18,8 +18,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from runs import At, config, saved, train
 
-from polynext_mm.engine.checkpointing import newest_checkpoint
-from polynext_mm.engine.work_dir import WorkDirInUseError, lock, unlock
+from polynext_mm.engine.checkpoints.saving import newest_checkpoint
+from polynext_mm.engine.checkpoints.work_dir import WorkDirInUseError, lock, unlock
 from polynext_mm.weights import CheckpointError
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
@@ -262,7 +262,7 @@ def test_a_read_only_folder_is_named(nobody):
 
 
 def test_a_folder_that_became_read_only_is_named(trained, tmp_path):
-    from polynext_mm.engine.checkpointing import write_atomically
+    from polynext_mm.engine.checkpoints.saving import write_atomically
 
     (tmp_path / 'work').mkdir()
     target = tmp_path / 'work' / 'iter_4.pth'
@@ -288,7 +288,7 @@ def test_a_folder_that_became_read_only_is_named(trained, tmp_path):
 
 HOLDER = textwrap.dedent("""
     import os, sys, time
-    from polynext_mm.engine.work_dir import lock
+    from polynext_mm.engine.checkpoints.work_dir import lock
     lock(sys.argv[1])
     if os.fork() == 0:  # as a worker of a data loader, which outlives its process for a while
         time.sleep(60)
@@ -324,7 +324,8 @@ def test_a_file_system_without_locks_is_warned_of_once(tmp_path, monkeypatch, nu
     warnings = []
     monkeypatch.setattr(fcntl, 'lockf', refuse)
     monkeypatch.setattr(
-        'polynext_mm.engine.work_dir.print_log', lambda text, **options: warnings.append(text)
+        'polynext_mm.engine.checkpoints.work_dir.print_log',
+        lambda text, **options: warnings.append(text),
     )
     lock(tmp_path)
     lock(tmp_path)
@@ -345,5 +346,7 @@ def test_another_error_of_a_lock_stays_one(tmp_path, monkeypatch):
 def test_the_lock_is_given_back_after_training(tmp_path):
     runner = train(config('segmentation', tmp_path, iters=2))
     assert isinstance(runner, Runner)
-    program = 'import sys; from polynext_mm.engine.work_dir import lock; lock(sys.argv[1])'
+    program = (
+        'import sys; from polynext_mm.engine.checkpoints.work_dir import lock; lock(sys.argv[1])'
+    )
     subprocess.run([sys.executable, '-W', 'ignore', '-c', program, tmp_path], check=True)

@@ -6,7 +6,7 @@ import pytest
 from mmengine.config import Config
 
 from helpers import CONFIG, ROOT
-from polynext_mm.engine.config_checks import ConfigError, check_config
+from polynext_mm.engine.checks.config import ConfigError, check_config
 from segmentation_sample import segmentation_config
 
 MASK_RCNN = ROOT / 'configs' / 'mask_rcnn_cpolynext_t_coco_1x.py'

@@ -10,7 +10,8 @@ from mmengine.runner import Runner
 from coco_sample import data_options, make_coco
 from helpers import ROOT, imagenet_weights, other_weights, python
 from polynext_mm.datasets import CheckedPipeline, DataError
-from polynext_mm.engine import checkpoint_checks, data_checks
+from polynext_mm.engine.checks import checkpoint as checkpoint_checks
+from polynext_mm.engine.checks import data as data_checks
 from polynext_mm.weights import CheckpointError
 from segmentation_sample import (
     constant,

@@ -14,7 +14,8 @@ from mmengine.optim import OptimWrapper
 from runs import config, saved, train
 
 from marks import some_slow
-from polynext_mm.weights import CheckpointError, run_state
+from polynext_mm.engine.checkpoints import run_state
+from polynext_mm.weights import CheckpointError
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 

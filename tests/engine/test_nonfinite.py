@@ -7,7 +7,7 @@ import torch
 from runs import At, config, saved, train
 
 from polynext_mm.engine import NonFiniteError, NonFiniteHook
-from polynext_mm.engine.checkpointing import newest_checkpoint
+from polynext_mm.engine.checkpoints.saving import newest_checkpoint
 from polynext_mm.weights import CheckpointError
 
 pytestmark = pytest.mark.usefixtures('quick_configs')

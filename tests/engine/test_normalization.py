@@ -21,7 +21,7 @@ from helpers import (
     segmentor_file,
     tiny_config,
 )
-from polynext_mm.engine.normalization import find_mismatch
+from polynext_mm.engine.checks.normalization import find_mismatch
 from polynext_mm.weights import CheckpointError
 
 pytestmark = pytest.mark.usefixtures('quick_configs')

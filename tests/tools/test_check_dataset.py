@@ -12,7 +12,7 @@ from coco_sample import make_coco
 from helpers import ROOT
 from polynext_mm.commands.check_dataset import main
 from polynext_mm.datasets import survey
-from polynext_mm.datasets.survey import examine
+from polynext_mm.engine.checks.survey import examine
 from segmentation_sample import (
     CLASSES,
     constant,

@@ -1,45 +1,30 @@
 """The hook into mmengine's ``CheckpointLoader``, through which mm reads every file and url."""
 
-import contextlib
-import contextvars
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..compat import require_mmengine
-from . import callers, loading, resuming, run_state, timm_hub
+from ...compat import require_mmengine
+from ...weights import loading, timm_hub
+from ...weights.containers import is_truncated_archive
+from ...weights.downloads import PUBLISHED_SCHEME, fetch, is_url, plain_path
+from ...weights.errors import CheckpointError, shown
+from ...weights.published import PUBLISHED
+from ...weights.reading import UNSAFE, everything_safely, is_polynext_file, normalize, read
+from .. import models
+from . import callers, resuming, run_state
 from .callers import Caller
-from .containers import is_truncated_archive
-from .downloads import PUBLISHED_SCHEME, fetch, is_url, plain_path
-from .errors import CheckpointError, shown
-from .published import PUBLISHED
-from .reading import UNSAFE, is_polynext_file, normalize, read
 
-_everything_safely = contextvars.ContextVar('everything_safely', default=False)
 # in the metadata of a state dict: the model it is loaded into takes all of it
 _WHOLE = 'polynext_whole'
 # the models that look for it
 _checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 Loader = Callable[[str, Any], dict]
-
-
-@contextlib.contextmanager
-def safe_reading() -> Iterator[None]:
-    """Let mmengine's loader read every file as :func:`polynext_mm.weights.read` does.
-
-    Outside this context it reads so what is loaded into a model with a backbone of this package,
-    and PolyNeXt's files.
-    """
-    token = _everything_safely.set(True)
-    try:
-        yield
-    finally:
-        _everything_safely.reset(token)
 
 
 def install_loader() -> None:
@@ -75,7 +60,7 @@ def _guarded(prefix: str, loader: Loader) -> Loader:
 
     def guarded(filename: str, map_location: Any = None, **options: Any) -> dict:
         caller = callers.find()
-        safely = caller.is_ours or _everything_safely.get()
+        safely = caller.is_ours or everything_safely.get()
         source = filename if safely else _source_of_ours(prefix, filename)
         if source is not None:
             return _read_for(caller, source, map_location)
@@ -117,8 +102,8 @@ def _read_for(caller: Caller, source: str, map_location: Any) -> dict:
     checkpoint = _read(source, map_location)
     if caller.resumes:
         checkpoint = _to_resume(caller, checkpoint, source)
-    if callers.has_ours(caller.model) and not _checks_itself(caller):
-        if '' not in callers.backbones(caller.model):
+    if models.has_ours(caller.model) and not _checks_itself(caller):
+        if '' not in models.backbones(caller.model):
             # carried on by mmengine, which renames keys and calls hooks before it loads
             checkpoint['state_dict']._metadata[''][_WHOLE] = not _trains(caller.runner)
             if caller.model not in _checked:
@@ -188,7 +173,7 @@ def _trains(runner: Any) -> bool:
 
 def _checks_itself(caller: Caller) -> bool:
     """Return whether a runner has the hook that checks heads, with options of its own."""
-    from ..engine.hooks import CheckpointGuardHook
+    from ..hooks import CheckpointGuardHook
 
     hooks = getattr(caller.runner, 'hooks', ())
     return any(isinstance(hook, CheckpointGuardHook) for hook in hooks)
@@ -202,7 +187,7 @@ def _check_whole(
 
     if prefix or _WHOLE not in local_metadata:
         return
-    backbones = callers.backbones(model)
+    backbones = models.backbones(model)
     prefixes = tuple(f'{name}.' for name in backbones)
     if backbones and not any(key.startswith(prefixes) for key in state_dict):
         return  # the backbone says it best, when its turn comes

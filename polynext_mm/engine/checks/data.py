@@ -26,11 +26,11 @@ from mmengine.registry import DATASETS, HOOKS
 from mmengine.runner import BaseLoop, Runner
 from torch.utils.data import DataLoader
 
-from ..datasets.coco import CocoAudit, audit_coco, read_coco
-from ..datasets.findings import DataError, Finding, is_local, listed
-from ..datasets.loading import CheckedPipeline, check_loading, leaves
-from ..datasets.survey import spread
-from .config_checks import check_config, datasets_of
+from .coco import CocoAudit, audit_coco, read_coco
+from .config import check_config, datasets_of
+from .findings import DataError, Finding, is_local, listed
+from .loading import CheckedPipeline, check_loading, leaves
+from .survey import spread
 
 # Of each data set, read before the first step, spread over all of it. Tenths of a second.
 SAMPLES = 32

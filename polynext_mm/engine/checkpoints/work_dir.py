@@ -14,15 +14,9 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
 
-from ..weights import CheckpointError
-from .checkpointing import (
-    NONFINITE,
-    Newest,
-    checkpoint_hook,
-    newest_checkpoint,
-    remove_partial_files,
-)
-from .processes import on_main
+from ...weights import CheckpointError
+from ..processes import on_main
+from .saving import NONFINITE, Newest, checkpoint_hook, newest_checkpoint, remove_partial_files
 
 LOCK = '.lock'
 # of file systems without POSIX locks: some of NFS, Lustre without -o flock, FUSE

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import callers, loading
-from .errors import CheckpointError, shown
-from .values import require_loadable, require_tensors
+from ...weights import loading
+from ...weights.errors import CheckpointError, shown
+from ...weights.tensor_checks import require_loadable, require_tensors
+from .. import models
 
 # options that choose kernels, and leave the state as it is
 _KERNELS = ('foreach', 'fused', 'capturable')
@@ -57,8 +58,8 @@ def _require_average(runner: Any, checkpoint: dict, source: Any) -> None:
     from mmengine.hooks import EMAHook
 
     hook = next((hook for hook in runner.hooks if isinstance(hook, EMAHook)), None)
-    model = callers.unwrapped(runner.model)
-    if hook is None or 'ema_state_dict' not in checkpoint or not callers.has_ours(model):
+    model = models.unwrapped(runner.model)
+    if hook is None or 'ema_state_dict' not in checkpoint or not models.has_ours(model):
         return
     source = f'{source} (ema_state_dict)'
     average = checkpoint['ema_state_dict']
@@ -77,7 +78,7 @@ def _require_average(runner: Any, checkpoint: dict, source: Any) -> None:
     beside = checkpoint['state_dict']
     missing = [key for key in beside if key not in weights]
     loading.raise_unless_equal(beside, weights, missing, source, lambda: _ELSE)
-    backbones = callers.backbones(model)
+    backbones = models.backbones(model)
     for name, backbone in backbones.items():
         backbone.adapt(dict(weights), f'{name}.' if name else '', source)
     if '' not in backbones:
@@ -105,7 +106,7 @@ def _guard_optimizers(runner: Any, state: Mapping, source: Any) -> None:
         parts = {'optimizer': (wrapper, state)}
     else:  # not built: for an evaluation
         return
-    names = {param: name for name, param in callers.unwrapped(runner.model).named_parameters()}
+    names = {param: name for name, param in models.unwrapped(runner.model).named_parameters()}
     for place, (one, own) in parts.items():
         _require(isinstance(own, Mapping), source, place, 'is no dict')
         for key, kind in (('state', Mapping), ('param_groups', list)):

@@ -14,7 +14,7 @@ The files of the low-resolution network, of CIFAR-10, SVHN and Tiny-ImageNet, ex
 
 from torch import nn
 
-from ..nn import ARCHS
+from ...nn import ARCHS
 
 MEAN = (123.675, 116.28, 103.53)  # of R, G, B from 0 to 255
 STD = (58.395, 57.12, 57.375)

@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import nn
 
+from ..models import has_ours, unwrapped
+
 
 @dataclasses.dataclass(frozen=True)
 class Caller:
@@ -92,37 +94,9 @@ def _frames() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def backbones(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules in a model that check their own weights, by their names."""
-    from ..backbones.multiscale import MultiScale  # which imports this package
-
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, MultiScale)
-    }
-
-
-def has_ours(model: Any) -> bool:
-    """Return whether a module has a network of this package in it."""
-    from ..backbones.multiscale import MultiScale
-    from ..nn import PolyNeXt
-
-    return isinstance(model, nn.Module) and any(
-        isinstance(module, (MultiScale, PolyNeXt)) for module in model.modules()
-    )
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return a model without what wraps it for several processes or test-time augmentation."""
-    from mmengine.model import BaseTTAModel, is_model_wrapper
-
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    return model
-
-
 def _names_ours(cfg: Any) -> bool:
     """Return whether a config names a backbone of this package as the type of a module."""
-    from ..backbones import MetaFormer, PolyNeXt
+    from ...backbones import MetaFormer, PolyNeXt
 
     ours = (MetaFormer, PolyNeXt)
     cfg = getattr(cfg, '_cfg_dict', cfg)  # of a Config

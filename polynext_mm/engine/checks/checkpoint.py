@@ -6,12 +6,13 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-from ..backbones.multiscale import MultiScale
-from ..datasets.findings import is_local
-from ..weights import callers, loading
-from ..weights.names import BACKBONE
-from ..weights.reading import UNSAFE
-from .hooks import CheckpointGuardHook
+from ...backbones.multiscale import MultiScale
+from ...weights import loading
+from ...weights.names import BACKBONE
+from ...weights.reading import UNSAFE
+from .. import models
+from ..hooks import CheckpointGuardHook
+from .findings import is_local
 
 
 def check_checkpoint(runner: Runner, task: str) -> None:
@@ -28,7 +29,7 @@ def check_checkpoint(runner: Runner, task: str) -> None:
         FileNotFoundError: If there is no such file.
         CheckpointError: If it cannot be read or does not fit.
     """
-    model, source = callers.unwrapped(runner.model), runner._load_from
+    model, source = models.unwrapped(runner.model), runner._load_from
     if source:
         if str(source).startswith(UNSAFE):
             return
@@ -40,7 +41,7 @@ def check_checkpoint(runner: Runner, task: str) -> None:
         if isinstance(getattr(model, 'backbone', None), MultiScale):
             _try(model, source, _guard(runner), evaluation=task != 'train')
     elif task == 'train' and not runner._resume:
-        for backbone in callers.backbones(model).values():
+        for backbone in models.backbones(model).values():
             init_cfg = backbone.init_cfg
             if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
                 checkpoint = CheckpointLoader.load_checkpoint(init_cfg['checkpoint'], 'cpu')

@@ -26,8 +26,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..weights import CheckpointError, callers, containers, read
-from .processes import on_main
+from ...weights import CheckpointError, containers, read
+from .. import models
+from ..processes import on_main
 
 # what a checkpoint of ours holds besides mmengine's, under one key
 RESUME = 'polynext_resume'
@@ -440,7 +441,7 @@ def save_nonfinite(runner: Runner, folder: Path, iteration: int, found: dict[str
 def _nonfinite_weights(model: torch.nn.Module) -> list[str]:
     return [
         name
-        for name, value in callers.unwrapped(model).state_dict().items()
+        for name, value in models.unwrapped(model).state_dict().items()
         if isinstance(value, torch.Tensor)
         and value.is_floating_point()
         and not value.isfinite().all()

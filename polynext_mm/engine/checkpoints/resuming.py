@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import CheckpointError, shown
+from ...weights.errors import CheckpointError, shown
 
 # what has checks of its own; hooks of a run's own may need anything else that is plain
 _WEIGHTS = ('state_dict', 'ema_state_dict')
