@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from .compat.optional import require_timm
+from .compat.torch_features import register_load_state_dict_pre_hook
 from .nn import ARCHS, PolyNeXtClassifier
 from .nn import PolyNeXt as Network
 from .nn.batch_norm import PositionNorm
@@ -149,7 +150,7 @@ class PolyNeXt(Network):
             widths[-1], num_classes, drop_rate, global_pool, self._norm_maker(len(widths) - 1)
         )
         self._files_tell_norm_size = norm_size is None
-        self.register_load_state_dict_pre_hook(_translate)
+        register_load_state_dict_pre_hook(self, _translate)
         self.register_load_state_dict_post_hook(_agree_on_norm_size)
 
     def forward_features(self, x: Tensor) -> Tensor:

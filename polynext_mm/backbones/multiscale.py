@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ..compat.torch_features import register_load_state_dict_pre_hook
 from ..weights import safe_reading
 from ..weights.names import BACKBONE
 
@@ -92,7 +93,7 @@ class MultiScale(BaseModule):
                 self.out_norms[str(index)] = self.make_out_norm(index, channels)
         for module in self._frozen():
             module.requires_grad_(False)
-        self.register_load_state_dict_pre_hook(_adapt_state_dict)
+        register_load_state_dict_pre_hook(self, _adapt_state_dict)
 
     def make_out_norm(self, stage: int, channels: int) -> nn.Module:
         """Return the norm of the output of a stage."""

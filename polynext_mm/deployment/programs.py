@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from ..compat.torch_features import EXPORT
 from ..nn.polynext import require_compiler
 from .networks import AnySizeGroupNorm, AnySizePool, LabelMap, Network
 
@@ -97,8 +98,11 @@ def capture(network: Network, with_hints: bool = False) -> ExportedProgram:
             which are then those of a large image.
 
     Raises:
-        ExportError: If something in the network depends on a size in a way that a graph cannot.
+        ExportError: If this torch cannot, or something in the network depends on a size in a way
+            that a graph cannot.
     """
+    if not EXPORT.is_there:
+        raise ExportError(f'{EXPORT.what_is_missing()}: upgrade torch')
     batch, *size = _EXAMPLES[with_hints]
     images = torch.empty(batch, network.in_channels, *size)
     if network.preprocessing is not None:
@@ -124,12 +128,8 @@ def _hinted_shapes() -> Any:
 
 
 def _unhinted_shapes(channels: int) -> Any:
-    try:
-        from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapesSpec, ShapeVar, TensorSpec
-    except ImportError:
-        raise ExportError(
-            f'export needs torch 2.14 or newer, and this is {torch.__version__}: upgrade torch'
-        ) from None
+    from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapesSpec, ShapeVar, TensorSpec
+
     limits = ((1, LARGEST_BATCH), SIDES, SIDES)
     batch, height, width = (
         ShapeVar(name, min=low, max=high) for name, (low, high) in zip(_AXES, limits)

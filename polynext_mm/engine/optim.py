@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..backbones.multiscale import MultiScale
 from ..backbones.polynext import PolyNeXt
+from ..compat import torch_features
 from ..nn import batch_norm, layers
 
 # 'released' is what the authors' released code does, which gave the published numbers; in the
@@ -71,6 +72,10 @@ class PolyNeXtOptimWrapperConstructor:
         optimizer_cfg['params'] = [
             {key: group[key] for key in ('params', 'lr', 'weight_decay')} for group in groups
         ]
+        device = groups[0]['params'][0].device.type if groups else 'cpu'
+        if optimizer_cfg.get('fused') and not torch_features.has_fused_optimizers(device):
+            print_log(f'{device} has no fused optimizer with this torch: fused=False', 'current')
+            optimizer_cfg['fused'] = False
         optimizer = OPTIMIZERS.build(optimizer_cfg)
         optimizer.register_load_state_dict_pre_hook(_keep_implementation)
         return OPTIM_WRAPPERS.build(wrapper_cfg, default_args=dict(optimizer=optimizer))
@@ -224,10 +229,10 @@ class AutocastOptimWrapper(OptimWrapper):
         device = self.param_groups[0]['params'][0].device.type
         self.device_type = device
         self.cast_dtype = getattr(torch, dtype)
-        if dtype != 'float32' and not _can_autocast(device, dtype):
+        if dtype != 'float32' and not torch_features.can_autocast_to(device, self.cast_dtype):
             print_log(f'{device} has no {dtype} autocast: training in float32', logger='current')
             self.cast_dtype = torch.float32
-        self.loss_scaler = torch.amp.GradScaler(
+        self.loss_scaler = torch_features.grad_scaler(
             device, init_scale=loss_scale, enabled=self.cast_dtype is torch.float16
         )
         self.modules = modules
@@ -336,13 +341,3 @@ def _float32(output):
     if isinstance(output, (tuple, list)):
         return type(output)(map(_float32, output))
     return output
-
-
-def _can_autocast(device: str, dtype: str) -> bool:
-    if not torch.amp.is_autocast_available(device):
-        return False
-    # emulated it is slower than float32
-    supported = getattr(torch.get_device_module(device), 'is_bf16_supported', None)
-    if dtype == 'bfloat16' and supported is not None:
-        return supported(including_emulation=False)
-    return True

@@ -20,6 +20,7 @@ from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
 
+from ..compat import torch_features
 from ..weights import CheckpointError
 from .checkpoints.saving import RESUME, AtomicCheckpointHook
 from .processes import on_main
@@ -36,9 +37,8 @@ def random_state() -> dict:
         numpy=(name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
         torch=torch.get_rng_state(),
     )
-    if torch.accelerator.is_available():
-        accelerator = torch.accelerator.current_accelerator().type
-        state[accelerator] = torch.get_device_module(accelerator).get_rng_state()
+    if accelerator := torch_features.accelerator():
+        state[accelerator] = torch_features.device_module(accelerator).get_rng_state()
     return state
 
 
@@ -49,10 +49,9 @@ def set_random_state(state: dict) -> None:
     name, keys, *rest = state['numpy']
     np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state['torch'].cpu())
-    if torch.accelerator.is_available():
-        accelerator = torch.accelerator.current_accelerator().type
-        if accelerator in state:
-            torch.get_device_module(accelerator).set_rng_state(state[accelerator].cpu())
+    accelerator = torch_features.accelerator()
+    if accelerator in state:
+        torch_features.device_module(accelerator).set_rng_state(state[accelerator].cpu())
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..compat.torch_features import is_compiling
 from . import ops
 from .ops import dispatch
 from .ops.channel_batch_norm import mean_over_processes
@@ -79,7 +80,7 @@ class PositionNorm(nn.Module):
             return self._fused()
         sources = [self._parameters.get(name, self._buffers.get(name)) for name in self.tables]
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
-        if differentiable or torch.compiler.is_compiling() or dispatch.exporting():
+        if differentiable or is_compiling() or dispatch.exporting():
             return self._computed_constants(size)
         stamp = tuple((source.data_ptr(), source._version) for source in sources)
         known_stamp, constants = self._constants_by_size.pop(size, (None, None))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.utils.checkpoint import checkpoint
 
+from ..compat.torch_features import COMPILE_CELLS, is_compiling
 from . import ops
 from .arch import Arch, get_arch, is_number
 from .batch_norm import BatchNorms, PositionNorm, many_processes, map_size
@@ -23,7 +24,6 @@ from .layers import HEAD_WIDTH, DepthwiseConv, LayerNorm, MakeNorm, PolyAttn, Po
 from .ops import dispatch
 
 WEIGHT_INITS = ('imagenet', 'trunc_normal')
-COMPILE_TORCH = '2.12'
 COMPILE_MODES = ('default', 'reduce-overhead')  # those of torch.compile
 NORMS = ('ln', 'bn')
 NORM_SIZE = 224  # of the released fully polynomial networks
@@ -114,7 +114,7 @@ class Cell(nn.Module):
         must see the maps as they were, and compilers plan memory themselves. No branch of a fully
         polynomial network would write there.
         """
-        if x.device.type != 'cpu' or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if x.device.type != 'cpu' or torch.is_grad_enabled() or is_compiling():
             return False
         hooked = _global_forward_hooks or _global_forward_pre_hooks
         if hooked or not isinstance(self.norm, LayerNorm):
@@ -438,7 +438,7 @@ class PolyNeXt(nn.Module):
             (low resolution: from 1 to 4).
         """
         if self.training and self.norm == 'bn' and not self._norm_size_is_settled:
-            if not torch.compiler.is_compiling():
+            if not is_compiling():
                 self._settle_norm_size(tuple(x.shape[-2:]))
         if self.compile_mode == 'reduce-overhead':
             # otherwise the graph of every stack would begin a step, and overwrite what it reads
@@ -475,10 +475,9 @@ class PolyNeXt(nn.Module):
         """
         if mode not in COMPILE_MODES:
             raise ValueError(f'mode must be one of {COMPILE_MODES}, got {mode!r}')
-        if torch.__version__ < COMPILE_TORCH:
+        if not COMPILE_CELLS.is_there:
             raise RuntimeError(
-                f'compile_cells needs torch {COMPILE_TORCH} or newer, and this is '
-                f'{torch.__version__}: upgrade torch, or leave compile_cells out'
+                f'{COMPILE_CELLS.what_is_missing()}: upgrade torch, or leave compile_cells out'
             )
         require_compiler('torch.compile', ' or turn compilation off')
         # All stacks are one function to Dynamo. Its default of 8 versions is too few for four

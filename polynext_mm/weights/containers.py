@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import stand_ins
+from . import restricted_unpickler, stand_ins
 from .errors import CheckpointError, shown
 
 _CHUNK = 1 << 22
@@ -168,16 +168,11 @@ def _verify_checksum(path: Path) -> None:
 
 
 def _load_torch(path: Path, map_location: MapLocation, mapped: bool = False) -> Any:
-    with open(path, 'rb') as file:
-        is_archive = file.read(4) == b'PK\x03\x04'
-    if is_archive:
+    if restricted_unpickler.is_archive(path):
         _check_archive(path, with_weights=not mapped)
     else:
         _check_older(path)
-    with torch.serialization.safe_globals(stand_ins.STAND_INS):
-        content = torch.load(
-            path, map_location=map_location, weights_only=True, mmap=mapped and is_archive
-        )
+    content = restricted_unpickler.load(path, map_location, stand_ins.STAND_INS, mapped)
     return stand_ins.rebuilt(content)
 
 

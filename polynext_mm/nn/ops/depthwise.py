@@ -9,9 +9,10 @@ are kernels in Triton (:mod:`~polynext_mm.nn.ops.depthwise_triton`). As an opera
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
+from ...compat.torch_features import is_compiling
 from . import dispatch
+from .operators import operator
 from .precision import matmul_dtype, wide_dtype
 
 depthwise_triton = dispatch.triton_module('depthwise_triton')
@@ -35,7 +36,7 @@ def depthwise(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
     # Where cuDNN convolves, autograd's own backward is the better one, and an operator costs time.
     needed = (
         x.device.type == 'cpu'
-        or torch.compiler.is_compiling()
+        or is_compiling()
         or dispatch.by_triton(depthwise_triton, x, weight, dilation)
     )
     return dispatch.run_operator(plain, _forward_op if needed else plain, x, weight, dilation)
@@ -153,25 +154,26 @@ def _correlation(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tens
     return total
 
 
-@torch.library.custom_op('polynext_mm::depthwise', mutates_args=())
-def _forward_op(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    return conv(x, weight, dilation).contiguous()
-
-
-@_forward_op.register_fake
-def _(x, weight, dilation):
+def _like_forward(x, weight, dilation):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op('polynext_mm::depthwise_backward', mutates_args=())
+def _like_backward(grad, x, weight, dilation):
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, weight))
+
+
+def _flops(x_shape, weight_shape, *args, **kwargs) -> int:
+    return 2 * x_shape.numel() * weight_shape[-2:].numel()
+
+
+def _flops_backward(grad_shape, x_shape, weight_shape, *args, **kwargs) -> int:
+    return 4 * x_shape.numel() * weight_shape[-2:].numel()
+
+
+@operator('depthwise_backward', _like_backward, _flops_backward)
 def _backward_op(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> tuple[Tensor, Tensor]:
     grad_x, grad_weight = conv_backward(grad, x, weight, dilation)
     return grad_x.contiguous(), grad_weight.contiguous()
-
-
-@_backward_op.register_fake
-def _(grad, x, weight, dilation):
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, weight))
 
 
 def _setup_context(ctx, inputs, output):
@@ -185,14 +187,6 @@ def _backward(ctx, grad):
     return *_backward_op(grad, *ctx.saved_tensors, ctx.dilation), None
 
 
-_forward_op.register_autograd(_backward, setup_context=_setup_context)
-
-
-@register_flop_formula(torch.ops.polynext_mm.depthwise)
-def _(x_shape, weight_shape, *args, **kwargs) -> int:
-    return 2 * x_shape.numel() * weight_shape[-2:].numel()
-
-
-@register_flop_formula(torch.ops.polynext_mm.depthwise_backward)
-def _(grad_shape, x_shape, weight_shape, *args, **kwargs) -> int:
-    return 4 * x_shape.numel() * weight_shape[-2:].numel()
+@operator('depthwise', _like_forward, _flops, _setup_context, _backward)
+def _forward_op(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    return conv(x, weight, dilation).contiguous()

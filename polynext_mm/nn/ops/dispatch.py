@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ...compat import torch_features
+
 _plain = False
 _triton = True
 _recomputing = False
@@ -59,8 +61,10 @@ def triton_ops(enabled: bool) -> Iterator[None]:
 
 
 def triton_module(name: str) -> ModuleType | None:
-    """Import a module of kernels in Triton; None without Triton, which not every platform has."""
-    if importlib.util.find_spec('triton') is None:
+    """Import a module of kernels in Triton; None without Triton, which not every platform has, and
+    with a torch on which they were never run.
+    """
+    if not torch_features.TRITON_KERNELS.is_there or importlib.util.find_spec('triton') is None:
         return None
     return importlib.import_module(f'.{name}', __package__)
 
@@ -122,7 +126,7 @@ def exporting() -> bool:
 
     That is ``torch.export`` and ``torch.jit.trace``, and ONNX export by either.
     """
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return torch_features.is_exporting() or torch.jit.is_tracing()
 
 
 def run(plain: Callable, kernel: type[torch.autograd.Function], *args, out: Tensor | None = None):
@@ -137,7 +141,7 @@ def run(plain: Callable, kernel: type[torch.autograd.Function], *args, out: Tens
         out: Where ``infer`` may write the result, for kernels that take it; it may be an argument.
             Without effect where another form runs.
     """
-    if _plain or exporting() or torch.compiler.is_compiling():
+    if _plain or exporting() or torch_features.is_compiling():
         return plain(*args)
     args = [arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args]
     device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
@@ -157,20 +161,23 @@ def run_operator(plain: Callable, operator: Callable, *args):
         operator: A function over the operator.
         args: Arguments of either.
     """
-    return plain(*args) if _plain or exporting() else operator(*args)
+    takes_operators = torch_features.CUSTOM_OPERATORS.is_there or not (
+        torch_features.is_compiling() or args[0].is_meta
+    )
+    return plain(*args) if _plain or exporting() or not takes_operators else operator(*args)
 
 
 @contextlib.contextmanager
 def _without_autocast(device: str) -> Iterator[None]:
     """Turn autocast off, at less cost than ``torch.autocast(enabled=False)``."""
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if torch_features.autocast_dtype(device) is None:
         yield
         return
-    torch.set_autocast_enabled(device, False)
+    torch_features.set_autocast_enabled(device, False)
     try:
         yield
     finally:
-        torch.set_autocast_enabled(device, True)
+        torch_features.set_autocast_enabled(device, True)
 
 
 def _need_grad(args: list) -> bool:

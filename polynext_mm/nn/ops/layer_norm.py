@@ -6,6 +6,7 @@ The kernel is Triton's, on GPUs. Elsewhere torch's own, the plain form, is as go
 import torch
 from torch import Tensor
 
+from ...compat.torch_features import is_compiling
 from . import dispatch
 from .norms import add_norm_backward, norm, norms_triton
 from .precision import layer_norm as plain
@@ -21,9 +22,7 @@ def layer_norm(x: Tensor, weight: Tensor | None) -> Tensor:
     Returns:
         A new map in the shape and dtype of ``x``.
     """
-    if torch.compiler.is_compiling() or not dispatch.by_triton(
-        norms_triton, x.shape[-1], [x], [weight]
-    ):
+    if is_compiling() or not dispatch.by_triton(norms_triton, x.shape[-1], [x], [weight]):
         return plain(x, weight)
     return dispatch.run(plain, _Kernel, x, weight)
 

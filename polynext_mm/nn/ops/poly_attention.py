@@ -15,9 +15,9 @@ and takes the dtype.
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from . import dispatch
+from .operators import operator
 from .poly_attention_blocks import EPS, sums, sums_backward
 from .precision import wide, wide_dtype
 
@@ -74,33 +74,34 @@ def _heads(x: Tensor) -> Tensor:
     return x.reshape(-1, *x.shape[-2:])
 
 
-@torch.library.custom_op('polynext_mm::poly_attention', mutates_args=())
-def _forward_op(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    out, row_sum = sums(q, k, v)
-    out.div_(row_sum.clamp_min_(EPS))
-    return out.to(v.dtype), row_sum
-
-
-@_forward_op.register_fake
-def _(q, k, v):
+def _like_forward(q, k, v):
     return (
         torch.empty_like(v, memory_format=torch.contiguous_format),
         q.new_empty(q.shape[0], q.shape[1], 1, dtype=wide_dtype(q)),
     )
 
 
-@torch.library.custom_op('polynext_mm::poly_attention_backward', mutates_args=())
+def _like_backward(grad, q, k, v, out, row_sum):
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+
+
+def _flops(q_shape, k_shape, v_shape, *args, **kwargs) -> int:
+    batch, tokens, width = q_shape
+    return 2 * batch * tokens * k_shape[1] * (width + v_shape[-1])
+
+
+def _flops_backward(grad_shape, q_shape, k_shape, v_shape, *args, **kwargs) -> int:
+    batch, tokens, width = q_shape
+    return 2 * batch * tokens * k_shape[1] * (3 * width + 2 * v_shape[-1])
+
+
+@operator('poly_attention_backward', _like_backward, _flops_backward)
 def _backward_op(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, row_sum: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     share = grad / row_sum
     of_row_sum = (share * out).sum(-1, keepdim=True).neg_()
     return sums_backward(share, of_row_sum, q, k, v)
-
-
-@_backward_op.register_fake
-def _(grad, q, k, v, out, row_sum):
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
 
 
 def _setup_context(ctx, inputs, output):
@@ -112,16 +113,8 @@ def _backward(ctx, grad, _):
     return _backward_op(grad.contiguous(), *ctx.saved_tensors)
 
 
-_forward_op.register_autograd(_backward, setup_context=_setup_context)
-
-
-@register_flop_formula(torch.ops.polynext_mm.poly_attention)
-def _(q_shape, k_shape, v_shape, *args, **kwargs) -> int:
-    batch, tokens, width = q_shape
-    return 2 * batch * tokens * k_shape[1] * (width + v_shape[-1])
-
-
-@register_flop_formula(torch.ops.polynext_mm.poly_attention_backward)
-def _(grad_shape, q_shape, k_shape, v_shape, *args, **kwargs) -> int:
-    batch, tokens, width = q_shape
-    return 2 * batch * tokens * k_shape[1] * (3 * width + 2 * v_shape[-1])
+@operator('poly_attention', _like_forward, _flops, _setup_context, _backward)
+def _forward_op(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    out, row_sum = sums(q, k, v)
+    out.div_(row_sum.clamp_min_(EPS))
+    return out.to(v.dtype), row_sum

@@ -11,9 +11,9 @@ The kernel forms the same blocks of scores as there: memory is linear in the num
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from . import dispatch
+from .operators import operator
 from .poly_attention_blocks import sums, sums_backward
 from .precision import wide, wide_dtype
 
@@ -53,29 +53,32 @@ def _in_blocks(q, k, v):
     return out.reshape(*q.shape[:-1], v.shape[-1]), total.reshape(q.shape[:-1])
 
 
-@torch.library.custom_op('polynext_mm::poly_attention_sums', mutates_args=())
-def _forward_op(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    return sums(q, k, v, undivided=True)
-
-
-@_forward_op.register_fake
-def _(q, k, v):
+def _like_forward(q, k, v):
     return (
         v.new_empty(*q.shape[:2], v.shape[2], dtype=wide_dtype(v)),
         q.new_empty(*q.shape[:2], 1, dtype=wide_dtype(q)),
     )
 
 
-@torch.library.custom_op('polynext_mm::poly_attention_sums_backward', mutates_args=())
+def _like_backward(grad, grad_total, q, k, v):
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+
+
+def _flops(q_shape, k_shape, v_shape, *args, **kwargs) -> int:
+    batch, tokens, width = q_shape
+    return 2 * batch * tokens * k_shape[1] * (width + v_shape[-1])
+
+
+def _flops_backward(grad_shape, grad_total_shape, q_shape, k_shape, v_shape, **kwargs) -> int:
+    batch, tokens, width = q_shape
+    return 2 * batch * tokens * k_shape[1] * (3 * width + 2 * v_shape[-1])
+
+
+@operator('poly_attention_sums_backward', _like_backward, _flops_backward)
 def _backward_op(
     grad: Tensor, grad_total: Tensor, q: Tensor, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return sums_backward(grad, grad_total, q, k, v, undivided=True)
-
-
-@_backward_op.register_fake
-def _(grad, grad_total, q, k, v):
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
 
 
 def _setup_context(ctx, inputs, output):
@@ -86,16 +89,6 @@ def _backward(ctx, grad, grad_total):
     return _backward_op(grad.contiguous(), grad_total.contiguous(), *ctx.saved_tensors)
 
 
-_forward_op.register_autograd(_backward, setup_context=_setup_context)
-
-
-@register_flop_formula(torch.ops.polynext_mm.poly_attention_sums)
-def _(q_shape, k_shape, v_shape, *args, **kwargs) -> int:
-    batch, tokens, width = q_shape
-    return 2 * batch * tokens * k_shape[1] * (width + v_shape[-1])
-
-
-@register_flop_formula(torch.ops.polynext_mm.poly_attention_sums_backward)
-def _(grad_shape, grad_total_shape, q_shape, k_shape, v_shape, *args, **kwargs) -> int:
-    batch, tokens, width = q_shape
-    return 2 * batch * tokens * k_shape[1] * (3 * width + 2 * v_shape[-1])
+@operator('poly_attention_sums', _like_forward, _flops, _setup_context, _backward)
+def _forward_op(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    return sums(q, k, v, undivided=True)

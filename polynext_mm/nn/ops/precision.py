@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ...compat.torch_features import autocast_dtype
 from . import dispatch
 
 LN_EPS = 1e-5
@@ -22,9 +23,9 @@ def matmul_dtype(x: Tensor) -> torch.dtype:
     device = x.device.type
     if device == 'meta':  # it stands for an accelerator
         device = 'cuda'
-    if x.dtype is torch.float64 or not torch.amp.is_autocast_available(device):
+    if x.dtype is torch.float64:
         return x.dtype
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return autocast_dtype(device) or x.dtype
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:

@@ -1,0 +1,183 @@
+"""What this torch has: the one place that asks, from 2.1, the oldest that is supported, on.
+
+What cannot be had with an older torch is a :class:`Feature`, whose absence is told where it is asked
+for. What can be done otherwise is a function, which says since when torch itself does it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+_RELEASE = tuple(int(part) for part in torch.__version__.split('.')[:2])
+
+
+class Feature(NamedTuple):
+    """Something that not every torch has.
+
+    Args:
+        name: What messages call it.
+        since: The first release that has it, such as '2.14'.
+        is_there: Whether this torch has it.
+    """
+
+    name: str
+    since: str
+    is_there: bool
+
+    def what_is_missing(self) -> str:
+        """Return a line that says which torch has it, and which this is."""
+        return f'{self.name} needs torch {self.since} or newer, and this is {torch.__version__}'
+
+
+def _from_release(name: str, since: str) -> Feature:
+    return Feature(name, since, _RELEASE >= tuple(map(int, since.split('.'))))
+
+
+#: Operators of our own that a compiler takes into its graph, and that a FLOP counter knows.
+CUSTOM_OPERATORS = _from_release('torch.library.custom_op', '2.4')
+#: ``weights_only=True`` without the hole of CVE-2025-32434, and stand-ins by name.
+SAFE_READER = _from_release('a safe torch.load(weights_only=True)', '2.6')
+#: The oldest release on which the kernels in Triton were run.
+TRITON_KERNELS = _from_release("this package's kernels in Triton", '2.11')
+#: Before, the compiler fails at maps of any size in training.
+COMPILE_CELLS = _from_release('compile_cells', '2.12')
+#: Graphs for images of any size.
+EXPORT = _from_release('export', '2.14')
+FEATURES = (CUSTOM_OPERATORS, SAFE_READER, TRITON_KERNELS, COMPILE_CELLS, EXPORT)
+
+
+# ------------------------------------------------------------------------------------------------
+# Compilers and exporters
+# ------------------------------------------------------------------------------------------------
+
+
+if _RELEASE >= (2, 3):
+    from torch.compiler import is_compiling
+else:
+
+    def is_compiling() -> bool:
+        """Return whether a compiler traces this code."""
+        # importing torch._dynamo takes seconds
+        return 'torch._dynamo' in sys.modules and torch._dynamo.is_compiling()
+
+
+if _RELEASE >= (2, 7):
+    from torch.compiler import is_exporting
+else:
+
+    def is_exporting() -> bool:
+        """Return whether ``torch.export`` traces this code: not told, and not supported."""
+        return False
+
+
+# ------------------------------------------------------------------------------------------------
+# Autocast by the name of a device, which torch has since 2.4; before, there are CPUs and CUDA
+# ------------------------------------------------------------------------------------------------
+
+
+def can_autocast(device: str) -> bool:
+    """Return whether a kind of device has autocast."""
+    if _RELEASE < (2, 4):
+        return device in ('cpu', 'cuda')
+    return torch.amp.is_autocast_available(device)
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """Return the dtype of autocast on a kind of device; None where it is off, or not to be had."""
+    if not can_autocast(device):
+        return None
+    if _RELEASE >= (2, 4):
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    if device == 'cpu':
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+
+
+def set_autocast_enabled(device: str, enabled: bool) -> None:
+    """Turn autocast on or off, on a kind of device that has it."""
+    if _RELEASE >= (2, 4):
+        torch.set_autocast_enabled(device, enabled)
+    elif device == 'cpu':
+        torch.set_autocast_cpu_enabled(enabled)
+    else:
+        torch.set_autocast_enabled(enabled)
+
+
+def can_autocast_to(device: str, dtype: torch.dtype) -> bool:
+    """Return whether autocast to a dtype is there, and not slower than float32."""
+    if not can_autocast(device):
+        return False
+    if dtype is not torch.bfloat16:
+        return device != 'cpu' or _RELEASE >= (2, 4)
+    supported = getattr(device_module(device), 'is_bf16_supported', None)
+    if supported is None:
+        return True
+    if _RELEASE >= (2, 4):
+        return supported(including_emulation=False)
+    return torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
+
+
+def grad_scaler(device: str, init_scale: float, enabled: bool) -> torch.cuda.amp.GradScaler:
+    """Return a scaler of the loss: ``torch.amp.GradScaler``, of every device, since torch 2.3."""
+    if _RELEASE >= (2, 3):
+        return torch.amp.GradScaler(device, init_scale=init_scale, enabled=enabled)
+    return torch.cuda.amp.GradScaler(init_scale=init_scale, enabled=enabled and device == 'cuda')
+
+
+# ------------------------------------------------------------------------------------------------
+# Devices, modules, optimizers
+# ------------------------------------------------------------------------------------------------
+
+
+def device_module(device: str) -> ModuleType:
+    """Return ``torch.cuda`` and its like: ``torch.get_device_module`` of torch 2.4."""
+    return torch.get_device_module(device) if _RELEASE >= (2, 4) else getattr(torch, device)
+
+
+def accelerator() -> str | None:
+    """Return the kind of this machine's accelerator, if torch uses one: ``torch.accelerator``, 2.6."""
+    if _RELEASE < (2, 6):
+        return 'cuda' if torch.cuda.is_available() else None
+    if not torch.accelerator.is_available():
+        return None
+    return torch.accelerator.current_accelerator().type
+
+
+def register_load_state_dict_pre_hook(module: nn.Module, hook: Callable[..., None]) -> None:
+    """Call ``hook(module, state_dict, prefix, ...)`` before weights are loaded; public since 2.5."""
+    if _RELEASE >= (2, 5):
+        module.register_load_state_dict_pre_hook(hook)
+    else:
+        module._register_load_state_dict_pre_hook(hook, with_module=True)
+
+
+def has_fused_optimizers(device: str) -> bool:
+    """Return whether ``AdamW(fused=True)`` is there: on CPUs, since torch 2.4."""
+    return device == 'cuda' or _RELEASE >= (2, 4)
+
+
+@contextlib.contextmanager
+def no_fused_attention_layers() -> Iterator[None]:
+    """Let torch's attention layers call one operator after the other, and not one for all.
+
+    ``torch.backends.mha`` is there since torch 2.3. Before, layers whose inputs need a gradient do
+    so: in evaluation, let the images of a model need one, and gradients be enabled.
+    """
+    if _RELEASE < (2, 3):
+        with torch.enable_grad():
+            yield
+        return
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

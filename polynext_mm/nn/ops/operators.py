@@ -1,0 +1,59 @@
+"""Operations of ours as operators of torch, or, where torch cannot have any, as functions.
+
+An operator stays whole in a compiled graph and under torch's FLOP counter. torch before 2.4 gets an
+``autograd.Function`` of the same memory; there, compilers and meta tensors take ordinary operations
+(:func:`~polynext_mm.nn.ops.dispatch.run_operator`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from ...compat.torch_features import CUSTOM_OPERATORS
+
+
+def operator(
+    name: str,
+    fake: Callable,
+    flops: Callable,
+    setup_context: Callable | None = None,
+    backward: Callable | None = None,
+) -> Callable[[Callable], Callable]:
+    """Make a function of tensors an operator of torch, ``polynext_mm::NAME``.
+
+    Args:
+        name: Of the operator.
+        fake: Makes the outputs, of the same arguments, without computing them.
+        flops: Returns the floating-point operations, of the shapes of the arguments.
+        setup_context: As for ``torch.library.register_autograd``; None without a gradient.
+        backward: Likewise.
+    """
+
+    def define(function: Callable) -> Callable:
+        if not CUSTOM_OPERATORS.is_there:
+            return function if backward is None else _as_function(function, setup_context, backward)
+        from torch.utils.flop_counter import register_flop_formula
+
+        custom = torch.library.custom_op(f'polynext_mm::{name}', function, mutates_args=())
+        custom.register_fake(fake)
+        if backward is not None:
+            custom.register_autograd(backward, setup_context=setup_context)
+        register_flop_formula(getattr(torch.ops.polynext_mm, name))(flops)
+        return custom
+
+    return define
+
+
+def _as_function(function: Callable, setup_context: Callable, backward: Callable) -> Callable:
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            output = function(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+    Function.backward = staticmethod(once_differentiable(backward))
+    return Function.apply

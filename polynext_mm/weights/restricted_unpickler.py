@@ -1,0 +1,238 @@
+"""torch's restricted reader, and the same for releases of torch whose own is not safe or not there.
+
+``torch.load(weights_only=True)`` up to torch 2.5 executes what some files hold (CVE-2025-32434),
+and before 2.5 it cannot be told of further classes by name. There, this module reads the same two
+formats and refuses what torch's later reader refuses: operations, functions and classes are those
+that weights need, and nothing else of a pickle is interpreted.
+"""
+
+from __future__ import annotations
+
+import _codecs
+import _compat_pickle
+import collections
+import mmap
+import os
+import pickle
+import struct
+import tarfile
+import types
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from ..compat.torch_features import SAFE_READER
+
+
+def load(path: Path, map_location: Any, allowed: Sequence[Any], mapped: bool = False) -> Any:
+    """Read a file of ``torch.save``, executing nothing but what is allowed.
+
+    Args:
+        path: The file, in torch's present or older format.
+        map_location: As for ``torch.load``.
+        allowed: Beside what weights need, classes and functions, or pairs of one and the name that
+            it stands for, as for ``torch.serialization.safe_globals``.
+        mapped: Map the weights of an archive into memory instead of reading them.
+
+    Raises:
+        pickle.UnpicklingError: If the file needs anything else.
+        Exception: Of many kinds, if the file is damaged.
+    """
+    if not SAFE_READER.is_there:
+        return load_restricted(path, map_location, allowed, mapped)
+    with torch.serialization.safe_globals(list(allowed)):
+        return torch.load(
+            path, map_location=map_location, weights_only=True, mmap=mapped and is_archive(path)
+        )
+
+
+def load_restricted(
+    path: Path, map_location: Any, allowed: Sequence[Any], mapped: bool = False
+) -> Any:
+    """Do what :func:`load` does by the reader of this module, whichever torch this is."""
+    names = {**_FOR_WEIGHTS, **dict(map(_with_name, allowed))}
+    unpickler = type('_', (_Unpickler,), {'allowed': names, 'size': os.path.getsize(path)})
+    module = types.SimpleNamespace(
+        __name__=__name__,
+        Unpickler=unpickler,
+        load=lambda file, **options: unpickler(file, **options).load(),
+    )
+    with open(path, 'rb') as file:
+        if is_archive(path):
+            records = _Records(file, mapped)
+            return torch.serialization._load(records, map_location, module, encoding='utf-8')
+        if tarfile.is_tarfile(path):  # which torch would unpack into files
+            raise pickle.UnpicklingError("Can only read torch's own formats, not a tar archive")
+        return torch.serialization._legacy_load(file, map_location, module, encoding='utf-8')
+
+
+def is_archive(path: Path) -> bool:
+    """Return whether a file begins as torch's present format does, and not as the older one."""
+    with open(path, 'rb') as file:
+        return file.read(4) == b'PK\x03\x04'
+
+
+def _with_name(allowed: Any) -> tuple[str, Any]:
+    if isinstance(allowed, tuple):
+        return allowed[1], allowed[0]
+    return f'{allowed.__module__}.{allowed.__qualname__}', allowed
+
+
+# What torch's reader allows, less what makes tensors that are no weights.
+_FOR_WEIGHTS: Mapping[str, Any] = {
+    '_codecs.encode': _codecs.encode,  # by which protocol 2 writes bytes
+    'builtins.bytearray': bytearray,
+    'builtins.complex': complex,
+    'builtins.set': set,
+    'collections.Counter': collections.Counter,
+    'collections.OrderedDict': collections.OrderedDict,
+    'torch.Size': torch.Size,
+    'torch.Tensor': torch.Tensor,
+    'torch._utils._rebuild_parameter': torch._utils._rebuild_parameter,
+    'torch._utils._rebuild_tensor': torch._utils._rebuild_tensor,
+    'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
+    'torch.device': torch.device,
+    'torch.nn.parameter.Parameter': torch.nn.Parameter,
+    'torch.storage.UntypedStorage': torch.UntypedStorage,
+    **{str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)},
+}
+_NEVER_CALLED = (torch.UntypedStorage, torch.Tensor)  # they take a size and claim as much memory
+_OPERATIONS = (
+    'APPEND APPENDS BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINUNICODE BUILD '
+    'EMPTY_DICT EMPTY_LIST EMPTY_SET EMPTY_TUPLE GLOBAL LONG1 LONG_BINGET LONG_BINPUT MARK '
+    'NEWFALSE NEWOBJ NEWTRUE NONE PROTO REDUCE SETITEM SETITEMS SHORT_BINSTRING STOP TUPLE TUPLE1 '
+    'TUPLE2 TUPLE3'
+).split()
+
+
+class _Unpickler(pickle._Unpickler):
+    """Interprets the operations that torch's restricted reader does, under the same conditions.
+
+    ``allowed`` is what the file may name, ``size`` the number of its bytes.
+    """
+
+    allowed: Mapping[str, Any]
+    size: int
+
+    class _Dispatch(dict):
+        def __missing__(self, operation: int) -> Any:
+            raise pickle.UnpicklingError(f'Unsupported operand {operation}')
+
+    dispatch = _Dispatch(
+        (code, pickle._Unpickler.dispatch[code])
+        for code in (getattr(pickle, name)[0] for name in _OPERATIONS)
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        # names of Python 2, which protocol 2 has
+        module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+        full = f'{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}'
+        if full not in self.allowed:
+            raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {full} is not allowed')
+        return self.allowed[full]
+
+    def _require(self, condition: bool, rule: str, value: Any) -> None:
+        if not condition:
+            raise pickle.UnpicklingError(f'Can only {rule}, but got {value!r:.100}')
+
+    def _is_allowed(self, value: Any) -> bool:
+        return any(value is other for other in self.allowed.values())
+
+    def load_reduce(self) -> None:
+        function = self.stack[-2]
+        known = self._is_allowed(function) and function not in _NEVER_CALLED
+        self._require(known, 'call what is allowed', function)
+        super().load_reduce()
+
+    def load_newobj(self) -> None:
+        args, kind = self.stack.pop(), self.stack.pop()
+        known = isinstance(kind, type) and self._is_allowed(kind) and kind not in _NEVER_CALLED
+        self._require(known, 'create what is allowed', kind)
+        self.append(kind.__new__(kind, *args))
+
+    def load_build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if type(target) is torch.Tensor:
+            target.set_(*state)
+        elif type(target) is collections.OrderedDict:
+            vars(target).update(state)
+        else:
+            self._require(self._is_allowed(type(target)), 'build what is allowed', target)
+            if hasattr(target, '__setstate__'):
+                target.__setstate__(state)
+            else:
+                vars(target).update(state)
+
+    def load_append(self) -> None:
+        self._require(type(self.stack[-2]) is list, 'append to lists', type(self.stack[-2]))
+        super().load_append()
+
+    def load_appends(self) -> None:
+        target = self.metastack[-1][-1]
+        self._require(type(target) is list, 'append to lists', type(target))
+        super().load_appends()
+
+    def load_setitem(self) -> None:
+        self._require_dict(self.stack[-3])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        self._require_dict(self.metastack[-1][-1])
+        super().load_setitems()
+
+    def _require_dict(self, target: Any) -> None:
+        kinds = (dict, collections.OrderedDict, collections.Counter)
+        self._require(type(target) in kinds, 'set items of dicts', type(target))
+
+    def load_binpersid(self) -> None:
+        reference = self.stack[-1]
+        is_storage = isinstance(reference, tuple) and reference[:1] in (('storage',), (b'storage',))
+        self._require(is_storage, 'refer to a storage', reference)
+        elements = reference[4] * getattr(reference[1], 'dtype', torch.uint8).itemsize
+        if not 0 <= elements <= self.size:
+            raise ValueError(f'a storage of {elements} bytes in a file of {self.size}')
+        super().load_binpersid()
+
+    for _name in ('REDUCE', 'NEWOBJ', 'BUILD', 'APPEND', 'APPENDS', 'SETITEM', 'SETITEMS'):
+        dispatch[getattr(pickle, _name)[0]] = locals()[f'load_{_name.lower()}']
+    dispatch[pickle.BINPERSID[0]] = load_binpersid
+
+
+class _Records:
+    """The members of an archive of torch's, as torch's reader asks for them.
+
+    That takes the number of bytes that a storage claims on trust; this one does not.
+    """
+
+    def __init__(self, file: BinaryIO, mapped: bool):
+        self.archive = zipfile.ZipFile(file)
+        names = [name for name in self.archive.namelist() if name.endswith('/data.pkl')]
+        if len(names) != 1:
+            raise ValueError('no archive of torch.save')
+        self.root = names[0][: -len('data.pkl')]
+        self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if mapped else None
+
+    def has_record(self, name: str) -> bool:
+        return self.root + name in self.archive.namelist()
+
+    def get_record(self, name: str) -> bytes:
+        return self.archive.read(self.root + name)
+
+    def serialization_id(self) -> str:
+        return ''
+
+    def get_storage_from_record(self, name: str, size: int, kind: type) -> Tensor:
+        member = self.archive.getinfo(self.root + name)
+        if member.file_size != size or member.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f'a storage of {size} bytes in a member of {member.file_size}')
+        if not size:
+            return torch.empty(0, dtype=torch.uint8)
+        if self.map is None:
+            return torch.frombuffer(bytearray(self.archive.read(member)), dtype=torch.uint8).clone()
+        lengths = struct.unpack_from('<HH', self.map, member.header_offset + 26)
+        start = member.header_offset + 30 + sum(lengths)
+        return torch.frombuffer(self.map, dtype=torch.uint8, count=size, offset=start)
