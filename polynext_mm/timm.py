@@ -19,6 +19,8 @@ translated wherever timm loads them: with ``pretrained=True``,
 of its scripts.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 

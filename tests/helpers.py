@@ -1,5 +1,7 @@
 """Files, models, settings and commands that several tests share."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import importlib

@@ -1,5 +1,7 @@
 """PolyNeXt as a model of timm's: what timm's own tests ask of a model, and strict loading."""
 
+from __future__ import annotations
+
 import sys
 
 import numpy as np

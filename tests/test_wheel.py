@@ -1,5 +1,7 @@
 """The wheel: what it holds, that the source archive builds the same, and that it works anywhere."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import subprocess

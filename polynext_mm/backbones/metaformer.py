@@ -5,6 +5,8 @@ outputs and the strict loading of :class:`~polynext_mm.backbones.PolyNeXt`.
 Source: "MetaFormer Baselines for Vision" (TPAMI 2024, arXiv 2210.13452).
 """
 
+from __future__ import annotations
+
 import collections
 import os
 from collections.abc import Iterator, Mapping, Sequence

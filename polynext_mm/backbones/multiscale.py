@@ -1,5 +1,7 @@
 """What the backbones of this package share in mm: outputs, output norms, freezing, safe loading."""
 
+from __future__ import annotations
+
 import copy
 import os
 from collections.abc import Iterator, Sequence
@@ -166,7 +168,7 @@ class MultiScale(BaseModule):
         with safe_reading():
             super().init_weights()
 
-    def train(self, mode: bool = True) -> 'MultiScale':
+    def train(self, mode: bool = True) -> MultiScale:
         """Set the training mode; frozen stages stay in eval mode."""
         super().train(mode)
         for module in self._frozen():

@@ -1,5 +1,7 @@
 """PolyNeXt as a backbone of mmseg, mmdet and whatever else looks into mmengine's root registry."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping, Sequence
 

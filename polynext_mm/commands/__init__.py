@@ -5,6 +5,8 @@ Each command is a module of this folder with ``main(argv)`` and, ``benchmark`` e
 users expect; they call the same.
 """
 
+from __future__ import annotations
+
 import argparse
 import importlib
 import sys

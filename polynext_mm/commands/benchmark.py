@@ -1,5 +1,7 @@
 """Measure time and memory beside peers: ``polynext-mm benchmark``, which is benchmarks/run.py."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 from polynext_mm.resources import folder

@@ -3,6 +3,8 @@
 Ends with exit code 1 if training or evaluation would fail or go silently wrong, else 0.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys

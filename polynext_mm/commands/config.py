@@ -1,5 +1,7 @@
 """Print a config with all that it inherits, or its path: ``polynext-mm config CONFIG``."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Sequence

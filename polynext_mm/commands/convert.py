@@ -1,5 +1,7 @@
 """Translate the names in a checkpoint to ours, or back: ``polynext-mm convert IN OUT``."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Sequence

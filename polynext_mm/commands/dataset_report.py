@@ -1,5 +1,7 @@
 """What `polynext-mm check-dataset` finds in the data sets of a config, as tables and pictures."""
 
+from __future__ import annotations
+
 import os
 import statistics
 import sys

@@ -1,5 +1,7 @@
 """Train and evaluate on a sample: ``polynext-mm demo [segmentation|detection]``."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 

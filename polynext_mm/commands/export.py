@@ -4,6 +4,8 @@ The graph takes images of any batch, height and width. It is written beside the 
 for, compared with torch on several sizes, and only then put in its place.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import importlib.metadata

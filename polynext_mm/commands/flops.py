@@ -1,5 +1,7 @@
 """Count parameters and multiply-adds of a config's model: ``polynext-mm flops CONFIG``."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -82,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _count(config: 'Config', shape: tuple[int, int] | None, device: str | None) -> 'Cost':
+def _count(config: Config, shape: tuple[int, int] | None, device: str | None) -> Cost:
     """Count on a device; if none is chosen, on the meta device or, where that fails, the CPU."""
     from polynext_mm.analysis import NeedsValuesError, count_config
 

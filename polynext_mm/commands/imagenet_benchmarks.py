@@ -1,5 +1,7 @@
 """ImageNet-1K and the benchmarks of robustness: their classes, and where their images are."""
 
+from __future__ import annotations
+
 import dataclasses
 import pkgutil
 from pathlib import Path

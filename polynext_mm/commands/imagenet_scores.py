@@ -1,5 +1,7 @@
 """Measure classifiers on the benchmarks of ``imagenet_benchmarks``."""
 
+from __future__ import annotations
+
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -175,7 +177,7 @@ class Score:
     first: int = 0
     among_five: int = 0
 
-    def __add__(self, other: 'Score') -> 'Score':
+    def __add__(self, other: Score) -> Score:
         return Score(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other))))
 
     @property

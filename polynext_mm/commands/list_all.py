@@ -1,5 +1,7 @@
 """List archs, configs and published files: ``polynext-mm list [WHAT] [WORD ...]``."""
 
+from __future__ import annotations
+
 import argparse
 import re
 import sys

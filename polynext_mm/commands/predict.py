@@ -9,6 +9,8 @@ MMSegInferencer holds the logits of a whole folder before it draws, and the imag
 are resampled by matplotlib.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Sequence

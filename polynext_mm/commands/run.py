@@ -4,6 +4,8 @@ For scripts of other projects that import mmcv's operators before they read a co
 no compiled ones: mmdet's tools/test.py, for example.
 """
 
+from __future__ import annotations
+
 import argparse
 import runpy
 import sys

@@ -1,5 +1,7 @@
 """Training logs: what mmengine's LocalVisBackend writes into vis_data/scalars.json."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,5 +1,7 @@
 """Run a script on top of timm that can create a PolyNeXt: ``polynext-mm timm SCRIPT ARGS...``."""
 
+from __future__ import annotations
+
 import importlib
 from collections.abc import Sequence
 

@@ -13,6 +13,8 @@ of the paper's table of robustness:
   crops of 224x224 already, so they are only resized where the input of the model has another size.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys

@@ -1,5 +1,7 @@
 """Do something once a module has been imported, without importing it."""
 
+from __future__ import annotations
+
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence

@@ -5,6 +5,8 @@ Installing one over the other breaks both, so polynext_mm requires neither by na
 extra of the same name as the set: ``onedl`` and ``openmmlab``.
 """
 
+from __future__ import annotations
+
 import importlib
 import importlib.util
 import re

@@ -1,7 +1,7 @@
 """What this torch has: the one place that asks, from 2.1, the oldest that is supported, on.
 
-What cannot be had with an older torch is a :class:`Feature`, whose absence is told where it is asked
-for. What can be done otherwise is a function, which says since when torch itself does it.
+What cannot be had with an older torch is a :class:`Feature`, whose absence is told where it is
+asked for. What can be done otherwise is a function, which says since when torch itself does it.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def device_module(device: str) -> ModuleType:
 
 
 def accelerator() -> str | None:
-    """Return the kind of this machine's accelerator, if torch uses one: ``torch.accelerator``, 2.6."""
+    """Return the kind of this machine's accelerator, if any: ``torch.accelerator`` of torch 2.6."""
     if _RELEASE < (2, 6):
         return 'cuda' if torch.cuda.is_available() else None
     if not torch.accelerator.is_available():
@@ -151,7 +151,7 @@ def accelerator() -> str | None:
 
 
 def register_load_state_dict_pre_hook(module: nn.Module, hook: Callable[..., None]) -> None:
-    """Call ``hook(module, state_dict, prefix, ...)`` before weights are loaded; public since 2.5."""
+    """Call ``hook(module, state_dict, prefix, ...)`` before loading; a public method since 2.5."""
     if _RELEASE >= (2, 5):
         module.register_load_state_dict_pre_hook(hook)
     else:

@@ -4,6 +4,8 @@ This module needs mmseg, and so is not imported with the package: configs that u
 it in ``custom_imports``, as ``configs/_base_/own_segmentation.py`` does.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -4,6 +4,8 @@ Whatever of an mm head works on Python lists, on results of one image at a time,
 graph would keep as numbers, is written here in ordinary torch, for any size.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,5 +1,7 @@
 """Graphs of networks: captured once for every size, written in three formats, run and compared."""
 
+from __future__ import annotations
+
 import copy
 import importlib.util
 import json

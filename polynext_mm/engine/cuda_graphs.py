@@ -1,5 +1,7 @@
 """The backbone of a training as a CUDA graph."""
 
+from __future__ import annotations
+
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS

@@ -1,5 +1,7 @@
 """Hooks of every config here: checks of checkpoints, and of what a training run needs."""
 
+from __future__ import annotations
+
 import logging
 
 from mmengine.hooks import Hook

@@ -1,5 +1,7 @@
 """SIGTERM, SIGINT and SIGHUP, sent before a kill or by a lost terminal: finish, save, leave."""
 
+from __future__ import annotations
+
 import functools
 import os
 import signal

@@ -1,5 +1,7 @@
 """From a config file to a running Runner: what training and evaluation share."""
 
+from __future__ import annotations
+
 import argparse
 import errno
 import os

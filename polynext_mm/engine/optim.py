@@ -1,5 +1,7 @@
 """Parameter groups of the published recipe, and mixed precision on any device."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 

@@ -3,6 +3,8 @@
 Source: the paper's table of architectures and its authors' release.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Mapping

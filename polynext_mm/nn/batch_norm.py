@@ -5,6 +5,8 @@ position of a map, so they belong to one size of image. Here they serve any othe
 resized bilinearly to the map in use, row sums also by the ratio of the numbers of tokens.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 

@@ -15,6 +15,8 @@ The layers inside a branch hold its weights; the branch passes these to an opera
 :mod:`polynext_mm.nn.ops` and does not call all of the layers. Hooks belong on the branch.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from functools import partial

@@ -6,6 +6,8 @@ every intermediate. Parameters have the names of the authors' checkpoints. Drop 
 that training adds, is left out.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 from functools import partial

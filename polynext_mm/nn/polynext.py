@@ -5,6 +5,8 @@ MetaFormer-Style Vision Models" (ICML 2026, arXiv 2605.20839) and its authors' r
 network without a thought of time and memory is :mod:`polynext_mm.nn.plain`.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 import os
@@ -459,7 +461,7 @@ class PolyNeXt(nn.Module):
         """Return all cells, in order."""
         return [cell for stage in self.stages for cell in stage.cells]
 
-    def compile_cells(self, mode: str = 'default') -> 'PolyNeXt':
+    def compile_cells(self, mode: str = 'default') -> PolyNeXt:
         """Compile the stacks of every cell, for images of any size.
 
         Equal stacks share their code, and the names of weights do not change.
@@ -491,7 +493,7 @@ class PolyNeXt(nn.Module):
         self.compile_mode = mode
         return self
 
-    def fuse(self, size: int | Sequence[int] | None = None) -> 'PolyNeXt':
+    def fuse(self, size: int | Sequence[int] | None = None) -> PolyNeXt:
         """Fold gates, attention scales and scales of norms into neighbouring weights, in place.
 
         For deployment: the outputs are the same to rounding, there is no way back, and no training.

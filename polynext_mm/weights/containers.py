@@ -6,6 +6,8 @@ archives do, member by member; the older format and safetensors do not. For thos
 file, ``FILE.sha256`` beside it is verified if it is there.
 """
 
+from __future__ import annotations
+
 import hashlib
 import io
 import mmap
@@ -15,7 +17,7 @@ import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import torch
 from torch import Tensor
@@ -33,7 +35,7 @@ _PICKLE = 1 << 28
 #: What is added to the name of a file for that of its checksum.
 CHECKSUM_SUFFIX = '.sha256'
 
-MapLocation = str | torch.device | Mapping[str, str] | Callable | None
+MapLocation = Union[str, torch.device, Mapping[str, str], Callable, None]
 
 
 def load(path: Path, map_location: MapLocation = 'cpu') -> Any:

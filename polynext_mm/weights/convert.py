@@ -1,5 +1,7 @@
 """Convert checkpoint files from the authors' names to ours and back."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping
 from pathlib import Path

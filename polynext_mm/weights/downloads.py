@@ -1,5 +1,7 @@
 """Urls and published names: downloaded once, completely or not at all, and checked."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import os

@@ -1,5 +1,7 @@
 """Load weights strictly: every key is accounted for, or an error names what does not fit."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping

@@ -5,6 +5,8 @@ arch and norm), shapes (a 1x1 convolution is a matrix here, a scale a vector, wh
 every position a table (..., H, W)) and the order of PolyConv's inner channels.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TypeVar
 

@@ -3,6 +3,8 @@
 Source: the release's page, whose address is the start of every url here.
 """
 
+from __future__ import annotations
+
 import dataclasses
 
 _BASE = 'https://huggingface.co/JJWCactus/PolyNeXt/resolve/main/'

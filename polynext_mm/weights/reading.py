@@ -9,6 +9,8 @@ This module needs torch alone. NumPy, mmengine and safetensors are imported only
 holds something of theirs.
 """
 
+from __future__ import annotations
+
 import contextlib
 import contextvars
 import os

@@ -5,6 +5,8 @@ stranger (a dtype made on purpose crashes the interpreter), so stand-ins of this
 under their names. They keep what the file says, and become values when all of it is read.
 """
 
+from __future__ import annotations
+
 import argparse
 import importlib.util
 import re

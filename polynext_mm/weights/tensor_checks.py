@@ -1,15 +1,17 @@
 """Checks of weights: dense, finite, of a kind, size and range that the model takes."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Union
 
 import torch
 from torch import Tensor
 
 from .errors import CheckpointError, shown
 
-Source = str | os.PathLike | None
+Source = Union[str, os.PathLike, None]
 
 
 def named(source: Source) -> str:

@@ -1,5 +1,7 @@
 """Heads besides UperNet, data sets besides ADE20K: recipes, a step, a prediction, the data."""
 
+from __future__ import annotations
+
 import dataclasses
 import shutil
 

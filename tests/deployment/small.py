@@ -1,5 +1,7 @@
 """Segmentors and detectors of the configs, made small, as configs, models and files."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import torch

@@ -1,5 +1,7 @@
 """``polynext-mm export``: graphs for any size that other programs run, and errors for people."""
 
+from __future__ import annotations
+
 import json
 import re
 

@@ -1,6 +1,8 @@
 """Command lines of the documentation, checked without being run: do the files, options, targets and
 settings that they name exist?"""
 
+from __future__ import annotations
+
 import argparse
 import ast
 import contextlib

@@ -3,6 +3,8 @@
 A block of a kind that is not known here fails, so that a new page is covered or complained about.
 """
 
+from __future__ import annotations
+
 import ast
 import importlib
 import importlib.util

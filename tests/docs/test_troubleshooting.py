@@ -1,5 +1,7 @@
 """Every message of docs/troubleshooting.md is raised, or is in the source if a CPU cannot."""
 
+from __future__ import annotations
+
 import ast
 import importlib
 import re

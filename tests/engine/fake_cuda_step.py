@@ -4,6 +4,8 @@ A program of its own, since it changes how the whole process takes CUDA:
 tests/engine/test_synchronizations.py runs it.
 """
 
+from __future__ import annotations
+
 import itertools
 from unittest import mock
 

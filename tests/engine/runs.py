@@ -1,6 +1,8 @@
 """Trainings of a second or two, of the sample configs with the tiny network: everything random in
 them is on (augmentation, dropout, drop path)."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -3,6 +3,8 @@
 Resuming always leads to the weights of the uninterrupted run, and nothing half written is left.
 """
 
+from __future__ import annotations
+
 import multiprocessing
 import os
 import random

@@ -4,6 +4,8 @@
 small and claim to be large. The tests use both, and a program of its own measures the memory.
 """
 
+from __future__ import annotations
+
 import json
 import pickle
 import struct

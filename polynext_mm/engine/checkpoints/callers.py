@@ -7,6 +7,8 @@ mmengine's is replaced, references to its functions that were taken before this 
 imported are covered too, and calls for other people's models are left as they are.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import sys
 from collections.abc import Iterator, Mapping

@@ -1,5 +1,7 @@
 """The hook into mmengine's ``CheckpointLoader``, through which mm reads every file and url."""
 
+from __future__ import annotations
+
 import logging
 import weakref
 from collections.abc import Callable

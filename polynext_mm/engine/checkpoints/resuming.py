@@ -4,6 +4,8 @@ A checkpoint of a stranger's may hold anything under any name. Nothing in it say
 removed or read: paths count by their names, inside the folders of the run.
 """
 
+from __future__ import annotations
+
 import math
 import numbers
 from collections import Counter

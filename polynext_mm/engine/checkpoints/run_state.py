@@ -6,6 +6,8 @@ file. Everything that is read later is checked here, and what honest files of ol
 stays as the run has it.
 """
 
+from __future__ import annotations
+
 import copy
 import inspect
 import math

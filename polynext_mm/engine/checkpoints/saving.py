@@ -5,6 +5,8 @@ A checkpoint is written beside its place, flushed to the disk and renamed; only 
 holds the newest checkpoint that was finished, under its own name.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import io

@@ -1,5 +1,7 @@
 """A work dir belongs to one run: a lock, no debris, and the newest whole checkpoint."""
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import logging

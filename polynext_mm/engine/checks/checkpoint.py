@@ -1,5 +1,7 @@
 """Checkpoints tried before the data is read, which takes a minute for COCO."""
 
+from __future__ import annotations
+
 import os
 
 from mmengine.runner import Runner

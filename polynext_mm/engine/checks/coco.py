@@ -4,6 +4,8 @@ mmdet leaves out without a word what it cannot use: boxes without extent, unknow
 classes whose name it does not find. Here they are counted.
 """
 
+from __future__ import annotations
+
 import json
 import os
 from collections import Counter, defaultdict

@@ -8,6 +8,8 @@ mmseg's or mmdet's. What is not understood for certain (a class that takes any k
 whose classes are not known) passes.
 """
 
+from __future__ import annotations
+
 import difflib
 import inspect
 import logging

@@ -5,6 +5,8 @@ DataCheckHook, in the custom_hooks of our base configs, does the same as soon as
 hook.
 """
 
+from __future__ import annotations
+
 import contextlib
 import logging
 import os

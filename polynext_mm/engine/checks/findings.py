@@ -1,5 +1,7 @@
 """What can be wrong with a file, in one line with its name, its size, its mode and a remedy."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple

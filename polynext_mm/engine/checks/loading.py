@@ -1,5 +1,7 @@
 """Samples checked as they are loaded, in training and validation, in the worker that loads them."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any
 

@@ -12,6 +12,8 @@ The files of the low-resolution network, of CIFAR-10, SVHN and Tiny-ImageNet, ex
 :data:`LOW_RESOLUTION_MEAN` and :data:`LOW_RESOLUTION_STD` instead.
 """
 
+from __future__ import annotations
+
 from torch import nn
 
 from ...nn import ARCHS

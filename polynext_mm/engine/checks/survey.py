@@ -1,5 +1,7 @@
 """Everything read once, in parallel: what `tools/check_dataset.py` makes its table of."""
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import itertools

@@ -5,6 +5,8 @@ On a CPU a kernel takes a map in parts small enough that its intermediates stay 
 branch, (B, 1, 1, 1), or None for 1.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 

@@ -4,6 +4,8 @@ n = |g| / scale
 g * max_norm / (n + 1e-6)  where n > max_norm,  otherwise g
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable

@@ -71,7 +71,7 @@ def _torchs_forward(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
 
 
 def conv_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, dilation: int = 1, plus: Tensor | None = None
+    grad: Tensor, x: Tensor, weight: Tensor, dilation: int = 1, plus: 'Tensor | None' = None
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of x, to which ``plus`` is added, and of weight."""
     if dispatch.by_triton(depthwise_triton, x, weight, dilation):
@@ -101,7 +101,7 @@ def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tens
 
 def _torchs_backward(
     grad: Tensor, x: Tensor, weight: Tensor, dilation: int, of_x: bool
-) -> tuple[Tensor | None, Tensor]:
+) -> 'tuple[Tensor | None, Tensor]':
     padding = dilation * (weight.shape[-1] // 2)
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad,

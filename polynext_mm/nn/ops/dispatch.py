@@ -4,6 +4,8 @@ Plain forms are ordinary torch operations, for autograd, a compiler or another p
 they are. Kernels compute the same with less memory and time.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import importlib

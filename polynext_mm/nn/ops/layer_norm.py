@@ -3,6 +3,8 @@
 The kernel is Triton's, on GPUs. Elsewhere torch's own, the plain form, is as good.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

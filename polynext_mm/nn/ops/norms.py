@@ -6,6 +6,8 @@ one kernel (:mod:`~polynext_mm.nn.ops.norms_triton`), and a sum in backward, whe
 and takes the tensors.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

@@ -8,6 +8,8 @@ Blocks are formed, used and forgotten, in backward once more: memory is linear i
 tokens. These are pieces of kernels: autograd does not see them.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 

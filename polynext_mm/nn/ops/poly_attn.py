@@ -10,6 +10,8 @@ The kernel is for CPUs: it keeps what autograd would, and costs fewer calls and 
 devices the plain form is made of kernels itself.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import torch

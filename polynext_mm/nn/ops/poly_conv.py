@@ -10,6 +10,8 @@ The kernel keeps x for backward, in the dtype of the products, five more maps an
 norm.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import torch

@@ -6,6 +6,8 @@
 The kernel keeps x, u and v for backward, in the dtype of the products, and forms the rest again.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import torch

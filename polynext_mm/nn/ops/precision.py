@@ -5,6 +5,8 @@ norm returns the dtype of its input. Its statistics, powers and sums are float32
 the input is.
 """
 
+from __future__ import annotations
+
 import itertools
 
 import torch

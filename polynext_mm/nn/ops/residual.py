@@ -3,6 +3,8 @@
 The kernel rounds the gradient of the branch to its dtype as it is scaled, in one pass.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
