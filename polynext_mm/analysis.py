@@ -19,11 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-# what torch's counter has no formula for
+from .compat.torch_features import CUSTOM_OPERATORS, no_fused_attention_layers
+from .nn import plain_ops
+
+# what torch's counter has no formula for, if torch has it
 _FORMULAS = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+    getattr(torch.ops.aten, name): (
         lambda q_shape, k_shape, v_shape, *_, **__: sdpa_flop_count(q_shape, k_shape, v_shape)
     )
+    for name in ('_scaled_dot_product_flash_attention_for_cpu',)
+    if hasattr(torch.ops.aten, name)
 }
 # Heads of regions that run as they are counted here: each head once on all of its regions.
 _ROI_HEADS = ('StandardRoIHead', 'CascadeRoIHead')
@@ -74,18 +79,6 @@ class Cost:
         return 2 * self.macs
 
 
-class _Probe(nn.Module):
-    """A network and what it does to an image, so that the counter sees both as one module."""
-
-    def __init__(self, model: nn.Module, run: Callable[[Tensor], Any]):
-        super().__init__()
-        self.model = model
-        self.run = run
-
-    def forward(self, x: Tensor) -> Any:
-        return self.run(x)
-
-
 def count(
     model: nn.Module, shape: Sequence[int], run: Callable[[Tensor], Any] | None = None
 ) -> Cost:
@@ -97,17 +90,17 @@ def count(
         shape: Of the image, (channels, H, W).
         run: What inference does to a batch of images, if not ``model(images)``.
     """
-    probe = _Probe(model.eval(), run or model)
+    model = model.eval()
     device = next(model.parameters()).device
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
-    with device, counter, torch.no_grad(), _no_fused_layers():
-        probe(torch.zeros(1, *shape))
-    flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-    prefix = f'{_Probe.__name__}.model.'
+    # without operators, the counter would see what kernels compute beside the products
+    ops = contextlib.nullcontext() if CUSTOM_OPERATORS.is_there else plain_ops()
+    with device, ops, no_fused_attention_layers(), _spending(model, counter) as flops, counter:
+        (run or model)(torch.zeros(1, *shape, requires_grad=torch.is_grad_enabled()))
 
     def macs(module: nn.Module, name: str) -> int | None:
-        if prefix + name in flops:
-            return flops[prefix + name] // 2
+        if name in flops:
+            return flops[name] // 2
         children = [macs(child, f'{name}.{key}') for key, child in module.named_children()]
         return None if set(children) <= {None} else sum(filter(None, children))
 
@@ -120,14 +113,26 @@ def count(
 
 
 @contextlib.contextmanager
-def _no_fused_layers() -> Iterator[None]:
-    """Let torch's attention layers call operators that the counter knows, not one for all."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+def _spending(model: nn.Module, counter: FlopCounterMode) -> Iterator[dict[str, int]]:
+    """Yield what every module that is called has spent, by its name."""
+    flops: dict[str, int] = {}
+    before: list[int] = []
+
+    def watch(name: str, module: nn.Module) -> None:
+        def leave(*_: Any) -> None:
+            flops[name] = flops.get(name, 0) + counter.get_total_flops() - before.pop()
+
+        stack.callback(
+            module.register_forward_pre_hook(
+                lambda *_: before.append(counter.get_total_flops())
+            ).remove
+        )
+        stack.callback(module.register_forward_hook(leave).remove)
+
+    with contextlib.ExitStack() as stack:
+        for name, module in model.named_modules():
+            watch(name, module)
+        yield flops
 
 
 def _parameters(module: nn.Module) -> int:

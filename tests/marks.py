@@ -1,8 +1,10 @@
-"""Which values of a test's parameter are left to ``make test-slow``."""
+"""Which tests, or values of a parameter of theirs, run where: slow ones, newer torch."""
 
 from collections.abc import Collection, Iterable
 
 import pytest
+
+from polynext_mm.compat.torch_features import Feature
 
 
 def some_slow(values: Iterable, slow: Collection) -> list:
@@ -10,3 +12,14 @@ def some_slow(values: Iterable, slow: Collection) -> list:
     return [
         pytest.param(value, marks=pytest.mark.slow) if value in slow else value for value in values
     ]
+
+
+def needs(feature: Feature) -> pytest.MarkDecorator:
+    """Return a mark that skips a test where torch lacks what it needs, and says so."""
+    return pytest.mark.skipif(not feature.is_there, reason=feature.what_is_missing())
+
+
+def require(feature: Feature) -> None:
+    """Skip a whole file of tests where torch lacks what its imports need."""
+    if not feature.is_there:
+        pytest.skip(feature.what_is_missing(), allow_module_level=True)

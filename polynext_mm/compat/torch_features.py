@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils import flop_counter
 
 _RELEASE = tuple(int(part) for part in torch.__version__.split('.')[:2])
 
@@ -42,6 +43,8 @@ def _from_release(name: str, since: str) -> Feature:
 
 #: Operators of our own that a compiler takes into its graph, and that a FLOP counter knows.
 CUSTOM_OPERATORS = _from_release('torch.library.custom_op', '2.4')
+#: Autocast of every device by its name, and to float16 on CPUs; before, there are CPUs and CUDA.
+AUTOCAST_BY_DEVICE = _from_release('autocast of every device', '2.4')
 #: ``weights_only=True`` without the hole of CVE-2025-32434, and stand-ins by name.
 SAFE_READER = _from_release('a safe torch.load(weights_only=True)', '2.6')
 #: The oldest release on which the kernels in Triton were run.
@@ -50,7 +53,6 @@ TRITON_KERNELS = _from_release("this package's kernels in Triton", '2.11')
 COMPILE_CELLS = _from_release('compile_cells', '2.12')
 #: Graphs for images of any size.
 EXPORT = _from_release('export', '2.14')
-FEATURES = (CUSTOM_OPERATORS, SAFE_READER, TRITON_KERNELS, COMPILE_CELLS, EXPORT)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -78,22 +80,22 @@ else:
 
 
 # ------------------------------------------------------------------------------------------------
-# Autocast by the name of a device, which torch has since 2.4; before, there are CPUs and CUDA
+# Autocast
 # ------------------------------------------------------------------------------------------------
 
 
 def can_autocast(device: str) -> bool:
     """Return whether a kind of device has autocast."""
-    if _RELEASE < (2, 4):
-        return device in ('cpu', 'cuda')
-    return torch.amp.is_autocast_available(device)
+    if AUTOCAST_BY_DEVICE.is_there:
+        return torch.amp.is_autocast_available(device)
+    return device in ('cpu', 'cuda')
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """Return the dtype of autocast on a kind of device; None where it is off, or not to be had."""
     if not can_autocast(device):
         return None
-    if _RELEASE >= (2, 4):
+    if AUTOCAST_BY_DEVICE.is_there:
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     if device == 'cpu':
         return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
@@ -102,7 +104,7 @@ def autocast_dtype(device: str) -> torch.dtype | None:
 
 def set_autocast_enabled(device: str, enabled: bool) -> None:
     """Turn autocast on or off, on a kind of device that has it."""
-    if _RELEASE >= (2, 4):
+    if AUTOCAST_BY_DEVICE.is_there:
         torch.set_autocast_enabled(device, enabled)
     elif device == 'cpu':
         torch.set_autocast_cpu_enabled(enabled)
@@ -115,7 +117,7 @@ def can_autocast_to(device: str, dtype: torch.dtype) -> bool:
     if not can_autocast(device):
         return False
     if dtype is not torch.bfloat16:
-        return device != 'cpu' or _RELEASE >= (2, 4)
+        return device != 'cpu' or AUTOCAST_BY_DEVICE.is_there
     supported = getattr(device_module(device), 'is_bf16_supported', None)
     if supported is None:
         return True
@@ -181,3 +183,11 @@ def no_fused_attention_layers() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+def register_flop_formula(operator: torch._ops.OpOverloadPacket, formula: Callable) -> None:
+    """Let torch's FLOP counter know an operator, of whatever overload: it does so since 2.5."""
+    flop_counter.register_flop_formula(operator)(formula)
+    registry = flop_counter.flop_registry
+    if operator not in registry:  # which is where the counter looks
+        registry[operator] = registry[operator.default]

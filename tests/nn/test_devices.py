@@ -8,8 +8,10 @@ import torch
 
 import golden
 from helpers import ROOT, TINY_ARCH, python, randomized
+from marks import needs
+from polynext_mm.compat.torch_features import AUTOCAST_BY_DEVICE, TRITON_KERNELS
 from polynext_mm.nn import PolyNeXt
-from polynext_mm.nn.ops import dispatch, poly_attention_triton
+from polynext_mm.nn.ops import dispatch
 from polynext_mm.nn.ops.precision import matmul_dtype
 
 HALF = [torch.bfloat16, torch.float16]
@@ -40,6 +42,7 @@ def test_a_model_in_half_precision_is_close_to_float32(dtype):
             assert (feature.float() - c).norm() < 8 * eps * c.norm()
 
 
+@needs(AUTOCAST_BY_DEVICE)
 @pytest.mark.parametrize('dtype', HALF, ids=str)
 def test_autocast_of_half_activations(dtype):
     """As a stem of somebody else's hands them over: the stream is float32 all the same."""
@@ -55,6 +58,7 @@ def test_autocast_of_half_activations(dtype):
         assert (a - b).norm() < 8 * eps * b.norm()
 
 
+@needs(AUTOCAST_BY_DEVICE)
 def test_forward_on_cuda_tensors_that_hold_no_numbers():
     """float32, autocast and models in half precision, with cuDNN and without, any memory format."""
     assert 'all cases passed' in python(ROOT / 'tests' / 'nn' / 'fake_cuda.py')
@@ -78,6 +82,7 @@ def autocast(device, dtype):
         torch.set_autocast_enabled(device, False)
 
 
+@needs(AUTOCAST_BY_DEVICE)
 @pytest.mark.parametrize('device', ['cpu', 'cuda', 'mps', 'xpu'])
 def test_products_follow_the_autocast_of_their_own_device(device):
     other = 'cpu' if device != 'cpu' else 'cuda'
@@ -92,8 +97,11 @@ def test_products_follow_the_autocast_of_their_own_device(device):
             assert matmul_dtype(on(device)) is torch.float16
 
 
+@needs(TRITON_KERNELS)
 @pytest.mark.parametrize('device', ['cpu', 'mps', 'xpu'])
 def test_the_triton_kernel_is_for_cuda_and_rocm(device):
     """Elsewhere attention takes the blocks that are made of torch's operations."""
+    from polynext_mm.nn.ops import poly_attention_triton
+
     assert not poly_attention_triton.supports(*[on(device)] * 3)
     assert poly_attention_triton.supports(*[on('cuda')] * 3)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch.autograd.function import once_differentiable
 
-from ...compat.torch_features import CUSTOM_OPERATORS
+from ...compat.torch_features import CUSTOM_OPERATORS, register_flop_formula
 
 
 def operator(
@@ -35,13 +35,11 @@ def operator(
     def define(function: Callable) -> Callable:
         if not CUSTOM_OPERATORS.is_there:
             return function if backward is None else _as_function(function, setup_context, backward)
-        from torch.utils.flop_counter import register_flop_formula
-
         custom = torch.library.custom_op(f'polynext_mm::{name}', function, mutates_args=())
         custom.register_fake(fake)
         if backward is not None:
             custom.register_autograd(backward, setup_context=setup_context)
-        register_flop_formula(getattr(torch.ops.polynext_mm, name))(flops)
+        register_flop_formula(getattr(torch.ops.polynext_mm, name), flops)
         return custom
 
     return define

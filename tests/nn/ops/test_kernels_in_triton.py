@@ -8,9 +8,12 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from helpers import Operators, python
+from marks import require
 from op_cases import layer_norm, norm_of_pair, poly_conv, poly_mlp
+from polynext_mm.compat.torch_features import TRITON_KERNELS
 from polynext_mm.nn import PolyNeXt, ops, plain_ops, triton_ops
 
+require(TRITON_KERNELS)
 pytest.importorskip('triton')
 
 

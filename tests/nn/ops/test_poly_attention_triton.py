@@ -11,8 +11,11 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import Operators, python
+from marks import require
+from polynext_mm.compat.torch_features import TRITON_KERNELS
 from polynext_mm.nn import poly_attention, triton_ops
 
+require(TRITON_KERNELS)
 triton = pytest.importorskip('triton')
 kernels = importlib.import_module('polynext_mm.nn.ops.poly_attention_triton')
 
