@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from report import Record
@@ -145,8 +145,8 @@ class Counter(TorchDispatchMode):
         return out
 
     def _record(self, name, func, args, kwargs, out) -> None:
-        read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        written = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        read = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+        written = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
         if not any(t.device.type == 'meta' for t in read + written):
             return
         moved = sum(map(size, written)) + (0 if name in _FILLS else sum(map(size, read)))

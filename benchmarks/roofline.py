@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
 from measure import measure, seconds
@@ -38,7 +38,9 @@ class Roofline(TorchDispatchMode):
         if not is_view(func) and func._schema.name not in self.UNMOVED:
             formula = flop_registry.get(func._overloadpacket)
             flops = formula(*args, **kwargs, out_val=out) if formula else 0
-            tensors = (t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor))
+            tensors = (
+                t for t in tree_flatten((args, kwargs, out))[0] if isinstance(t, torch.Tensor)
+            )
             moved = sum(tensor.nbytes for tensor in tensors)
             self.flops += flops
             self.bytes += moved

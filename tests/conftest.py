@@ -34,3 +34,16 @@ def workers_end_with_their_test():
         for iterator in gc.get_objects():
             if isinstance(iterator, _MultiProcessingDataLoaderIter):
                 iterator._shutdown_workers()
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what computes in float16 on CPUs where torch does not."""
+    import torch
+
+    from marks import needs
+    from polynext_mm.compat.torch_features import FLOAT16_ON_CPUS
+
+    for item in items:
+        values = item.callspec.params.values() if hasattr(item, 'callspec') else ()
+        if any(value is torch.float16 for value in values):
+            item.add_marker(needs(FLOAT16_ON_CPUS))

@@ -43,8 +43,10 @@ def _from_release(name: str, since: str) -> Feature:
 
 #: Operators of our own that a compiler takes into its graph, and that a FLOP counter knows.
 CUSTOM_OPERATORS = _from_release('torch.library.custom_op', '2.4')
-#: Autocast of every device by its name, and to float16 on CPUs; before, there are CPUs and CUDA.
+#: Before, there are CPUs and CUDA, each with functions of its own.
 AUTOCAST_BY_DEVICE = _from_release('autocast of every device', '2.4')
+#: Autocast to float16, and all operations in it.
+FLOAT16_ON_CPUS = _from_release('float16 on CPUs', '2.4')
 #: ``weights_only=True`` without the hole of CVE-2025-32434, and stand-ins by name.
 SAFE_READER = _from_release('a safe torch.load(weights_only=True)', '2.6')
 #: The oldest release on which the kernels in Triton were run.
@@ -117,7 +119,7 @@ def can_autocast_to(device: str, dtype: torch.dtype) -> bool:
     if not can_autocast(device):
         return False
     if dtype is not torch.bfloat16:
-        return device != 'cpu' or AUTOCAST_BY_DEVICE.is_there
+        return device != 'cpu' or FLOAT16_ON_CPUS.is_there
     supported = getattr(device_module(device), 'is_bf16_supported', None)
     if supported is None:
         return True

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 # Operators whose result the host needs: a number, or the shape of an output.
 _WAITING = {'_local_scalar_dense', 'equal', 'is_nonzero', 'nonzero', 'masked_select', 'unique_dim'}
@@ -33,7 +33,7 @@ class Synchronizations(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **kwargs or {})
         name = func._schema.name.partition('::')[2]
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
         if any(t.device.type == self.device for t in tensors) and (
             name in _WAITING or self._indexes(name, tensors) or self._leaves(name, tensors, out)
         ):

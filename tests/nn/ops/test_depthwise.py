@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from marks import needs
+from polynext_mm.compat.torch_features import CUSTOM_OPERATORS
 from polynext_mm.nn.ops.depthwise import depthwise
 
 module = importlib.import_module('polynext_mm.nn.ops.depthwise')
@@ -77,6 +79,7 @@ def test_bfloat16_gradients_are_close(size, dilation):
         assert (a - b).norm() < 0.02 * b.norm()
 
 
+@needs(CUSTOM_OPERATORS)
 def test_operator_is_well_formed():
     x, weight = inputs(5, dtype=torch.float32)
     torch.library.opcheck(torch.ops.polynext_mm.depthwise, (x, weight, 2))

@@ -7,6 +7,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
+from marks import needs
+from polynext_mm.compat.torch_features import CUSTOM_OPERATORS
 from polynext_mm.nn.ops import poly_attention_sums
 from polynext_mm.nn.ops.poly_attention import plain, poly_attention
 
@@ -54,6 +56,7 @@ def test_gradcheck(block):
     assert torch.autograd.gradcheck(poly_attention, (q, k, v))
 
 
+@needs(CUSTOM_OPERATORS)
 def test_operator_is_well_formed():
     q, k, v = (t.detach()[0].float().requires_grad_() for t in inputs(20))
     torch.library.opcheck(torch.ops.polynext_mm.poly_attention, (q, k, v))
@@ -96,6 +99,7 @@ def test_undivided_sums_in_half_precision(block, dtype, wide_devices, monkeypatc
         assert (a.grad.float() - b.grad).norm() < 16 * eps * b.grad.norm()
 
 
+@needs(CUSTOM_OPERATORS)
 def test_operations_are_counted_in_both_directions():
     q, k, v = (t.detach().float().requires_grad_() for t in inputs(50))
     product = 2 * 2 * 3 * 50 * 50 * 32
