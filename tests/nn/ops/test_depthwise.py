@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from marks import needs
-from polynext_mm.compat.torch_features import CUSTOM_OPERATORS
+from polynext_mm.compat.torch_features import CUSTOM_OPERATORS, EXPORT
 from polynext_mm.nn.ops.depthwise import depthwise
 
 module = importlib.import_module('polynext_mm.nn.ops.depthwise')
@@ -85,6 +85,7 @@ def test_operator_is_well_formed():
     torch.library.opcheck(torch.ops.polynext_mm.depthwise, (x, weight, 2))
 
 
+@needs(CUSTOM_OPERATORS)
 def test_operations_are_counted_in_both_directions():
     x, weight = inputs(5)
     once = 2 * x.numel() * 25
@@ -95,6 +96,7 @@ def test_operations_are_counted_in_both_directions():
     assert (forward.get_total_flops(), backward.get_total_flops()) == (once, 2 * once)
 
 
+@needs(EXPORT)
 def test_export_takes_torchs_convolution():
     class Convolution(torch.nn.Module):
         def forward(self, x, weight):

@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
 from marks import needs
-from polynext_mm.compat.torch_features import CUSTOM_OPERATORS
+from polynext_mm.compat.torch_features import CUSTOM_OPERATORS, EXPORT
 from polynext_mm.nn.ops import poly_attention_sums
 from polynext_mm.nn.ops.poly_attention import plain, poly_attention
 
@@ -121,6 +121,7 @@ def test_memory_is_linear_in_tokens():
     assert sum(kept) <= 2 * 3 * 500 * (4 * 32 + 1)
 
 
+@needs(EXPORT)
 def test_export_takes_the_plain_form():
     class Attention(torch.nn.Module):
         def forward(self, q, k, v):
