@@ -13,7 +13,7 @@ from polynext_mm.nn import get_arch
 
 SEGMENTOR = 'upernet_cpolynext_t_ade20k'
 RETINANET = 'retinanet_cpolynext_t_coco_1x'
-ATSS = 'atss_cpolynext_t_treecrowns'
+ATSS = 'atss_cpolynext_materials'
 
 
 def config(name: str, arch: str | dict = TINY_ARCH, **options) -> Config:
