@@ -51,6 +51,8 @@ def options(task: str, iters: int = 6, by_epoch: bool = False, **settings) -> di
     }
     if task == 'segmentation':
         tiny |= {
+            'model.data_preprocessor.size': (64, 64),
+            'train_dataloader.dataset.pipeline.2.crop_size': (64, 64),
             'model.decode_head.in_channels': WIDTHS,
             'model.decode_head.channels': 8,
             'model.decode_head.dropout_ratio': 0.1,
