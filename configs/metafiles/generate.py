@@ -1,8 +1,8 @@
-"""Generate what is said of every config: ``make tables``.
+"""Generate the metafiles, and the tables of configs and models: ``make tables``.
 
-Writes the metafiles beside this file, model-index.yml, the tables of configs/README.md and the table
-of models in README.md. All that can be read from a config, or counted, is; published and measured
-figures are below. tests/configs/test_tables.py fails where a file is not what this would write.
+Writes the metafiles beside this file, model-index.yml, the tables in configs/README.md and the table
+of models in README.md. What a config says is read from it, and costs are counted; published and
+measured figures are below. tests/configs/test_tables.py fails if a file is out of date.
 """
 
 import dataclasses
