@@ -10,11 +10,10 @@ computed in float64.
 
 The statistics are those of the first 16 photos (*.jpg) of one folder, and the images to compare on
 the first 4 of another, cropped to the square in their middle and resized with antialiasing. The
-rows "golden input"
-have the noise of the tests' golden numbers for 224x224 as the one image to compare on, and the next
-16 of its generator for the statistics, resized likewise. Weights are those of a new network,
-seeded. Every gate is sigmoid(-4), for with gates at their initial values features of random weights
-are infinite on images that the statistics were not taken of.
+rows "golden input" compare on one image, the noise of the tests' golden numbers for 224x224, with
+the statistics of the next 16 of its generator, resized likewise. Weights are random, with a fixed
+seed. Every gate is sigmoid(-4): with gates at their initial values, features of random weights are
+infinite on images that the statistics were not taken of.
 """
 
 import argparse

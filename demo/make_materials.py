@@ -8,6 +8,7 @@ seconds, and the demos do it themselves:
     python demo/make_materials.py
     python demo/make_materials.py --out SOMEWHERE_ELSE
 """
+
 from __future__ import annotations
 
 import argparse

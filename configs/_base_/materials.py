@@ -1,5 +1,5 @@
-# The sample in demo/materials: its scenes, which `python demo/make_materials.py` makes, its classes,
-# and the short CPolyNeXt that the demos train on it.
+# The sample in demo/materials, whose scenes `python demo/make_materials.py` makes: where they are,
+# their classes, and the short CPolyNeXt that the demos train on them.
 data_root = '{{ fileDirname }}/../../demo/materials/scenes/'
 metainfo = dict(
     classes=('brick', 'grass', 'gravel', 'coins', 'galaxies', 'trees'),

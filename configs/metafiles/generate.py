@@ -4,6 +4,7 @@ Writes the metafiles beside this file, model-index.yml, the tables in configs/RE
 table of models in README.md. What a config says is read from it, and costs are counted; published
 and measured figures are below. tests/configs/test_tables.py fails if a file is out of date.
 """
+
 from __future__ import annotations
 
 import dataclasses
