@@ -1,5 +1,5 @@
-# Needs Python 3.10 or newer. VENV, PYTHON and JOBS can be set on the command line. Durations are
-# those of a machine with 2 cores. `make -n TARGET` shows the commands.
+# Needs Python 3.10 or newer. VENV, PYTHON and JOBS can be set on the command line. Durations were
+# measured on two cores. `make -n TARGET` shows the commands.
 VENV ?= .venv
 PYTHON ?= python3
 JOBS ?= 2
@@ -11,7 +11,7 @@ RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 UPSTREAM = $(VENV)/openmmlab
 
-.PHONY: install demo demo-detection lint test test-slow test-cuda test-openmmlab clean
+.PHONY: install demo demo-detection tables lint test test-slow test-cuda test-openmmlab clean
 .SILENT:
 
 install: $(INSTALLED)
@@ -23,22 +23,26 @@ $(INSTALLED): pyproject.toml requirements/torch.txt requirements/base.txt requir
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	echo '==> Installing torch (minutes: up to 3 GB to download)'
 	$(PIP) -r requirements/torch.txt
-	echo '==> Installing what the mm packages and the checks need (a minute)'
+	echo '==> Installing what the mm packages and the checks need (about a minute)'
 	$(PIP) -r requirements/base.txt
-	echo '==> Installing mmengine, mmcv, mmsegmentation and mmdetection (a minute)'
+	echo '==> Installing mmengine, mmcv, mmsegmentation and mmdetection (about a minute)'
 	$(PIP) --no-deps -r requirements/onedl.txt
 	echo '==> Installing polynext_mm from this folder (seconds)'
 	$(PIP) --no-deps --editable .
 	touch $@
 
 demo: $(INSTALLED)
-	echo '==> Training and evaluating a segmentor on demo/materials (6 minutes on two cores)'
+	echo '==> Training and evaluating a segmentor on demo/materials (about 6 minutes on two cores)'
 	$(RUN) demo/segmentation.py
 
 demo-detection: $(INSTALLED)
-	echo '==> Training and evaluating four detectors on demo/materials (13 minutes on two cores, or'
-	echo '    18 if "make demo" was not run before: the first starts from its backbone)'
+	echo '==> Training and evaluating four detectors on demo/materials (about 13 minutes on two cores,'
+	echo '    or 18 if "make demo" was not run before: the first starts from its backbone)'
 	$(RUN) demo/detection.py
+
+tables: $(INSTALLED)
+	echo '==> Writing metafiles and tables from the configs (about a minute)'
+	$(RUN) configs/metafiles/generate.py
 
 lint: $(INSTALLED)
 	echo '==> Checking style and format of all files (seconds)'
@@ -46,11 +50,11 @@ lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 
 test: lint
-	echo '==> Running the tests, slow ones excepted (9 minutes)'
+	echo '==> Running the tests, slow ones excepted (about 9 minutes)'
 	$(RUN) -m pytest -n $(JOBS) -m 'not slow and not cuda'
 
 test-slow: $(INSTALLED)
-	echo '==> Running the slow tests (25 minutes)'
+	echo '==> Running the slow tests (about 25 minutes)'
 	$(RUN) -m pytest -n $(JOBS) -m 'slow and not cuda'
 
 # On a machine with a GPU, the first thing to run. Without one it says so.
@@ -60,12 +64,12 @@ test-cuda: $(INSTALLED)
 
 # Upstream's packages are put in front of the default ones. What needs torch alone is left out.
 test-openmmlab: $(UPSTREAM)/.installed
-	echo '==> Running the tests on upstream OpenMMLab, slow ones excepted (9 minutes)'
+	echo '==> Running the tests on upstream OpenMMLab, slow ones excepted (about 9 minutes)'
 	PYTHONPATH=$(abspath $(UPSTREAM)) $(RUN) -m pytest -n $(JOBS) -m 'not slow and not cuda' \
 	    --ignore tests/nn --ignore tests/benchmarks --ignore tests/docs/test_pages.py
 
 $(UPSTREAM)/.installed: $(INSTALLED) requirements/openmmlab.txt
-	echo "==> Installing upstream OpenMMLab's packages into $(UPSTREAM) (a minute)"
+	echo "==> Installing upstream OpenMMLab's packages into $(UPSTREAM) (about a minute)"
 	rm -rf $(UPSTREAM)
 	$(PIP) --no-deps --target $(UPSTREAM) -r requirements/openmmlab.txt
 	touch $@

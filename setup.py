@@ -10,7 +10,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-FOLDERS = ('configs', 'tools', 'benchmarks', 'demo')
+FOLDERS = ('configs', 'tools', 'benchmarks')
 
 
 class BuildWithFolders(build_py):

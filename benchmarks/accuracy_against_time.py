@@ -4,7 +4,7 @@
     python benchmarks/accuracy_against_time.py times.json --draw docs/images/accuracy_time.png
 
 The first command measures, and keeps what it has in times.json after every round: started again
-with the same settings, it goes on to the number of rounds that it is given. The second draws the
+with the same settings, it continues up to the given number of rounds. The second draws the
 picture and prints the table from the file alone.
 
 All networks are classifiers at 224x224, at which their accuracy was published, in channels-last

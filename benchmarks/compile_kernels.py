@@ -1,11 +1,11 @@
-"""Compile the Triton kernels for GPUs that need not be there: registers, spills, shared memory.
+"""Compile the Triton kernels without a GPU, and report registers, spills and shared memory.
 
     python benchmarks/compile_kernels.py
     python benchmarks/compile_kernels.py --targets sm_80 sm_90 sm_100 gfx942 --dtypes bfloat16
 
-A kernel that needs more registers than there are keeps values in the memory of each thread and is
-slow; its registers and shared memory together say how many programs a processor holds. Triton's
-wheel brings all that it takes. Heads are 32 wide, and strides are multiples of 16, as in a network.
+A kernel that needs more registers than there are spills to memory and is slow; registers and shared
+memory together limit how many programs a processor holds. Triton's wheel contains all that is
+needed. Heads are 32 wide, and strides are multiples of 16, as in a network.
 """
 
 import argparse

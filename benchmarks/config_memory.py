@@ -1,9 +1,9 @@
 """Peak memory of a training step of a config, on the CPU: ``config_memory.py CONFIG --batch 2``.
 
-Measured as for models alone (measure.py), except that the step that loads code and threads sees
-small images. Weights, gradients, activations and scratch space of the whole model count, heads and
-losses included; what AdamW keeps, two numbers for each weight, is computed and given apart.
-Everything random is seeded, and images are noise with a few objects or classes.
+Measured as for models alone (measure.py), except that the warm-up step uses small images. Weights,
+gradients, activations and scratch space of the whole model count, heads and losses included; what
+AdamW keeps, two numbers for each weight, is computed and given apart. Everything random is seeded,
+and images are noise with a few objects or classes.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Count what a GPU would do, without one: launches, bytes moved, FLOPs, and the time they bound.
+"""Count what a GPU would do, without one: launches, bytes moved, FLOPs, and a bound on the time.
 
 A step runs on meta tensors, which compute nothing; autocast, which meta tensors do not have, is
-emulated by CUDA's rules. Every operation that is no view counts as one launch, or as those it is
+emulated by CUDA's rules. Every operation that is not a view counts as one launch, or as those it is
 known to consist of, and moves its inputs and outputs once: hits in the L2 cache are not credited.
 Convolutions are taken to keep channels-last memory, as cuDNN does on GPUs since Ampere in half
 precision. An optimizer is not part of a step.

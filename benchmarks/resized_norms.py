@@ -1,6 +1,6 @@
 """What resizing the norms' statistics costs a fully polynomial network.
 
-    python benchmarks/resized_norms.py
+    python benchmarks/resized_norms.py --photos FOLDER --held-out ANOTHER_FOLDER
 
 A network takes the statistics of 16 images at 224x224 and sees other images at another size, where
 it resizes them. It is compared with the same weights whose statistics are fresh: of the same 16
@@ -8,12 +8,12 @@ images at the size in use. The error of a stage is the norm of the difference of
 the norm of those with fresh statistics; of the logits there is the least cosine. Everything is
 computed in float64.
 
-Images are photos of the sample in demo/treecrowns, 16 of its training and 4 of its validation
-images, cropped to the square in their middle and resized with antialiasing. The rows "golden input"
-have the noise of the tests' golden numbers for 224x224 as the one image to compare on, and the next
-16 of its generator for the statistics, resized likewise. Weights are those of a new network,
-seeded. Every gate is sigmoid(-4), for with gates at their initial values features of random weights
-are infinite on images that the statistics were not taken of.
+The statistics are those of the first 16 photos (*.jpg) of one folder, and the images to compare on
+the first 4 of another, cropped to the square in their middle and resized with antialiasing. The
+rows "golden input" compare on one image, the noise of the tests' golden numbers for 224x224, with
+the statistics of the next 16 of its generator, resized likewise. Weights are random, with a fixed
+seed. Every gate is sigmoid(-4): with gates at their initial values, features of random weights are
+infinite on images that the statistics were not taken of.
 """
 
 import argparse
@@ -29,7 +29,6 @@ from torch import Tensor
 from polynext_mm.commands.arguments import positive
 from polynext_mm.nn import ARCHS, PolyNeXtClassifier
 from polynext_mm.nn.batch_norm import MOMENTUM
-from polynext_mm.resources import folder
 from report import Record, markdown
 
 STATISTICS_OF = 16  # images
@@ -123,18 +122,19 @@ def parse_args() -> argparse.Namespace:
         default=[256, 320],
         help='of the images (default: 256 320)',
     )
-    sample = folder('demo') / 'treecrowns'
     parser.add_argument(
         '--photos',
         type=Path,
-        default=sample / 'train',
-        help='folder of those for the statistics (default: of the sample)',
+        required=True,
+        metavar='FOLDER',
+        help=f'with {STATISTICS_OF} photos (*.jpg) to take the statistics of',
     )
     parser.add_argument(
         '--held-out',
         type=Path,
-        default=sample / 'val',
-        help='folder of those to compare on (default: of the sample)',
+        required=True,
+        metavar='FOLDER',
+        help=f'with {HELD_OUT} photos to compare on',
     )
     return parser.parse_args()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from make_materials import make_scenes
 from run_tools import ROOT, announce, newest, run_tool
 from segmentation import CONFIG as SEGMENTOR
 from segmentation import TRAINING_MINUTES
@@ -115,6 +116,7 @@ def evaluate(config: Path, iterations: int, work_dir: Path) -> dict[str, float]:
 
 def main() -> None:
     args = parse_args()
+    make_scenes()
     start = time.monotonic()
     folders = {config: args.work_dir / config.stem for config in NAMES}
     backbone = args.backbone or segmentor(args.work_dir, args.seed)

@@ -1,48 +1,30 @@
-"""Make demo/materials: pieces of photographed materials that lie on other materials.
+"""Make the scenes of demo/materials: pieces of photographed materials that lie on others.
 
-The photographs are those of the published Python packages scikit-image and deepforest. They are
-turned gray, and every piece is dyed in a colour of its own, so that a pixel's colour says nothing
-about its material: its surroundings do. No pixel of a photograph is in two splits. The same sources
-and the same versions of Pillow and numpy give the same bytes.
+The photographs are in demo/materials/photographs. Every part of a scene is dyed in a colour of its
+own, so that a pixel's colour says nothing about its material: its surroundings do. No pixel of a
+photograph is in two splits. The same versions of Pillow and numpy give the same bytes. It takes ten
+seconds, and the demos do it themselves:
 
     python demo/make_materials.py
-    python demo/make_materials.py --source FOLDER_WITH_THE_WHEELS --out SOMEWHERE_ELSE
+    python demo/make_materials.py --out SOMEWHERE_ELSE
 """
+
+from __future__ import annotations
 
 import argparse
 import colorsys
 import json
+import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from package_files import find_file, package_files
+SAMPLE = Path(__file__).with_name('materials')
+SCENES = SAMPLE / 'scenes'
+CLASSES = ('brick', 'grass', 'gravel', 'coins', 'galaxies', 'trees')  # in the order of their ids
 
-SKIMAGE = 'scikit-image==0.26.0'
-DEEPFOREST = 'deepforest==2.1.0'
-
-
-class Material(NamedTuple):
-    """A class: where its photograph is, and by what factor it is shrunk."""
-
-    package: str
-    file: str
-    shrunk: float = 1.0
-
-
-# the classes in the order of their ids, which start at 0
-CLASSES = {
-    'brick': Material(SKIMAGE, 'brick.png', 1.5),
-    'grass': Material(SKIMAGE, 'grass.png'),
-    'gravel': Material(SKIMAGE, 'gravel.png'),
-    'coins': Material(SKIMAGE, 'coins.png', 1.5),
-    'galaxies': Material(SKIMAGE, 'hubble_deep_field.jpg', 1.5),
-    'trees': Material(DEEPFOREST, '2019_YELL_2_541000_4977000_image_crop.png', 2.5),
-}
-
-# each photograph is cut into bands, top to bottom: where they start and end, in parts of its height
+# scenes, and the band of each photograph that they show: its start and end, in parts of the height
 SPLITS = {
     'training': (480, 0.0, 0.5),
     'tuning': (50, 0.5, 0.7),
@@ -63,13 +45,14 @@ ATTEMPTS = 40  # at placing a piece
 JPEG_QUALITY = 84
 
 
-def load_material(folder: Path, material: Material) -> np.ndarray:
-    """Read a photograph as gray values, (H, W) float32, of mean 0 and standard deviation 1."""
-    with Image.open(find_file(folder, material.file, material.package)) as image:
-        image = image.convert('L')
-    size = tuple(round(length / material.shrunk) for length in image.size)
-    gray = np.asarray(image.resize(size, Image.Resampling.LANCZOS), np.float32)
-    return (gray - gray.mean()) / gray.std()
+def load_photographs() -> list[np.ndarray]:
+    """Read the photographs of all classes, (H, W) float32, of mean 0 and standard deviation 1."""
+    photographs = []
+    for name in CLASSES:
+        with Image.open(SAMPLE / 'photographs' / f'{name}.png') as image:
+            gray = np.asarray(image, np.float32)
+        photographs.append((gray - gray.mean()) / gray.std())
+    return photographs
 
 
 def cut_band(gray: np.ndarray, start: float, end: float) -> np.ndarray:
@@ -177,27 +160,25 @@ def compose(
     return np.rint(scene).astype(np.uint8), np.array(class_ids, np.uint8)[owner], boxes
 
 
-def make_split(bands: list[np.ndarray], scenes: int, folder: Path, name: str) -> np.ndarray:
+def make_split(folder: Path, name: str, scenes: int | None = None) -> np.ndarray:
     """Write the scenes of a split, with label images and boxes in COCO's format.
 
     Args:
-        bands: The gray values of each class, by id.
-        scenes: How many to make.
-        folder: Gets images/NAME, annotations/NAME and annotations/instances_NAME.json. Scenes that
-            an earlier run left there are deleted.
-        name: The split.
+        folder: Gets images/NAME, annotations/NAME and annotations/instances_NAME.json.
+        name: The split, of SPLITS.
+        scenes: How many to make, if not all.
 
     Returns:
         The pixels of each class.
     """
     for kind in ('images', 'annotations'):
-        (folder / kind / name).mkdir(parents=True, exist_ok=True)
-        for stale in (folder / kind / name).glob('[0-9][0-9][0-9].*'):
-            stale.unlink()
+        (folder / kind / name).mkdir(parents=True)
+    all_scenes, start, end = SPLITS[name]
+    bands = [cut_band(photograph, start, end) for photograph in load_photographs()]
     rng = np.random.default_rng(list(SPLITS).index(name))
     pixels = np.zeros(len(CLASSES), dtype=np.int64)
     images, annotations = [], []
-    for number in range(scenes):
+    for number in range(scenes or all_scenes):
         scene, ids, boxes = compose(bands, rng)
         stem = f'{number:03d}'
         Image.fromarray(scene).save(
@@ -226,33 +207,41 @@ def make_split(bands: list[np.ndarray], scenes: int, folder: Path, name: str) ->
     return pixels
 
 
+def make_scenes(folder: Path = SCENES) -> Path:
+    """Make all scenes, unless the folder is there already, and return it.
+
+    They get their name when they are complete, so several processes may ask for them at once.
+    """
+    if folder.is_dir():
+        return folder
+    print(f'Making the scenes of the sample in {folder} (ten seconds)', flush=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'{folder.name}.', dir=folder.parent) as scratch:
+        made = Path(scratch, 'made')
+        for name, (scenes, _, _) in SPLITS.items():
+            pixels = make_split(made, name)
+            shares = ', '.join(
+                f'{title} {count / pixels.sum():.1%}' for title, count in zip(CLASSES, pixels)
+            )
+            print(f'{name}: {scenes} scenes; {shares}')
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+    return folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        '--source',
-        type=Path,
-        metavar='DIR',
-        help=f'folder with the wheels of {SKIMAGE} and {DEEPFOREST}, or with their unpacked files '
-        '(default: download them)',
-    )
     parser.add_argument(
         '--out',
         type=Path,
         metavar='DIR',
-        default=Path(__file__).with_name('materials'),
-        help='folder to write to (default: demo/materials)',
+        default=SCENES,
+        help='folder to make (default: demo/materials/scenes)',
     )
-    args = parser.parse_args()
-    with package_files([SKIMAGE, DEEPFOREST], args.source) as folder:
-        photographs = [load_material(folder, material) for material in CLASSES.values()]
-        for name, (scenes, start, end) in SPLITS.items():
-            bands = [cut_band(photograph, start, end) for photograph in photographs]
-            pixels = make_split(bands, scenes, args.out, name)
-            shares = ', '.join(
-                f'{title} {count / pixels.sum():.1%}'
-                for title, count in zip(CLASSES, pixels, strict=True)
-            )
-            print(f'{name}: {scenes} scenes; {shares}')
+    print(f'The scenes are in {make_scenes(parser.parse_args().out)}')
 
 
 if __name__ == '__main__':

@@ -19,12 +19,12 @@ from mmengine.config import Config  # noqa: E402
 from mmseg.evaluation import IoUMetric  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from make_materials import SCENES, make_scenes  # noqa: E402
 from polynext_mm.commands import plot  # noqa: E402
 from polynext_mm.commands.arguments import positive  # noqa: E402
 from run_tools import ROOT, announce, newest, run_tool  # noqa: E402
 
 CONFIG = ROOT / 'configs' / 'upernet_cpolynext_materials.py'
-SAMPLE = ROOT / 'demo' / 'materials'
 IGNORED = 255
 SHEET_ROWS = 8
 NETWORK = 'CPolyNeXt, short'
@@ -64,10 +64,10 @@ def load_tiles(split: str) -> tuple[list[str], np.ndarray, np.ndarray]:
     Returns:
         Names; images, (N, H, W, 3) uint8; labels, (N, H, W) uint8.
     """
-    files = sorted((SAMPLE / 'images' / split).glob('*.jpg'))
+    files = sorted((SCENES / 'images' / split).glob('*.jpg'))
     names = [file.stem for file in files]
     images = np.stack([np.asarray(Image.open(file)) for file in files])
-    labels = load_labels(SAMPLE / 'annotations' / split, names)
+    labels = load_labels(SCENES / 'annotations' / split, names)
     return names, images, labels
 
 
@@ -149,6 +149,7 @@ def draw_sheet(
 
 def main() -> None:
     args = parse_args()
+    make_scenes()
     work_dir = args.work_dir
     cfg = Config.fromfile(CONFIG)
     iterations = args.max_iters or cfg.train_cfg.max_iters

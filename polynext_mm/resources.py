@@ -1,4 +1,4 @@
-"""Where configs, tools, benchmarks and demo are: inside a wheel's package, beside a clone's."""
+"""Find configs, tools and benchmarks, in a wheel or in a clone, and demo, in a clone alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def folder(name: str) -> Path:
         if place.is_dir():
             return place
     raise FileNotFoundError(
-        f'this installation has no {name}/: install polynext_mm from its wheel or from a clone'
+        f'{name}/ is part of a clone of the repository, and not of this installation'
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import importlib
@@ -11,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from argparse import Namespace
 from collections import OrderedDict
@@ -264,16 +266,27 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def sample_as_ade20k(folder: Path, images: int = 4) -> Path:
-    """Copy tiles of the land cover sample into ADE20K's layout and return its root."""
+    """Make scenes of the demos' sample in ADE20K's layout and return its root."""
+    from make_materials import make_split  # of demo/, which processes of some tests cannot see
+
     root = folder / 'ADEChallengeData2016'
-    for split in ('training', 'validation'):
-        for kind, suffix in (('images', '.jpg'), ('annotations', '.png')):
-            target = root / kind / split
-            target.mkdir(parents=True)
-            tiles = sorted((ROOT / 'demo' / 'landcover' / kind / split).glob(f'*{suffix}'))
-            for tile in tiles[:images]:
-                shutil.copy(tile, target)
+    for split, name in (('training', 'training'), ('tuning', 'validation')):
+        make_split(root, split, images)
+        for kind in ('images', 'annotations'):
+            (root / kind / split).rename(root / kind / name)
     return root
+
+
+@functools.cache
+def few_scenes() -> Path:
+    """Make a few scenes of each split of the demos' sample, once, and return their folder."""
+    from make_materials import SPLITS, make_split
+
+    folder = Path(tempfile.mkdtemp(prefix='few_scenes_'))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for split in SPLITS:
+        make_split(folder, split, scenes=8)
+    return folder
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -1,4 +1,4 @@
-"""torchrun whose ranks end with it, from their first moment on: see dist_train.sh.
+"""torchrun whose ranks always end with it, even while they start: see dist_train.sh.
 
 Its exit code is 75, "resume me", where a signal ended the run.
 """

@@ -1,6 +1,6 @@
-# The sample in demo/materials, where it is and its classes; and the short CPolyNeXt that the demos
-# train on it.
-data_root = '{{ fileDirname }}/../../demo/materials/'
+# The sample in demo/materials, whose scenes `python demo/make_materials.py` makes: where they are,
+# their classes, and the short CPolyNeXt that the demos train on them.
+data_root = '{{ fileDirname }}/../../demo/materials/scenes/'
 metainfo = dict(
     classes=('brick', 'grass', 'gravel', 'coins', 'galaxies', 'trees'),
     palette=[

@@ -39,17 +39,18 @@ def archs() -> list[list[str]]:
 
 
 def configs() -> list[list[str]]:
-    """Return the table of configs/README.md, and the configs that are not in it."""
+    """Return the tables of configs/README.md as one, and the configs that are in none."""
     lines = (folder('configs') / 'README.md').read_text(encoding='utf-8').splitlines()
     table = [
         [re.sub(r'\[(.+?)\]\(.+?\)', r'\1', cell.strip()) for cell in line.strip('|').split('|')]
         for line in lines
         if line.startswith(('| config', '| ['))
     ]
-    listed = {row[0] for row in table}
-    width = max(map(len, table), default=1)
-    others = [[name, *[''] * (width - 1)] for name in config_names() if name not in listed]
-    return table + others
+    header = max(table, key=len, default=['config'])
+    rows = [row for row in table if row[0] != 'config']
+    listed = {row[0] for row in rows}
+    rows += [[name] for name in config_names() if name not in listed]
+    return [header, *(row + [''] * (len(header) - len(row)) for row in rows)]
 
 
 def files() -> list[list[str]]:

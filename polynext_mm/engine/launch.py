@@ -78,6 +78,10 @@ _SOURCES = {
         'JPEGImages/*.jpg               ImageSets/SegmentationContext/train.txt, val.txt\n'
         'SegmentationClassContext/*.png',
     ),
+    'materials/scenes': (
+        'the sample of the demos: `python demo/make_materials.py` makes it in a clone',
+        'images/training/*.jpg  annotations/training/*.png  annotations/instances_training.json',
+    ),
 }
 
 

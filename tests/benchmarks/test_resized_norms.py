@@ -6,6 +6,7 @@ import torch
 import golden
 import resized_norms as tool
 from helpers import ROOT, TINY_ARCH, python
+from make_materials import make_split
 
 PROGRAM = ROOT / 'benchmarks' / 'resized_norms.py'
 
@@ -38,8 +39,13 @@ def test_nothing_is_lost_at_the_size_of_the_statistics():
 
 
 @pytest.mark.slow
-def test_the_program_prints_its_table():
-    printed = python(PROGRAM, '--archs', 'apolynext_t', '--norm-size', 32, '--sizes', 48)
+def test_the_program_prints_its_table(tmp_path):
+    make_split(tmp_path, 'training', tool.STATISTICS_OF)
+    photos = tmp_path / 'images' / 'training'
+    sizes = ('--norm-size', 32, '--sizes', 48)
+    printed = python(
+        PROGRAM, '--archs', 'apolynext_t', *sizes, '--photos', photos, '--held-out', photos
+    )
     header, _, *rows = printed.strip().splitlines()
     assert '48x48: error of stages, %' in header
     assert [row.split(' | ')[:2] for row in rows] == [

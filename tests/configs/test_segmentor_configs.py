@@ -195,15 +195,14 @@ def test_operations_are_counted(recipe):
 
 def write_sample(root, recipe: str) -> None:
     """Write an image with labels in the layout that a config expects below its data_root."""
-    image = sorted((ROOT / 'demo' / 'landcover' / 'images' / 'training').glob('*.jpg'))[0]
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     labels = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64) % (DATA[recipe] + 1)
     labels[0] = 255
 
     def put(image_path: str, label_path: str) -> None:
         for path in (image_path, label_path):
             (root / path).parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(image) as opened:
-            opened.save(root / image_path)
+        Image.fromarray(pixels).save(root / image_path)
         Image.fromarray(labels).save(root / label_path)
 
     if 'cityscapes' in recipe:

@@ -209,6 +209,6 @@ def test_a_step_of_training_and_a_prediction(arch):
 
 
 def test_a_step_and_a_prediction_of_the_low_resolution_example():
-    cfg = Config.fromfile(ROOT / 'configs' / 'upernet_cpolynext_lr_landcover.py')
+    cfg = Config.fromfile(ROOT / 'configs' / 'upernet_cpolynext_lr_materials.py')
     model = assert_a_step_trains_everything(cfg, 6, 32)
     assert_it_predicts(model, 6, 32)

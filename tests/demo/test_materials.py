@@ -1,4 +1,4 @@
-"""The sample demo/materials is what its README says, and the script that makes it is right."""
+"""The sample of the demos is what demo/materials/README.md says."""
 
 import json
 
@@ -7,29 +7,27 @@ import pytest
 from PIL import Image
 
 import make_materials
-from helpers import ROOT, contents
-
-MATERIALS = ROOT / 'demo' / 'materials'
-SCENES = {name: scenes for name, (scenes, *_) in make_materials.SPLITS.items()}
+from helpers import ROOT, contents, few_scenes
 
 
 def test_the_sample_stays_small():
-    assert sum(map(len, contents(MATERIALS).values())) <= 5_000_000
-    assert (MATERIALS / 'README.md').is_file()
+    folder = ROOT / 'demo' / 'materials'
+    kept = [folder / 'README.md', *folder.glob('licenses/*'), *folder.glob('photographs/*')]
+    assert sum(path.stat().st_size for path in kept) < 1_000_000
 
 
-@pytest.mark.parametrize('split', SCENES)
+@pytest.mark.parametrize('split', make_materials.SPLITS)
 def test_labels_and_boxes_belong_to_the_scenes(split):
-    coco = json.loads((MATERIALS / 'annotations' / f'instances_{split}.json').read_text())
+    folder = few_scenes()
+    coco = json.loads((folder / 'annotations' / f'instances_{split}.json').read_text())
     assert [category['name'] for category in coco['categories']] == list(make_materials.CLASSES)
-    assert len(coco['images']) == SCENES[split]
     names = {image['id']: image['file_name'] for image in coco['images']}
-    assert {path.name for path in (MATERIALS / 'images' / split).iterdir()} == set(names.values())
+    assert {path.name for path in (folder / 'images' / split).iterdir()} == set(names.values())
     labels = {}
     for image_id, name in names.items():
-        with Image.open(MATERIALS / 'images' / split / name) as image:
+        with Image.open(folder / 'images' / split / name) as image:
             assert (image.size, image.mode) == ((128, 128), 'RGB'), name
-        path = MATERIALS / 'annotations' / split / name
+        path = folder / 'annotations' / split / name
         labels[image_id] = np.asarray(Image.open(path.with_suffix('.png')))
         assert (labels[image_id].shape, labels[image_id].dtype) == ((128, 128), np.uint8)
     assert set(np.unique(np.stack(list(labels.values())))) == set(range(6))
@@ -41,13 +39,6 @@ def test_labels_and_boxes_belong_to_the_scenes(split):
         piece = inside == box['category_id'] - 1
         assert piece.sum() >= box['area'] > 0 and box['id'] > 0
         assert piece[0].any() and piece[-1].any() and piece[:, 0].any() and piece[:, -1].any()
-
-
-@pytest.fixture
-def bands():
-    """Gray values of six materials: noise."""
-    rng = np.random.default_rng(0)
-    return [rng.normal(size=(90, 200)).astype(np.float32) for _ in range(6)]
 
 
 def test_no_row_of_a_photograph_is_in_two_splits():
@@ -70,21 +61,19 @@ def test_a_scene_shows_the_materials_that_its_labels_name():
     assert agreement > 0.95  # shadows and edges are neither
 
 
-def test_a_material_has_one_hue(bands):
-    pixels = make_materials.lay_out(bands[0], np.random.default_rng(0)).reshape(-1, 3)
+def test_a_material_has_one_hue():
+    band = np.random.default_rng(0).normal(size=(90, 200)).astype(np.float32)
+    pixels = make_materials.lay_out(band, np.random.default_rng(0)).reshape(-1, 3)
     pixels = pixels[(pixels > 0).all(1)]
     shares = pixels / pixels.sum(1, keepdims=True)
     np.testing.assert_allclose(shares, shares[:1].repeat(len(shares), 0), rtol=1e-9)
 
 
-def test_files_are_reproducible(bands, tmp_path):
-    """The second folder has a scene of an earlier run, which must be deleted."""
-    stale = tmp_path / 'b' / 'images' / 'tuning' / '999.jpg'
-    stale.parent.mkdir(parents=True)
-    stale.write_bytes(b'')
-    for name in 'ab':
-        pixels = make_materials.make_split(bands, 3, tmp_path / name, 'tuning')
-        assert pixels.sum() == 3 * 128 * 128
-    made = contents(tmp_path / 'a')
-    assert made == contents(tmp_path / 'b')
-    assert len(made) == 2 * 3 + 1
+def test_scenes_are_made_once_and_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_materials, 'SPLITS', {'training': (3, 0.0, 0.5)})
+    made = make_materials.make_scenes(tmp_path / 'a')
+    assert [path.name for path in tmp_path.iterdir()] == ['a']
+    assert len(contents(made)) == 2 * 3 + 1
+    assert contents(made) == contents(make_materials.make_scenes(tmp_path / 'b'))
+    (made / 'images' / 'training' / '000.jpg').unlink()
+    assert len(contents(make_materials.make_scenes(made))) == 2 * 3  # it is left as it is

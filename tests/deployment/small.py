@@ -13,7 +13,7 @@ from polynext_mm.nn import get_arch
 
 SEGMENTOR = 'upernet_cpolynext_t_ade20k'
 RETINANET = 'retinanet_cpolynext_t_coco_1x'
-ATSS = 'atss_cpolynext_t_treecrowns'
+ATSS = 'atss_cpolynext_materials'
 
 
 def config(name: str, arch: str | dict = TINY_ARCH, **options) -> Config:
@@ -22,7 +22,9 @@ def config(name: str, arch: str | dict = TINY_ARCH, **options) -> Config:
     cfg.model.backbone.update(arch=arch, init_cfg=None)
     widths = get_arch(arch).widths
     if 'neck' in cfg.model:
-        cfg.model.neck.update(in_channels=list(widths[1:]), out_channels=16)
+        cfg.model.neck.update(
+            in_channels=[widths[stage] for stage in cfg.model.backbone.out_indices], out_channels=16
+        )
         cfg.model.bbox_head.update(in_channels=16, feat_channels=32, num_classes=3)
     else:
         cfg.model.decode_head.update(in_channels=list(widths), channels=16, num_classes=5)

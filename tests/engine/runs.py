@@ -12,13 +12,22 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from helpers import ROOT, TINY_ARCH
+from helpers import ROOT, TINY_ARCH, few_scenes
 from polynext_mm.weights import safe_reading
 
 WIDTHS = list(TINY_ARCH['widths'])
 _numbers = itertools.count()
-SEGMENTATION = ROOT / 'configs' / 'upernet_cpolynext_t_landcover.py'
-DETECTION = ROOT / 'configs' / 'atss_cpolynext_t_treecrowns.py'
+SEGMENTATION = ROOT / 'configs' / 'upernet_cpolynext_materials.py'
+DETECTION = ROOT / 'configs' / 'atss_cpolynext_materials.py'
+AUGMENTED = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='RandomResize', scale=(128, 128), ratio_range=(0.8, 1.3), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=(96, 96), allow_negative_crop=True),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
+]
 
 
 def options(task: str, iters: int = 6, by_epoch: bool = False, **settings) -> dict:
@@ -27,10 +36,14 @@ def options(task: str, iters: int = 6, by_epoch: bool = False, **settings) -> di
     By iteration, it saves every second iteration and validates every third; by epoch there are
     ``iters`` epochs of two iterations, with a checkpoint and a validation each.
     """
+    data_root = f'{few_scenes()}/'
     tiny = {
         'model.backbone.arch': dict(TINY_ARCH, _delete_=True),
         'model.backbone.drop_path_rate': 0.3,
         'train_dataloader.batch_size': 2,
+        'train_dataloader.dataset.data_root': data_root,
+        'val_dataloader.dataset.data_root': data_root,
+        'test_dataloader.dataset.data_root': data_root,
         'train_dataloader.dataset.indices': 4,
         'val_dataloader.dataset.indices': 2,
         'default_hooks.logger.interval': 100,
@@ -38,20 +51,27 @@ def options(task: str, iters: int = 6, by_epoch: bool = False, **settings) -> di
     }
     if task == 'segmentation':
         tiny |= {
+            'model.data_preprocessor.size': (64, 64),
+            'train_dataloader.dataset.pipeline.2.crop_size': (64, 64),
             'model.decode_head.in_channels': WIDTHS,
             'model.decode_head.channels': 8,
+            'model.decode_head.dropout_ratio': 0.1,
             'model.auxiliary_head.in_channels': WIDTHS[2],
             'model.auxiliary_head.channels': 8,
             'default_hooks.checkpoint.save_best': 'mIoU',
         }
     else:
         tiny |= {
+            'model.backbone.out_indices': (1, 2, 3),
             'model.neck.in_channels': WIDTHS[1:],
             'model.neck.out_channels': 16,
             'model.bbox_head.in_channels': 16,
             'model.bbox_head.feat_channels': 16,
             'model.bbox_head.stacked_convs': 1,
-            'train_dataloader.dataset.pipeline.3.crop_size': (96, 96),
+            'model.bbox_head.anchor_generator.strides': [8, 16, 32],
+            'train_dataloader.dataset.pipeline': AUGMENTED,
+            'val_evaluator.ann_file': f'{data_root}annotations/instances_tuning.json',
+            'test_evaluator.ann_file': f'{data_root}annotations/instances_test.json',
             'default_hooks.checkpoint.save_best': 'coco/bbox_mAP',
         }
     if by_epoch:

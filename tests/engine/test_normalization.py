@@ -16,6 +16,7 @@ from helpers import (
     Config,
     build,
     build_model,
+    few_scenes,
     imagenet_weights,
     sample_as_ade20k,
     segmentor_file,
@@ -180,7 +181,8 @@ def test_low_resolution_files_start_a_training_with_their_normalization(settings
     path = tmp_path / 'cpolynext_lr.pt'
     torch.save(imagenet_weights('cpolynext_lr'), path)
     for field in ('init_cfg', 'load_from'):
-        cfg = Config.fromfile(ROOT / 'configs' / 'upernet_cpolynext_lr_landcover.py')
+        cfg = Config.fromfile(ROOT / 'configs' / 'upernet_cpolynext_lr_materials.py')
+        cfg.train_dataloader.dataset.data_root = str(few_scenes())
         cfg.merge_from_dict(dict(val_cfg=None, val_dataloader=None, val_evaluator=None))
         cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1)
         cfg.train_dataloader.update(num_workers=0, persistent_workers=False)

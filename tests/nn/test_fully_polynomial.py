@@ -6,11 +6,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torchvision.transforms.functional import pil_to_tensor
 
 import golden
-from helpers import ROOT, TINY_ARCH, build
+from helpers import TINY_ARCH, build
 from polynext_mm.nn import ARCHS, PolyNeXt, PolyNeXtClassifier, get_arch, plain_ops
 from polynext_mm.weights.names import translate, translate_back
 
@@ -278,41 +276,6 @@ def test_training_and_inference_compile_to_one_graph():
     actual = [*features, *(p.grad for p in twin.parameters()), *twin.buffers()]
     assert_close(actual, expected)
     torch._dynamo.reset()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name', ['cpolynext_t', 'apolynext_t'])
-def test_a_backbone_from_scratch_trains_and_then_evaluates_finitely(name):
-    """After the number of steps that docs/fully_polynomial.md gives, and not after the first."""
-    seen, held_out = tiles('training'), tiles('validation')[:16]
-    torch.manual_seed(0)
-    model = PolyNeXt(name, norm='bn', norm_size=64)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    generator = torch.Generator().manual_seed(0)
-    heads = [torch.randn(c, generator=generator) / c**0.5 for c in model.arch.widths]
-    for steps in range(1, 101):
-        images = seen[torch.randint(len(seen), (8,), generator=generator)]
-        loss = 0.0
-        for feature, head in zip(model.train()(images), heads):
-            found = torch.einsum('bchw,c->bhw', feature, head)
-            brightness = F.adaptive_avg_pool2d(images.mean(1), found.shape[1:])
-            loss = loss + (found - brightness).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if steps in (1, 100):
-            with torch.no_grad():
-                features = model.eval()(held_out)
-            assert all(f.isfinite().all() for f in features) == (steps == 100)
-    assert max(feature.abs().max() for feature in features) < 100
-
-
-def tiles(split):
-    """The photos of the land cover sample, normalized."""
-    files = sorted((ROOT / 'demo' / 'landcover' / 'images' / split).glob('*.jpg'))
-    images = torch.stack([pil_to_tensor(Image.open(file).convert('RGB')) for file in files])
-    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
-    return (images - mean[:, None, None]) / std[:, None, None]
 
 
 @pytest.mark.slow

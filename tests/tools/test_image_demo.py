@@ -11,8 +11,8 @@ from PIL import Image
 
 from helpers import ROOT, build_model, call_tool, python
 
-DETECTOR = ROOT / 'configs' / 'atss_cpolynext_t_treecrowns.py'
-SEGMENTOR = ROOT / 'configs' / 'upernet_cpolynext_t_landcover.py'
+DETECTOR = ROOT / 'configs' / 'atss_cpolynext_materials.py'
+SEGMENTOR = ROOT / 'configs' / 'upernet_cpolynext_materials.py'
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from helpers import (
 from polynext_mm import weights
 from polynext_mm.weights import CheckpointError
 
-DETECTOR = str(ROOT / 'configs' / 'atss_cpolynext_t_treecrowns.py')
+DETECTOR = str(ROOT / 'configs' / 'atss_cpolynext_materials.py')
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
 
