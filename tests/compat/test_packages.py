@@ -53,16 +53,15 @@ def test_the_error_lists_the_packages_that_go_with_what_is_there(
         command.split()
         == {
             'onedl': [
-                'onedl-mmengine==0.10.12',
-                'onedl-mmcv==2.3.6',
-                'onedl-mmsegmentation==1.4.2',
-                'onedl-mmdetection==3.5.1',
+                "'onedl-mmengine<0.11,>=0.10.12'",
+                "'onedl-mmcv<2.4,>=2.3.6'",
+                "'onedl-mmsegmentation<1.5,>=1.4.2'",
+                "'onedl-mmdetection<3.6,>=3.5.1'",
             ],
             'openmmlab': [
-                'mmengine==0.10.7',
-                'mmcv-lite==2.1.0',
-                'mmsegmentation==1.2.2',
-                'mmdet==3.3.0',
+                "'mmengine<1,>=0.10.7'",
+                "'mmsegmentation<1.3,>=1.2.2'",
+                "'mmdet<3.4,>=3.3.0'",
                 'ftfy',
                 'regex',
                 "'setuptools<81'",
