@@ -46,4 +46,9 @@ def _register() -> None:
     importlib.import_module(f'{__name__}.engine.checkpoints').install_loader()
 
 
-when_imported('mmengine', _register)
+when_imported(
+    'mmengine',
+    _register,
+    failure='polynext_mm could not be registered with mmengine, which works without it: run '
+    '`polynext-mm doctor` to see why',
+)

@@ -87,6 +87,26 @@ def test_without_mm_the_first_use_of_it_says_what_to_install():
     assert lines[0].startswith('mmengine polynext_mm needs mmengine, which is not installed: run ')
 
 
+def test_a_failure_of_ours_leaves_mmengine_to_others():
+    """Such as an operator that this torch lacks: said once, and again where it is asked for."""
+    program = """
+        import sys
+        import polynext_mm
+        sys.modules['polynext_mm.backbones'] = None
+        import mmengine
+        import mmengine.registry
+        print(mmengine.registry.MODELS.get('PolyNeXt'))
+        try:
+            polynext_mm.engine
+        except ImportError as error:
+            print(error.name)
+    """
+    said, *printed = python('-c', textwrap.dedent(program)).splitlines()
+    assert said.startswith('polynext_mm could not be registered with mmengine')
+    assert '`polynext-mm doctor`' in said and 'polynext_mm.backbones' in said
+    assert printed[0] == 'None' and printed[1].startswith('polynext_mm.backbones')
+
+
 def test_attributes():
     assert polynext_mm.PolyNeXt is polynext_mm.backbones.PolyNeXt
     assert {'PolyNeXt', 'MetaFormer', 'nn', 'weights', 'engine', '__version__'} <= set(

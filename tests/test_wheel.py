@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
 import subprocess
 import sys
@@ -17,6 +17,7 @@ from PIL import Image
 
 import polynext_mm
 from helpers import ROOT, as_arguments, python, run, sample_as_ade20k, tiny_options
+from polynext_mm.compat.packages import stack_name
 
 NAME = 'upernet_cpolynext_t_ade20k'
 FOLDERS = ('configs', 'tools', 'benchmarks')
@@ -104,29 +105,27 @@ def installed(tmp_path_factory):
     return folder / 'site'
 
 
-def upstream() -> Path | None:
-    """Return where `make test-openmmlab` puts OpenMMLab's packages, or the path has them."""
-    places = [Path(sys.prefix) / 'openmmlab']
-    places += map(Path, os.environ.get('PYTHONPATH', '').split(os.pathsep))
-    return next((place for place in places if list(place.glob('mmengine-*.dist-info'))), None)
+def interpreter_of(stack: str) -> Path:
+    """Return this interpreter, or that of the environment of `make test-openmmlab`."""
+    if stack == stack_name():
+        return Path(sys.executable)
+    return Path(f'{sys.prefix}-{stack}') / 'bin' / 'python'
 
 
 @pytest.fixture(params=['onedl', 'openmmlab'])
 def command(request, installed, tmp_path):
     """A function that runs polynext-mm in an empty directory."""
-    path = [str(installed)]
-    if request.param == 'openmmlab':
-        if upstream() is None:
-            pytest.skip("OpenMMLab's packages are not there: `make test-openmmlab` installs them")
-        path.append(str(upstream()))
+    interpreter = interpreter_of(request.param)
+    if not interpreter.exists():
+        pytest.skip(f'there is no environment with the packages of {request.param}')
     work = tmp_path / 'empty'
     work.mkdir()
 
     def call(*arguments, **settings) -> str:
         return run(
-            *(installed / 'bin' / 'polynext-mm', *arguments),
+            *(interpreter, '-m', 'polynext_mm', *arguments),
             cwd=work,
-            PYTHONPATH=os.pathsep.join(path),
+            PYTHONPATH=str(installed),
             PYTHONWARNINGS='ignore',
             **settings,
         )
@@ -172,7 +171,7 @@ def test_a_wheel_works_in_an_empty_directory(command, tmp_path):
 def interpreters() -> dict[str, Path]:
     """Return the interpreters that this machine has of the versions that are supported."""
     found = {}
-    for minor in range(10, 14):
+    for minor in range(9, 14):
         version = f'3.{minor}'
         places = [shutil.which(f'python{version}')]
         places += sorted((Path.home() / '.pyenv' / 'versions').glob(f'{version}.*/bin/python'))
@@ -185,7 +184,7 @@ def interpreters() -> dict[str, Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('version', ['3.10', '3.11', '3.12', '3.13'])
+@pytest.mark.parametrize('version', ['3.9', '3.10', '3.11', '3.12', '3.13'])
 def test_every_supported_python_installs_and_imports_it(version, installed, tmp_path):
     interpreter = interpreters().get(version)
     if interpreter is None:
@@ -203,3 +202,47 @@ def test_every_supported_python_installs_and_imports_it(version, installed, tmp_
         printed = run(interpreter, '-m', 'polynext_mm', 'doctor', succeeds=False, **settings)
         assert '-> pip install torch\n' in printed and 'Traceback' not in printed
         assert '-> pip install mmcv' not in printed  # which of the two sets?
+
+
+# What pip does to an environment that works
+
+
+WORKING = {
+    'torch': '2.1.2+cu118',
+    'torchvision': '0.16.2+cu118',
+    'numpy': '1.26.4',
+    'mmcv': '2.1.0',
+    'mmengine': '0.10.7',
+    'mmsegmentation': '1.2.2',
+    'mmdet': '3.3.0',
+    'safetensors': '0.4.0',
+    'ftfy': '6.1.1',
+    'regex': '2023.12.25',
+    'setuptools': '69.0.3',
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('extra', ['', '[openmmlab]'])
+def test_installing_changes_nothing_in_an_environment_of_mm(installed, tmp_path, extra):
+    """pip's dry run adds this package alone, and is not let look for any other."""
+    run(sys.executable, '-m', 'venv', '--without-pip', tmp_path / 'env')
+    interpreter = tmp_path / 'env' / 'bin' / 'python'
+    program = 'import sysconfig; print(sysconfig.get_path("purelib"))'
+    place = Path(run(interpreter, '-c', program).strip())
+    for name, version in WORKING.items():
+        folder = place / f'{name}-{version}.dist-info'
+        folder.mkdir()
+        (folder / 'METADATA').write_text(
+            f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n'
+        )
+        (folder / 'INSTALLER').write_text('pip')
+    (wheel,) = (installed.parent / 'dist').glob('*.whl')
+    report = tmp_path / 'report.json'
+    run(
+        *(sys.executable, '-m', 'pip', '--python', interpreter, 'install', '-q', '--dry-run'),
+        *('--disable-pip-version-check', '--no-index', '--report', report),
+        f'polynext-mm{extra} @ {wheel.as_uri()}',
+    )
+    changed = json.loads(report.read_text())['install']
+    assert [package['metadata']['name'] for package in changed] == ['polynext-mm']

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
-def when_imported(name: str, action: Callable[[], object]) -> None:
+def when_imported(name: str, action: Callable[[], object], failure: str) -> None:
     """Call ``action`` right after a top-level module has been executed.
 
-    If the module is imported already, that is now. Whatever ``action`` raises is raised by the
-    import of the module.
+    If the module is imported already, that is now, and what ``action`` raises is raised. Later, the
+    import of the module is somebody else's and must not fail for it: what ``action`` raises is then
+    logged, in one line, and not tried again.
+
+    Args:
+        name: Of the module.
+        action: What to do.
+        failure: What is logged before what was raised: what does not work, and the remedy.
     """
     if sys.modules.get(name) is not None:
         action()
     else:
-        sys.meta_path.insert(0, _Finder(name, action))
+        sys.meta_path.insert(0, _Finder(name, action, failure))
 
 
 class _Finder:
     """Finds one module as the other finders do, and adds to what is done when it is executed."""
 
-    def __init__(self, name: str, action: Callable[[], object]):
+    def __init__(self, name: str, action: Callable[[], object], failure: str):
         self.name = name
         self.action = action
+        self.failure = failure
         self.is_searching = False
 
     def find_spec(
@@ -49,9 +57,16 @@ class _Finder:
         def exec_module(module: ModuleType) -> None:
             execute(module)
             if self in sys.meta_path:
-                self.action()
                 sys.meta_path.remove(self)
+                self._act()
 
         # An attribute of this loader alone, which otherwise stays what it is for whoever asks it
         # for source or resources.
         spec.loader.exec_module = exec_module
+
+    def _act(self) -> None:
+        try:
+            self.action()
+        except Exception as error:
+            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+            logging.getLogger(__name__).warning('%s (%s)', self.failure, reason)

@@ -27,7 +27,7 @@ _COMPILE_MMCV = {
     'onedl': (
         'pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps onedl-mmcv'
     ),
-    'openmmlab': 'pip uninstall -y mmcv-lite mmcv && mim install mmcv',
+    'openmmlab': "pip uninstall -y mmcv-lite mmcv && mim install 'mmcv>=2.1,<2.2'",
 }
 
 
@@ -66,7 +66,8 @@ def check_stack(modules: Sequence[str] = ('mmengine', 'mmcv')) -> None:
     for name in modules:
         if importlib.util.find_spec(name) is None:
             raise ImportError(
-                f'polynext_mm needs {name}, which is not installed: {_how_to_install()}', name=name
+                f'polynext_mm needs {name}, which is not installed: {_how_to_install(name)}',
+                name=name,
             )
 
 
@@ -80,9 +81,14 @@ def require_mmengine() -> None:
     importlib.import_module('mmengine')
 
 
-def _how_to_install() -> str:
+def _how_to_install(module: str) -> str:
     # Where half of a set is there already, the other set must not go on top of it.
     extra = stack_name() or 'onedl'
+    if (extra, module) == ('openmmlab', 'mmcv'):  # which the extra leaves to the user
+        return (
+            "run `pip install 'mmcv-lite>=2.1,<2.2'`, or, for compiled operators, "
+            "`mim install 'mmcv>=2.1,<2.2'`"
+        )
     in_a_clone = f"`pip install '.[{extra}]'` in a clone of polynext_mm"
     packages = _packages_of(extra)
     if not packages:

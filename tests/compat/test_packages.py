@@ -6,6 +6,7 @@ from importlib import metadata
 from types import SimpleNamespace
 
 import pytest
+from packaging.requirements import Requirement
 
 from helpers import ROOT
 from polynext_mm.compat import check_stack, packages, require_mmengine, stack_name
@@ -32,7 +33,7 @@ def test_the_stack_is_the_first_on_the_path(monkeypatch, names, stack):
 )
 @pytest.mark.parametrize(
     ('check', 'hidden'),
-    [(check_stack, 'mmengine'), (check_stack, 'mmcv'), (require_mmengine, 'mmengine')],
+    [(check_stack, 'mmengine'), (require_mmengine, 'mmengine')],
 )
 def test_the_error_lists_the_packages_that_go_with_what_is_there(
     monkeypatch, stack, extra, check, hidden
@@ -53,22 +54,36 @@ def test_the_error_lists_the_packages_that_go_with_what_is_there(
         command.split()
         == {
             'onedl': [
-                'onedl-mmengine==0.10.12',
-                'onedl-mmcv==2.3.6',
-                'onedl-mmsegmentation==1.4.2',
-                'onedl-mmdetection==3.5.1',
+                "'onedl-mmengine<0.11,>=0.10.12'",
+                "'onedl-mmcv<2.4,>=2.3.6'",
+                "'onedl-mmsegmentation<1.5,>=1.4.2'",
+                "'onedl-mmdetection<3.6,>=3.5.1'",
             ],
             'openmmlab': [
-                'mmengine==0.10.7',
-                'mmcv-lite==2.1.0',
-                'mmsegmentation==1.2.2',
-                'mmdet==3.3.0',
+                "'mmengine<1,>=0.10.7'",
+                "'mmsegmentation<1.3,>=1.2.2'",
+                "'mmdet<3.4,>=3.3.0'",
                 'ftfy',
                 'regex',
                 "'setuptools<81'",
             ],
         }[extra]
     )
+
+
+@pytest.mark.parametrize(
+    ('stack', 'remedy'),
+    [
+        ('openmmlab', "`pip install 'mmcv-lite>=2.1,<2.2'`, or"),
+        ('onedl', "'onedl-mmcv<2.4,>=2.3.6'"),
+    ],
+)
+def test_a_missing_mmcv_is_of_the_set_that_is_there(monkeypatch, stack, remedy):
+    monkeypatch.setattr(packages, 'stack_name', lambda: stack)
+    monkeypatch.setitem(sys.modules, 'mmcv', None)
+    with pytest.raises(ImportError, match='polynext_mm needs mmcv') as caught:
+        check_stack()
+    assert remedy in str(caught.value)
 
 
 def test_where_this_package_is_not_installed_either_the_clone_is_the_way(monkeypatch):
@@ -84,7 +99,9 @@ def test_where_this_package_is_not_installed_either_the_clone_is_the_way(monkeyp
 
 @pytest.mark.parametrize('extra', ['onedl', 'openmmlab'])
 def test_the_environment_that_is_tested_has_the_versions_of_the_extra(extra):
-    tested = (ROOT / 'requirements' / f'{extra}.txt').read_text().splitlines()
-    required = [line for line in metadata.requires('polynext-mm') if extra in line]
-    pinned = [line.split(';')[0].strip() for line in required if '==' in line.split(';')[0]]
-    assert len(pinned) == 4 and set(pinned) <= set(tested)
+    lines = (ROOT / 'requirements' / f'{extra}.txt').read_text().splitlines()
+    tested = dict(line.split('==') for line in lines if '==' in line)
+    required = [Requirement(line) for line in metadata.requires('polynext-mm') if extra in line]
+    ranges = [package for package in required if 'mm' in package.name]
+    assert len(ranges) == {'onedl': 4, 'openmmlab': 3}[extra]
+    assert all(package.specifier.contains(tested[package.name]) for package in ranges)

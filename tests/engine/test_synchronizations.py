@@ -7,8 +7,9 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from synchronizations import Synchronizations
 
-from count import count
 from helpers import ROOT, TINY_ARCH, Config, build_model, python
+from marks import needs
+from polynext_mm.compat.torch_features import AUTOCAST_BY_DEVICE
 from polynext_mm.nn import PolyNeXt
 
 
@@ -25,9 +26,12 @@ def test_the_counter_finds_what_waits():
     assert {file for _, file in found.all} == {f'{__file__}:test_the_counter_finds_what_waits'}
 
 
+@needs(AUTOCAST_BY_DEVICE)
 @pytest.mark.parametrize('settings', [{}, dict(with_cp=True), dict(norm='bn')], ids=str)
 def test_backbones_on_a_device(settings):
     """Meta tensors take the ways of an accelerator, and no number can be read from them."""
+    from count import count
+
     model = PolyNeXt(TINY_ARCH, drop_path_rate=0.3, grad_clip_norm=5.0, **settings).to('meta')
     model.loss_scale = torch.ones((), device='meta')
     # checkpoints save the autocast of the device, which meta tensors do not have
@@ -37,6 +41,10 @@ def test_backbones_on_a_device(settings):
     assert all(param.grad is not None for param in model.parameters())
 
 
+@pytest.mark.skipif(
+    not hasattr(torch._C, '_ensureCUDADeviceGuardSet'),
+    reason='this torch makes no CUDA tensors without CUDA, not even without numbers',
+)
 def test_steps_on_cuda_tensors_that_hold_no_numbers():
     """Loss scaling, clipping and a fused optimizer, in bfloat16 and float16."""
     program = ROOT / 'tests' / 'engine' / 'fake_cuda_step.py'
