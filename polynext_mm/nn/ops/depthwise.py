@@ -65,9 +65,7 @@ def conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
 
 
 def _torchs_forward(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    padding = int(
-        dilation * (weight.shape[-1] // 2)
-    )  # of a tensor, in a trace
+    padding = int(dilation * (weight.shape[-1] // 2))  # of a tensor, in a trace
     y = F.conv2d(x, weight.to(x.dtype), None, 1, padding, dilation, weight.shape[0])
     return y.contiguous(memory_format=torch.channels_last)  # without cuDNN it may be (C, H, W)
 
