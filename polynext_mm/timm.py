@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from .compat.optional import require_timm
 from .compat.torch_features import register_load_state_dict_pre_hook
 from .nn import ARCHS, PolyNeXtClassifier
-from .nn import PolyNeXt as Network
+from .nn import PolyNeXt as PolyNeXtNetwork
 from .nn.batch_norm import PositionNorm
+from .nn.classifier import Classifier
 from .nn.layers import LayerNorm, MakeNorm
-from .nn.polynext import Classifier
 from .weights import PUBLISHED, Published, loading, names
 
 require_timm()
@@ -96,7 +96,7 @@ class Head(Classifier):
         return x if pre_logits else self.fc(x)
 
 
-class PolyNeXt(Network):
+class PolyNeXt(PolyNeXtNetwork):
     """PolyNeXt with the released classifier and the methods of timm's models.
 
     Args:
@@ -149,7 +149,7 @@ class PolyNeXt(Network):
             for stage, (width, stride) in enumerate(zip(widths, strides))
         ]
         self.head: Head | None = Head(
-            widths[-1], num_classes, drop_rate, global_pool, self._norm_maker(len(widths) - 1)
+            widths[-1], num_classes, drop_rate, global_pool, self.norm_maker(len(widths) - 1)
         )
         self._files_tell_norm_size = norm_size is None
         register_load_state_dict_pre_hook(self, _translate)
@@ -284,9 +284,9 @@ def _agree_on_norm_size(model: PolyNeXt, _: object) -> None:
     """
     if model.norm == 'bn':
         if model._files_tell_norm_size:
-            model._given_norm_size = model.norm_size
+            model.given_norm_size = model.norm_size
         else:
-            model.set_norm_size(model._given_norm_size)
+            model.set_norm_size(model.given_norm_size)
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: PolyNeXt) -> dict[str, Tensor]:

@@ -475,7 +475,7 @@ def test_the_first_batch_of_a_training_sets_the_size_in_one_process(bn_file, mon
     model = pretrained(bn_file, 'cpolynext_t_bn').train()
     model(batch(96))
     assert model.norm_size == (96, 96) and model.head.norm.running_mean.shape == (3, 3)
-    monkeypatch.setattr('polynext_mm.nn.polynext.many_processes', lambda: True)
+    monkeypatch.setattr('polynext_mm.nn.batch_norm.many_processes', lambda: True)
     for size, expected in ((None, (64, 64)), (96, (96, 96))):  # what was there to be wrapped
         model = pretrained(bn_file, 'cpolynext_t_bn', norm_size=size).train()
         model(batch(128))

@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .. import nn as network
+from ..nn import PolyNeXt as PolyNeXtNetwork
 from ..nn.batch_norm import ChannelBatchNorm
 from ..nn.ops.precision import wide
 from ..weights import loading
@@ -30,7 +30,7 @@ class OutBatchNorm(ChannelBatchNorm):
 
 
 @MODELS.register_module()
-class PolyNeXt(network.PolyNeXt, MultiScale):
+class PolyNeXt(PolyNeXtNetwork, MultiScale):
     """PolyNeXt backbone for segmentors and detectors.
 
     Registered in mmengine's root registry, so a config of mmseg, mmdet or any other OpenMMLab
@@ -140,7 +140,7 @@ class PolyNeXt(network.PolyNeXt, MultiScale):
     def make_out_norm(self, stage: int, channels: int) -> nn.Module:
         if self.norm == 'ln':
             return OutNorm(channels)
-        return OutBatchNorm(channels, *self._norm_maker(stage).settings)
+        return OutBatchNorm(channels, *self.batch_norms(stage).settings)
 
     def _log(self, message: str) -> None:
         print_log(message, logger='current')

@@ -318,17 +318,10 @@ def check_operators() -> Check:
 
 
 def check_compiling() -> Check:
-    import torch
+    from polynext_mm.compat.torch_features import COMPILE_CELLS
 
-    from polynext_mm.nn.polynext import COMPILE_TORCH
-
-    if torch.__version__ < COMPILE_TORCH:
-        return Check(
-            'torch.compile',
-            'note',
-            f'compile_cells needs torch {COMPILE_TORCH}, and this is {torch.__version__}',
-            'upgrade torch',
-        )
+    if not COMPILE_CELLS.is_there:
+        return Check('torch.compile', 'note', COMPILE_CELLS.what_is_missing(), 'upgrade torch')
     if _compiler() is None:
         return Check(
             'torch.compile',

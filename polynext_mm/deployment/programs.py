@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from ..compat.torch_features import EXPORT
-from ..nn.polynext import require_compiler
+from ..nn.compiling import require_compiler
 from .networks import AnySizeGroupNorm, AnySizePool, LabelMap, Network
 
 #: Sides of images that a graph takes.

@@ -4,8 +4,9 @@
 """
 
 from .arch import ARCHS, Arch, get_arch
+from .classifier import PolyNeXtClassifier
 from .ops import plain_ops, poly_attention, triton_ops
-from .polynext import PolyNeXt, PolyNeXtClassifier
+from .polynext import PolyNeXt
 
 __all__ = [
     'ARCHS',

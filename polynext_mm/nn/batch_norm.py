@@ -8,7 +8,10 @@ resized bilinearly to the map in use, row sums also by the ratio of the numbers 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 
 from ..compat.torch_features import is_compiling
 from . import ops
+from .arch import Arch
 from .ops import dispatch
 from .ops.channel_batch_norm import mean_over_processes
 from .ops.precision import LN_EPS, wide
@@ -23,11 +27,14 @@ from .ops.precision import LN_EPS, wide
 MOMENTUM = 0.1
 ROW_SUM_EPS = 1e-6
 CACHED_SIZES = 8
+NORMS = ('ln', 'bn')
+NORM_SIZE = 224  # of the released fully polynomial networks
 
 
 def map_size(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
     """Return the height and the width of the map of an image at a stride."""
-    return tuple(math.ceil(side / stride) for side in image_size)
+    height, width = image_size
+    return math.ceil(height / stride), math.ceil(width / stride)
 
 
 class PositionNorm(nn.Module):
@@ -42,7 +49,8 @@ class PositionNorm(nn.Module):
     """
 
     #: Names of the tables, (..., H, W) each.
-    tables: tuple[str, ...] = ()
+    tables: ClassVar[tuple[str, ...]] = ()
+    num_batches_tracked: Tensor
 
     def __init__(self, stride: int, over_processes: bool):
         super().__init__()
@@ -55,7 +63,12 @@ class PositionNorm(nn.Module):
     @property
     def size(self) -> tuple[int, int]:
         """The height and the width of the tables."""
-        return tuple(getattr(self, self.tables[0]).shape[-2:])
+        height, width = getattr(self, self.tables[0]).shape[-2:]
+        return height, width
+
+    def reset_parameters(self) -> None:
+        """Initialize for training from scratch."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def resize_(self, size: tuple[int, int]) -> None:
@@ -80,7 +93,7 @@ class PositionNorm(nn.Module):
         """Return what inference needs at a size of map, once computed for all calls."""
         if size == self._fused_size:
             return self._fused()
-        sources = [self._parameters.get(name, self._buffers.get(name)) for name in self.tables]
+        sources = [getattr(self, name) for name in self.tables]
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
         if differentiable or is_compiling() or dispatch.exporting():
             return self._computed_constants(size)
@@ -99,7 +112,7 @@ class PositionNorm(nn.Module):
         raise NotImplementedError
 
     def _fused(self) -> tuple[Tensor, ...]:
-        return tuple(self._buffers[name] for name in self._fused_names())
+        return tuple(getattr(self, name) for name in self._fused_names())
 
     def _fused_names(self) -> list[str]:
         return [name for name in self._buffers if name.startswith('fused_')]
@@ -147,46 +160,41 @@ class ChannelBatchNorm(PositionNorm):
     """
 
     tables = ('position_weight', 'running_mean', 'running_var')
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(
         self, channels: int, size: tuple[int, int], stride: int, over_processes: bool = False
     ):
         super().__init__(stride, over_processes)
-        self.weight = nn.Parameter(torch.ones(channels))
+        self.weight: nn.Parameter | None = nn.Parameter(torch.ones(channels))
         self.position_weight = nn.Parameter(torch.ones(size))
         self.register_buffer('running_mean', torch.zeros(size))
         self.register_buffer('running_var', torch.ones(size))
         self._input_has_weight = False
 
     def reset_parameters(self) -> None:
-        nn.init.ones_(self.weight)
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
         nn.init.ones_(self.position_weight)
         self.running_mean.zero_()
         self.running_var.fill_(1)
         self.num_batches_tracked.zero_()
 
-    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
-        """Normalize, and multiply by the gate.
-
-        Args:
-            x: (B, H, W, C).
-            gate: A scalar, or None for 1.
-
-        Returns:
-            A new map (B, H, W, C) in the dtype of ``x``.
-        """
-        weight = self.weight if gate is None else self.weight * gate
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize (B, H, W, C) to a new map in its dtype."""
         if self.training:
-            return self._normalized_by_batch(x, weight).to(x.dtype)
-        scale, shift = self._constants(tuple(x.shape[1:3]))
+            return self._normalized_by_batch(x).to(x.dtype)
+        scale, shift = self._constants((x.shape[1], x.shape[2]))
         y = wide(x) * scale + shift
-        y = y if weight is None or self._input_has_weight else y * weight
+        y = y if self.weight is None or self._input_has_weight else y * self.weight
         return y.to(x.dtype)
 
-    def _normalized_by_batch(self, x: Tensor, weight: Tensor) -> Tensor:
-        size = tuple(x.shape[1:3])
+    def _normalized_by_batch(self, x: Tensor) -> Tensor:
+        size = (x.shape[1], x.shape[2])
         w_position = self._at('position_weight', size)
         over_processes = self.over_processes and many_processes()
+        weight = x.new_ones(x.shape[-1]) if self.weight is None else self.weight
         y, mean, var = ops.channel_batch_norm(x, w_position, wide(weight), over_processes)
         own = self.size
         self._track(running_mean=_resized(mean, own), running_var=_resized(var, own))
@@ -197,19 +205,23 @@ class ChannelBatchNorm(PositionNorm):
         w_position, mean, var = (self._at(name, size)[..., None] for name in self.tables)
         scale = w_position * (var + LN_EPS).rsqrt()
         shift = -mean * scale
-        return scale, shift * wide(self.weight) if self._input_has_weight else shift
+        if self._input_has_weight and self.weight is not None:
+            shift = shift * wide(self.weight)
+        return scale, shift
 
     @torch.no_grad()
     def fold_forward(self, following: nn.Linear) -> None:
         """Move the weight into the columns of the matrix that follows."""
-        following.weight.mul_(self.weight)
+        if self.weight is not None:
+            following.weight.mul_(self.weight)
         self.weight = None
 
     @torch.no_grad()
     def fold_back(self, *rows: Tensor) -> None:
         """Move the weight into what the input is made by: matrices (C, ...) or scales (C,)."""
-        for weight in rows:
-            weight.mul_(self.weight.view(-1, *[1] * (weight.ndim - 1)))
+        if self.weight is not None:
+            for weight in rows:
+                weight.mul_(self.weight.view(-1, *[1] * (weight.ndim - 1)))
         self._input_has_weight = True
 
 
@@ -226,6 +238,7 @@ class RowSumNorm(PositionNorm):
     """
 
     tables = ('weight', 'running_sum')
+    running_sum: Tensor
 
     def __init__(
         self, heads: int, size: tuple[int, int], stride: int, over_processes: bool = False
@@ -300,6 +313,141 @@ class BatchNorms:
     def settings(self) -> tuple:
         """Arguments of the norms after the number of channels or heads."""
         return map_size(self.image_size, self.stride), self.stride, self.over_processes
+
+
+class NormSizes(nn.Module):
+    """What a network needs for the sizes that the norms of ``norm='bn'`` belong to.
+
+    Attributes:
+        norm: 'ln' or 'bn'.
+        given_norm_size: Height and width of the images that norms are made for, to which several
+            processes keep in training; None for 'ln'.
+    """
+
+    arch: Arch
+
+    def set_norm(self, norm: str, norm_size: int | Sequence[int] | None, sync_norm: bool) -> None:
+        """Choose the norms that are to be made; see :class:`polynext_mm.nn.PolyNeXt`.
+
+        Raises:
+            ValueError: For a value that is not valid, or a size with ``norm='ln'``.
+        """
+        self.norm = norm
+        self.given_norm_size = checked_norm_size(norm, norm_size, sync_norm)
+        self._sync_norm = sync_norm
+        self._norm_size_is_settled = False
+
+    def batch_norms(self, stage: int) -> BatchNorms:
+        """Return what makes the norms of a stage of a fully polynomial network."""
+        size = self.given_norm_size or (NORM_SIZE, NORM_SIZE)
+        return BatchNorms(size, self.arch.strides[stage], self._sync_norm)
+
+    @property
+    def norm_size(self) -> tuple[int, int] | None:
+        """Height and width of the images that the norms' statistics are for; None for 'ln'."""
+        if self.given_norm_size is None:
+            return None
+        norm = next(norm for norm in self.modules() if isinstance(norm, PositionNorm))
+        if norm.size == map_size(self.given_norm_size, norm.stride):
+            return self.given_norm_size
+        height, width = norm.size
+        return height * norm.stride, width * norm.stride
+
+    def position_shapes(self, image_size: tuple[int, int]) -> dict[str, torch.Size]:
+        """Return the shapes at a size of image of what a state dict holds for every position."""
+        return {
+            f'{name}.{table}': torch.Size(
+                (*getattr(norm, table).shape[:-2], *map_size(image_size, norm.stride))
+            )
+            for name, norm in self.named_modules()
+            if isinstance(norm, PositionNorm)
+            for table in norm.tables
+        }
+
+    def set_norm_size(self, size: int | Sequence[int]) -> None:
+        """Resize the norms' weights and statistics for good.
+
+        Parameters stay the same objects: an optimizer without state goes on with them.
+
+        Args:
+            size: The side, or height and width, of the images that they are for from now on.
+
+        Raises:
+            ValueError: With ``norm='ln'``, or for what is no size.
+        """
+        image_size = checked_norm_size(self.norm, size, False)
+        for norm in self.modules():
+            if isinstance(norm, PositionNorm) and image_size is not None:
+                norm.resize_(map_size(image_size, norm.stride))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        super()._load_from_state_dict(state_dict, prefix, *args)  # hooks may rename what is in it
+        table = state_dict.get(f'{prefix}stages.0.cells.0.norm.position_weight')
+        if self.norm == 'bn' and table is not None and table.ndim == 2:
+            self.set_norm_size(tuple(side * self.arch.stem_stride for side in table.shape))
+
+    def keep_norm_size(self) -> None:
+        """Let the size of the norms stay as it is in training, as it must when one is resumed."""
+        self._norm_size_is_settled = True
+
+    def settle_norm_size(self, images: Tensor) -> None:
+        """Give the norms the size of the first batch of a training, once.
+
+        In several processes that size is the one given, since DistributedDataParallel took the
+        shapes of parameters when it wrapped them.
+        """
+        if not self.training or self._norm_size_is_settled or is_compiling():
+            return
+        before, given = self.norm_size, self.given_norm_size
+        if before is None or given is None:
+            return
+        image_size = (images.shape[-2], images.shape[-1])
+        self._norm_size_is_settled = True
+        fixed = many_processes()
+        size = given if fixed else image_size
+        if not self._same_maps(before, size):
+            self.set_norm_size(size)
+            self._log(
+                "the norms' weights and statistics, for images of {}x{}, are resized to the {}x{} "
+                'of {}'.format(*before, *size, 'norm_size' if fixed else 'this training')
+            )
+        if not self._same_maps(size, image_size):
+            self._log(
+                "the norms' weights and statistics stay those for images of {}x{}, resized for "
+                'every map: to train them at {}x{} in several processes, set norm_size to that'
+                ''.format(*size, *image_size)
+            )
+
+    def _same_maps(self, *image_sizes: tuple[int, int]) -> bool:
+        """Return whether images of these sizes have maps of the same sizes."""
+        return len({map_size(size, self.arch.stem_stride) for size in image_sizes}) == 1
+
+    def _log(self, message: str) -> None:
+        logging.getLogger(__name__).info(message)
+
+
+def checked_norm_size(
+    norm: str, size: int | Sequence[int] | None, sync: bool
+) -> tuple[int, int] | None:
+    """Return the height and the width of the images of the norms; None for LN."""
+    if norm not in NORMS:
+        raise ValueError(f'norm must be one of {NORMS}, got {norm!r}')
+    if not isinstance(sync, bool):
+        raise ValueError(f'sync_norm must be True or False, got {sync!r}')
+    if norm == 'ln':
+        if size is not None or sync:
+            raise ValueError("norm_size and sync_norm are for norm='bn': LN keeps no statistics")
+        return None
+    size = NORM_SIZE if size is None else size
+    sides = (size, size) if isinstance(size, int) else size
+    if (
+        not isinstance(sides, Sequence)
+        or len(sides) != 2
+        or not all(type(side) is int and side > 0 for side in sides)
+    ):
+        raise ValueError(f'norm_size must be a positive integer or two (H, W), got {size!r}')
+    height, width = sides
+    return height, width
 
 
 def many_processes() -> bool:

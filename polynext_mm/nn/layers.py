@@ -4,30 +4,31 @@ The three branches, :class:`PolyMLP`, :class:`PolyConv` and :class:`PolyAttn`, a
 residual stream x and return ``x + keep * gate * F(x)``, F being what the paper gives the branch's
 name to:
 
-- ``gate``, a scalar, is the branch's sigmoid(lam), or None for 1. It is folded into the smallest
-  weight at the end of the branch, so that it scales neither a map nor a matrix.
+- ``gate``, a scalar, is the branch's sigmoid(lam), or None for 1.
 - ``keep``, (B, 1, 1, 1), is the factor of drop path, or None for 1.
 
-Every branch takes its kind of norm as ``norm``: :class:`LayerNorm`, or a maker of the norms of a
-fully polynomial network (:class:`~polynext_mm.nn.batch_norm.BatchNorms`).
+``forward`` is the paper's equation in calls of the branch's own layers. Beside it stands a kernel
+of :mod:`polynext_mm.nn.ops` that computes the same without calling them. It runs where every layer
+is exactly the one made here (:mod:`polynext_mm.nn.stock`), so whatever replaces a layer or hooks
+into it works, and only its own branch goes without the kernel. Compilers and exports take the
+equation too.
 
-The layers inside a branch hold its weights; the branch passes these to an operation of
-:mod:`polynext_mm.nn.ops` and does not call all of the layers. Hooks belong on the branch.
+Every branch takes its kind of norm as ``norm``: :class:`LayerNorm`, or a maker of the norms of a
+fully polynomial network (:class:`~polynext_mm.nn.batch_norm.BatchNorms`), which have no kernels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from . import ops
 from .batch_norm import BatchNorms, ChannelBatchNorm
-from .ops import poly_attn, poly_conv, poly_mlp
-from .ops.precision import narrow
+from .stock import kernel_weights
 
 HEAD_WIDTH = 32
 
@@ -37,20 +38,25 @@ class LayerNorm(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
+        self.weight: nn.Parameter | None = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.weight)
 
+    def reset_parameters(self) -> None:
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+
     @torch.no_grad()
     def fold_forward(self, following: nn.Linear) -> None:
         """Move the weight into the columns of the matrix that follows."""
-        following.weight.mul_(self.weight)
+        if self.weight is not None:
+            following.weight.mul_(self.weight)
         self.weight = None
 
 
 #: LayerNorm, or what makes another norm of a number of channels.
-MakeNorm = Callable[[int], nn.Module]
+MakeNorm = Callable[[int], 'LayerNorm | ChannelBatchNorm']
 
 
 class DepthwiseConv(nn.Module):
@@ -61,16 +67,30 @@ class DepthwiseConv(nn.Module):
         kernel_size: Odd.
     """
 
+    dilation: ClassVar[int] = 1
+
     def __init__(self, channels: int, kernel_size: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size, kernel_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.depthwise(x, self.weight)
+        return ops.depthwise(x, self.weight, self.dilation)
+
+
+class DilatedConv(DepthwiseConv):
+    """:class:`DepthwiseConv` with dilation 2."""
+
+    dilation = 2
 
 
 class Branch(nn.Module):
-    """What the three branches share: their arguments, and the place of the gate."""
+    """What the three branches share: their arguments, and the way to their kernel."""
+
+    #: The layers that the kernel stands in for, with their classes, in the order of its weights.
+    kinds: ClassVar[Mapping[str, type[nn.Module]]] = {}
+    #: The layer whose weight the gate is folded into for the kernel and in deployment. It is the
+    #: smallest weight at the end of the branch, so that the gate scales neither a map nor a matrix.
+    gated: str
 
     def forward(
         self,
@@ -85,34 +105,45 @@ class Branch(nn.Module):
             x: (B, H, W, C).
             gate: A scalar, or None for 1.
             keep: The factor of drop path, (B, 1, 1, 1), or None for 1.
-            out: Where the result may be written without gradients: contiguous, like ``x`` or ``x``
-                itself. By default a new map is returned.
+            out: Where a kernel may write the result without gradients: contiguous, like ``x`` or
+                ``x`` itself. By default a new map is returned.
         """
         raise NotImplementedError
 
-    def gated_layer(self) -> nn.Module:
-        """Return the layer whose weight the gate is folded into."""
-        raise NotImplementedError
+    def kernel_weights(self, gate: Tensor | None) -> dict[str, Tensor | None] | None:
+        """Return the weights for the kernel, by layer, with all scales folded in.
 
-    def gated_weight(self, gate: Tensor | None) -> Tensor | None:
-        """Return that weight times the gate; None if both were fused into another weight."""
-        weight = self.gated_layer().weight
-        return weight if gate is None else weight * gate
+        None where the layers are to be called instead.
+        """
+        found = kernel_weights(self, self.kinds)
+        if found is None:
+            return None
+        weights = dict(zip(self.kinds, found))
+        weight = weights[self.gated]
+        if gate is not None and weight is not None:
+            weights[self.gated] = weight * gate
+        return weights
 
     @torch.no_grad()
     def fuse(self, gate: Tensor) -> None:
         """Fold the gate, and scales next to matrices, into the weights for good."""
-        self.gated_layer().weight.mul_(gate)
+        getattr(self, self.gated).weight.mul_(gate)
 
 
 class PolyMLP(Branch):
-    """Product of two projections in place of an activation (paper, PolyMLP).
+    """Product of two projections in place of an activation (paper, PolyMLP)::
+
+        u, v = the halves of proj_in(x)
+        x + keep * gate * proj_out(norm(u * v))
 
     Args:
         channels: C.
         ratio: Width of the two projections together, over C; ``int(C * ratio)`` is even.
         norm: Makes the norm.
     """
+
+    kinds = {'proj_in': nn.Linear, 'norm': LayerNorm, 'proj_out': nn.Linear}
+    gated = 'norm'
 
     def __init__(self, channels: int, ratio: float, norm: MakeNorm = LayerNorm):
         super().__init__()
@@ -122,14 +153,11 @@ class PolyMLP(Branch):
         self.proj_out = nn.Linear(width // 2, channels, bias=False)
 
     def forward(self, x, gate=None, keep=None, out=None):
-        w_in, w_out = self.proj_in.weight, self.proj_out.weight
-        if isinstance(self.norm, ChannelBatchNorm):
-            norm = partial(self.norm, gate=gate)
-            return poly_mlp.plain_with_norm(norm, x, keep, *narrow(x, w_in, w_out))
-        return ops.add_poly_mlp(x, keep, w_in, self.gated_weight(gate), w_out, out)
-
-    def gated_layer(self) -> nn.Module:
-        return self.norm
+        weights = self.kernel_weights(gate)
+        if weights is not None:
+            return ops.add_poly_mlp(x, keep, *weights.values(), out=out)
+        u, v = self.proj_in(kept(x, out)).chunk(2, -1)
+        return ops.residual(x, self.proj_out(self.norm(u * v)), gate, keep)
 
     def fuse(self, gate: Tensor) -> None:
         super().fuse(gate)
@@ -137,10 +165,13 @@ class PolyMLP(Branch):
 
 
 class PolyConv(Branch):
-    """Product of a coarse and a fine depthwise convolution (paper, PolyConv).
+    """Product of a coarse and a fine depthwise convolution (paper, PolyConv)::
 
-    The inner channels are in the order of :func:`polynext_mm.nn.ops.partner_order`, not in the
-    paper's.
+        b = proj_in(x)
+        x + keep * gate * norm(proj_out(smooth(coarse_conv(b) * swap(fine_conv(b)))))
+
+    The inner channels are in the order of :func:`polynext_mm.nn.ops.partner_order`, in which
+    ``swap`` is the paper's reversal of the channels.
 
     Args:
         channels: C.
@@ -149,31 +180,33 @@ class PolyConv(Branch):
         norm: Makes the norm.
     """
 
+    kinds = {
+        'proj_in': nn.Linear,
+        'coarse_conv': DilatedConv,
+        'fine_conv': DepthwiseConv,
+        'smooth': DepthwiseConv,
+        'proj_out': nn.Linear,
+        'norm': LayerNorm,
+    }
+    gated = 'norm'
+
     def __init__(self, channels: int, ratio: float, coarse_size: int, norm: MakeNorm = LayerNorm):
         super().__init__()
         width = int(channels * ratio)
         self.proj_in = nn.Linear(channels, width, bias=False)
-        self.coarse_conv = DepthwiseConv(width, coarse_size)
+        self.coarse_conv = DilatedConv(width, coarse_size)
         self.fine_conv = DepthwiseConv(width, 3)
         self.smooth = DepthwiseConv(width, 3)
         self.proj_out = nn.Linear(width, channels, bias=False)
         self.norm = norm(channels)
 
     def forward(self, x, gate=None, keep=None, out=None):
-        weights = (
-            self.proj_in.weight,
-            self.coarse_conv.weight,
-            self.fine_conv.weight,
-            self.smooth.weight,
-            self.proj_out.weight,
-        )
-        if isinstance(self.norm, ChannelBatchNorm):
-            norm = partial(self.norm, gate=gate)
-            return poly_conv.plain_with_norm(norm, x, keep, *narrow(x, *weights))
-        return ops.add_poly_conv(x, keep, *weights, self.gated_weight(gate), out)
-
-    def gated_layer(self) -> nn.Module:
-        return self.norm
+        weights = self.kernel_weights(gate)
+        if weights is not None:
+            return ops.add_poly_conv(x, keep, *weights.values(), out=out)
+        b = self.proj_in(kept(x, out))
+        product = self.coarse_conv(b) * ops.swap_partners(self.fine_conv(b))
+        return ops.residual(x, self.norm(self.proj_out(self.smooth(product))), gate, keep)
 
     def fuse(self, gate: Tensor) -> None:
         super().fuse(gate)
@@ -184,17 +217,28 @@ class PolyConv(Branch):
 class PolyAttn(Branch):
     """Attention with the weights (1 + s q k^T)^4 in place of softmax (paper, PolyAttn)::
 
-        qk, v = the halves of LN(x) W_in^T
+        qk, v = the halves of proj_in(norm(x))
         q, k, v = s * q_conv(qk), k_conv(qk), v_conv(v)
-        x + keep * gate * smooth(poly_attention(q, k, v)) W_out^T
+        x + keep * gate * proj_out(smooth(poly_attention(q, k, v)))
 
-    In a fully polynomial network ``row_norm`` divides attention by a running average of its row
-    sums instead of the sums themselves, and ``smooth_norm`` follows ``smooth``.
+    s is a scale per head. In a fully polynomial network ``row_norm`` divides attention by a running
+    average of its row sums instead of the sums themselves, and ``smooth_norm`` follows ``smooth``.
 
     Args:
         channels: C; there are ceil(C / 64) heads of width 32.
         norm: Makes the norm.
     """
+
+    kinds = {
+        'norm': LayerNorm,
+        'proj_in': nn.Linear,
+        'q_conv': DepthwiseConv,
+        'k_conv': DepthwiseConv,
+        'v_conv': DepthwiseConv,
+        'smooth': DepthwiseConv,
+        'proj_out': nn.Linear,
+    }
+    gated = 'smooth'
 
     def __init__(self, channels: int, norm: MakeNorm = LayerNorm):
         super().__init__()
@@ -205,45 +249,64 @@ class PolyAttn(Branch):
         self.q_conv = DepthwiseConv(width, 5)
         self.k_conv = DepthwiseConv(width, 5)
         self.v_conv = DepthwiseConv(width, 3)
-        self.scale_logit = nn.Parameter(torch.empty(self.num_heads))
+        self.scale_logit: nn.Parameter | None = nn.Parameter(torch.empty(self.num_heads))
         self.smooth = DepthwiseConv(width, 3)
         self.proj_out = nn.Linear(width, channels, bias=False)
-        polynomial = isinstance(norm, BatchNorms)
-        self.row_norm = norm.of_rows(self.num_heads) if polynomial else None
-        self.smooth_norm = norm(width) if polynomial else None
+        self.row_norm = norm.of_rows(self.num_heads) if isinstance(norm, BatchNorms) else None
+        self.smooth_norm = norm(width) if isinstance(norm, BatchNorms) else None
 
     def forward(self, x, gate=None, keep=None, out=None):
-        polynomial = self.row_norm is not None
-        weights = (
-            self.proj_in.weight,
-            self._scaled_q_weight(),
-            self.k_conv.weight,
-            self.v_conv.weight,
-            self.smooth.weight if polynomial else self.gated_weight(gate),
-            self.proj_out.weight,
+        weights = self.kernel_weights(gate)
+        if weights is not None:
+            return ops.add_poly_attn(x, keep, self.num_heads, *weights.values(), out=out)
+        qk, v = self.proj_in(self.norm(kept(x, out))).chunk(2, -1)
+        q, k, v = (
+            ops.split_heads(a, self.num_heads)
+            for a in (self.q_conv(qk), self.k_conv(qk), self.v_conv(v))
         )
-        if polynomial:
-            attention = partial(self.row_norm, size=tuple(x.shape[1:3]))
-            norms = (self.norm, attention, partial(self.smooth_norm, gate=gate))
-            return poly_attn.plain_with_norms(*norms, x, keep, self.num_heads, *narrow(x, *weights))
-        return ops.add_poly_attn(x, keep, self.num_heads, self.norm.weight, *weights, out)
+        if self.scale_logit is not None:
+            q = (q * self.scale_logit.sigmoid()[:, None, None]).to(q.dtype)
+        if self.row_norm is None:
+            attended = ops.poly_attention(q, k, v)
+        else:
+            attended = self.row_norm(q, k, v, size=tuple(x.shape[1:3]))
+        y = self.smooth(ops.merge_heads(attended, x))
+        if self.smooth_norm is not None:
+            y = self.smooth_norm(y)
+        return ops.residual(x, self.proj_out(y), gate, keep)
 
-    def _scaled_q_weight(self) -> Tensor:
+    def reset_parameters(self) -> None:
+        if self.scale_logit is not None:
+            nn.init.constant_(self.scale_logit, -math.log(HEAD_WIDTH**0.5 - 1))  # logit of 32^-.5
+
+    def kernel_weights(self, gate):
+        weights = super().kernel_weights(gate)
+        if weights is not None:
+            weights['q_conv'] = self._scaled(weights['q_conv'])
+        return weights
+
+    def _scaled(self, weight: Tensor) -> Tensor:
         """Return the weight of q_conv times the scale s of each head."""
-        weight = self.q_conv.weight
         if self.scale_logit is None:
             return weight
         scale = self.scale_logit.sigmoid()[:, None, None, None]
         return (weight.unflatten(0, (self.num_heads, -1)) * scale[..., None]).flatten(0, 1)
 
-    def gated_layer(self) -> nn.Module:
-        return self.smooth if self.smooth_norm is None else self.smooth_norm
-
     @torch.no_grad()
     def fuse(self, gate: Tensor) -> None:
-        super().fuse(gate)
-        self.q_conv.weight.copy_(self._scaled_q_weight())
+        gated = self.smooth if self.smooth_norm is None else self.smooth_norm
+        if gated.weight is not None:
+            gated.weight.mul_(gate)
+        self.q_conv.weight.copy_(self._scaled(self.q_conv.weight))
         self.scale_logit = None
         self.norm.fold_forward(self.proj_in)
         if self.smooth_norm is not None:
             self.smooth_norm.fold_forward(self.proj_out)
+
+
+def kept(x: Tensor, out: Tensor | None) -> Tensor:
+    """Return ``x`` for layers that may keep what they are called with.
+
+    A later kernel may write into ``out``, so if that is ``x`` a copy is returned.
+    """
+    return x.clone() if x is out else x

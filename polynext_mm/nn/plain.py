@@ -50,6 +50,8 @@ class RunningNorm(nn.Module):
     the running ones.
     """
 
+    num_batches_tracked: Tensor
+
     def statistics(self, **batch: Tensor) -> Iterator[Tensor]:
         for name, value in batch.items():
             running = getattr(self, name)
@@ -133,14 +135,18 @@ class PolyAttn(nn.Module):
         return x.reshape(len(x), self.heads, HEAD_WIDTH, -1).transpose(2, 3)
 
 
+def map_size(height: int, width: int, stride: int) -> tuple[int, int]:
+    return math.ceil(height / stride), math.ceil(width / stride)
+
+
 def poly_conv(
-    project: nn.Module, coarse: nn.Module, fine: nn.Module, finish: nn.Module, x: Tensor
+    x: Tensor, project: nn.Module, coarse: nn.Module, fine: nn.Module, finish: nn.Module
 ) -> Tensor:
     b = project(x)
     return finish(coarse(b) * fine(b).flip(1))
 
 
-def poly_mlp(project: nn.Module, finish: nn.Module, x: Tensor) -> Tensor:
+def poly_mlp(x: Tensor, project: nn.Module, finish: nn.Module) -> Tensor:
     u, v = project(x).chunk(2, 1)
     return finish(u * v)
 
@@ -186,9 +192,9 @@ class Cell(nn.Module):
         ops, count = list(self.ops), len(self.ops) // len(self.gates)
         for i, (mixer_gate, mlp_gate) in enumerate(self.gates):
             *mixer, project, finish = ops[count * i : count * (i + 1)]
-            mix = mixer[0] if self.attends else partial(poly_conv, *mixer)
-            x = x + gate[mixer_gate] * mix(x)
-            x = x + gate[mlp_gate] * poly_mlp(project, finish, x)
+            mixed = mixer[0](x) if self.attends else poly_conv(x, *mixer)
+            x = x + gate[mixer_gate] * mixed
+            x = x + gate[mlp_gate] * poly_mlp(x, project, finish)
         return x
 
 
@@ -208,7 +214,7 @@ class PlainPolyNeXt(nn.Module):
         self.depths = arch.depths
         self.stem = conv(3, arch.widths[0], arch.stem_size, arch.stem_stride)
         self.cells = nn.ModuleList(
-            Cell(arch, stage, norm_size and [math.ceil(n / stride) for n in norm_size])
+            Cell(arch, stage, norm_size and map_size(*norm_size, stride))
             for stage, (depth, stride) in enumerate(zip(arch.depths, arch.strides))
             for _ in range(depth)
         )

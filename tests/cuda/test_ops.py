@@ -1,13 +1,11 @@
 """Every operation on the device, against its plain form on the CPU in float64."""
 
-from functools import partial
-
 import pytest
 import torch
 
 import op_cases
 from op_cases import OPS
-from polynext_mm.nn import ops, plain_ops, poly_attention, triton_ops
+from polynext_mm.nn import plain_ops, poly_attention, triton_ops
 
 # Of a vector's length. Half precision rounds in several places.
 TOLERANCE = {
@@ -75,23 +73,8 @@ def test_operations_at_widths_of_networks(channels, dtype, device):
 
     Torch's own gradients on the CPU are .066 off in bfloat16, by sums over this many positions.
     """
-    size, c = dict(height=30, width=33), channels
-    x, s1 = op_cases.maps(torch.float64, 2, c, count=2, **size)
-    keep = torch.tensor([0.5, 1.25]).view(-1, 1, 1, 1)
-    vector, square = (c,), (c, c)
-    kernels = [(c, 1, 5, 5), (c, 1, 3, 3), (c, 1, 3, 3)]
-    for op, maps, shapes in (
-        (ops.norm_of_pair, [x, s1], [vector] * 3),
-        (ops.layer_norm, [x], [vector]),
-        (partial(with_keep, ops.add_poly_mlp, keep), [x], [(2 * c, c), vector, square]),
-        (partial(with_keep, ops.add_poly_conv, keep), [x], [square, *kernels, square, vector]),
-    ):
-        inputs = [*maps, *op_cases.tensors(torch.float64, *shapes)]
+    for op, inputs in op_cases.of_width(channels, torch.float64, height=30, width=33):
         check(op, inputs, device, dtype, slack=2)
-
-
-def with_keep(op, keep, x, *weights):
-    return op(x, keep.to(x), *weights)
 
 
 @precisions

@@ -70,7 +70,7 @@ def check(train, precision, size):
 def main():
     torch._C._ensureCUDADeviceGuardSet()
     for name in ('kaiming_uniform_', 'kaiming_normal_'):  # they want a generator of CUDA's
-        setattr(torch.nn.init, name, lambda weight, *_, **__: weight)
+        setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
     precisions = ['float32', *HALF, *(f'model in {name}' for name in HALF)]
     for cudnn in (True, False):
         with torch.backends.cudnn.flags(enabled=cudnn):

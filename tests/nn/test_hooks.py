@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from helpers import TINY_ARCH, randomized
 from polynext_mm.nn import PolyNeXt, get_arch
+from polynext_mm.nn.cell import Cell, Stack, Stage
 from polynext_mm.nn.layers import Branch, PolyAttn, PolyConv, PolyMLP
 from polynext_mm.nn.ops import blocks
-from polynext_mm.nn.polynext import Cell, Stack, Stage
 
 HOOKED = (Branch, Stack, Cell, Stage)
 TRAINING = pytest.mark.parametrize('needs_grad', [False, True], ids=['inference', 'training'])

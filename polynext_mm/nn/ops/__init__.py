@@ -1,6 +1,8 @@
-"""The operations of a PolyNeXt, a module for each: its equation, a plain form, a kernel.
+"""The kernels of a PolyNeXt, a module for each operation. Maps are (B, H, W, C).
 
-Maps are (B, H, W, C). :mod:`~polynext_mm.nn.ops.dispatch` chooses between plain form and kernel.
+A branch or the beginning of a cell is computed by the kernel here or by the equation in the layer;
+smaller operations have a plain form in torch beside their kernel.
+:mod:`~polynext_mm.nn.ops.dispatch` decides whether kernels run.
 """
 
 from .channel_batch_norm import channel_batch_norm
@@ -11,8 +13,8 @@ from .layer_norm import layer_norm
 from .norm_of_pair import norm_of_pair
 from .poly_attention import poly_attention
 from .poly_attention_sums import poly_attention_sums
-from .poly_attn import add_poly_attn
-from .poly_conv import add_poly_conv, partner_order
+from .poly_attn import add_poly_attn, merge_heads, split_heads
+from .poly_conv import add_poly_conv, partner_order, swap_partners
 from .poly_mlp import add_poly_mlp
 from .residual import residual
 
@@ -24,11 +26,14 @@ __all__ = [
     'clip_gradient',
     'depthwise',
     'layer_norm',
+    'merge_heads',
     'norm_of_pair',
     'partner_order',
     'plain_ops',
     'poly_attention',
     'poly_attention_sums',
     'residual',
+    'split_heads',
+    'swap_partners',
     'triton_ops',
 ]

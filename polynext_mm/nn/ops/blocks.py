@@ -118,7 +118,7 @@ def add_product(x: Tensor, y: Tensor, matrix: Tensor, keep: Tensor | None, out: 
 
 def added(total: Tensor | None, part: Tensor | None) -> Tensor | None:
     """Return ``total + part``, in the memory of total."""
-    return part if total is None else total.add_(part)
+    return part if total is None or part is None else total.add_(part)
 
 
 def added_outer(total: Tensor | None, grad: Tensor, x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""The one place that chooses between the plain form of an operation and its kernel.
+"""The one place that decides whether kernels run.
 
-Plain forms are ordinary torch operations, for autograd, a compiler or another program to take as
-they are. Kernels compute the same with less memory and time.
+A kernel computes what a layer's own equation or an operation's plain form computes, with less
+memory and time. Those are ordinary torch operations, which autograd, a compiler or another program
+can take as they are.
 """
 
 from __future__ import annotations
@@ -12,12 +13,25 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...compat import torch_features
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
+
+
+class Kernel(torch.autograd.Function):
+    """A function of autograd with a form for where no gradient is needed."""
+
+    @staticmethod
+    def infer(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
 
 _plain = False
 _triton = True
@@ -26,11 +40,11 @@ _recomputing = False
 
 @contextlib.contextmanager
 def plain_ops(enabled: bool = True) -> Iterator[None]:
-    """Compute every operation by its plain form, in all threads: no kernel of this package runs.
+    """Run no kernel of this package, in all threads: layers compute their equations in torch.
 
     The first thing to try when a machine gives numbers that look wrong: if they change, a kernel
-    is to blame. Forward decides for backward too. Plain forms keep every intermediate for backward,
-    and attention the whole (tokens x tokens) matrix of each head.
+    is to blame. Forward decides for backward too. Autograd then keeps every intermediate, in
+    attention the whole (tokens x tokens) matrix of each head.
 
     Args:
         enabled: False returns to the kernels inside an outer ``plain_ops()``.
@@ -71,7 +85,7 @@ def triton_module(name: str) -> ModuleType | None:
     return importlib.import_module(f'.{name}', __package__)
 
 
-def by_triton(module: ModuleType | None, *args) -> bool:
+def by_triton(module: ModuleType | None, *args) -> TypeGuard[ModuleType]:
     """Return whether a module of :func:`triton_module` is to be used: it is there and allowed, and
     its ``supports`` takes the arguments.
     """
@@ -102,7 +116,9 @@ def plain_wanted() -> bool:
     return _plain
 
 
-def checkpoint_contexts() -> tuple[contextlib.AbstractContextManager, ...]:
+def checkpoint_contexts() -> tuple[
+    contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]
+]:
     """Let ``torch.utils.checkpoint`` recompute by the forms it first took (``context_fn``)."""
     return contextlib.nullcontext(), _computing_again(_plain, _triton)
 
@@ -131,21 +147,33 @@ def exporting() -> bool:
     return torch_features.is_exporting() or torch.jit.is_tracing()
 
 
-def run(plain: Callable, kernel: type[torch.autograd.Function], *args, out: Tensor | None = None):
+def kernels_allowed() -> bool:
+    """Return whether kernels may run: not under :func:`plain_ops`, in exports or in compilers."""
+    return not (_plain or exporting() or torch_features.is_compiling())
+
+
+def run(plain: Callable, kernel: type[Kernel], *args):
     """Compute an operation by its plain form or by its kernel.
 
     Args:
         plain: The operation in ordinary torch, a function.
-        kernel: The same with ``infer`` for where no gradient is needed, for contiguous tensors. It
-            runs without autocast: dtypes are decided on when it is called. A compiler cannot take
-            it into its graph, and gets the plain form.
+        kernel: As of :func:`run_kernel`.
         args: Arguments of either.
-        out: Where ``infer`` may write the result, for kernels that take it; it may be an argument.
-            Without effect where another form runs.
     """
-    if _plain or exporting() or torch_features.is_compiling():
-        return plain(*args)
-    args = [arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args]
+    return run_kernel(kernel, *args) if kernels_allowed() else plain(*args)
+
+
+def run_kernel(kernel: type[Kernel], *args, out: Tensor | None = None):
+    """Compute an operation by its kernel.
+
+    Args:
+        kernel: Gets contiguous tensors and runs without autocast: dtypes are decided on when it is
+            called.
+        args: Its arguments.
+        out: Where ``infer`` may write the result, for kernels that take it; it may be an argument.
+            Without effect where gradients are needed.
+    """
+    args = tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)
     device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
     with _without_autocast(device):
         if _need_grad(args):
@@ -182,7 +210,7 @@ def _without_autocast(device: str) -> Iterator[None]:
         torch_features.set_autocast_enabled(device, True)
 
 
-def _need_grad(args: list) -> bool:
+def _need_grad(args: tuple) -> bool:
     return torch.is_grad_enabled() and any(
         isinstance(arg, Tensor) and arg.requires_grad for arg in args
     )

@@ -5,7 +5,6 @@ The kernel is Triton's, on GPUs. Elsewhere torch's own, the plain form, is as go
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ...compat.torch_features import is_compiling
@@ -29,7 +28,7 @@ def layer_norm(x: Tensor, weight: Tensor | None) -> Tensor:
     return dispatch.run(plain, _Kernel, x, weight)
 
 
-class _Kernel(torch.autograd.Function):
+class _Kernel(dispatch.Kernel):
     @staticmethod
     def infer(x, weight):
         return norm(x, weight)[0]

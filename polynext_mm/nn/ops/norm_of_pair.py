@@ -11,7 +11,6 @@ from torch import Tensor
 from . import dispatch
 from .blocks import added, blocks, joined, positions
 from .norms import norm_of_sum, norm_of_sum_backward
-from .precision import layer_norm
 
 
 def norm_of_pair(s0: Tensor, s1: Tensor, a0: Tensor, a1: Tensor, w_norm: Tensor) -> Tensor:
@@ -27,14 +26,10 @@ def norm_of_pair(s0: Tensor, s1: Tensor, a0: Tensor, a1: Tensor, w_norm: Tensor)
     Returns:
         A new map (B, H, W, C), in the dtype that the products with the scales have.
     """
-    return dispatch.run(plain, _Kernel, s0, s1, a0, a1, w_norm)
+    return dispatch.run_kernel(_Kernel, s0, s1, a0, a1, w_norm)
 
 
-def plain(s0, s1, a0, a1, w_norm):
-    return layer_norm(torch.addcmul(a0 * s0, a1, s1), w_norm)
-
-
-class _Kernel(torch.autograd.Function):
+class _Kernel(dispatch.Kernel):
     @staticmethod
     def infer(s0, s1, a0, a1, w_norm):
         parts = []

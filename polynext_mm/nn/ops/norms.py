@@ -62,9 +62,9 @@ def add_norm(
     """
     if dispatch.by_triton(norms_triton, z.shape[-1], [z, x, out], [weight], keep):
         return norms_triton.add_norm(x, z, keep, weight, out)
-    branch, *moments = norm(z, weight)
+    branch, mean, rstd = norm(z, weight)
     add_branch(x, branch, keep, out=out)
-    return tuple(moments)
+    return mean, rstd
 
 
 def add_norm_backward(
@@ -86,7 +86,7 @@ def norm_of_sum(
     s0: Tensor, s1: Tensor, a0: Tensor, a1: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return ``LN(total)``, the total ``a0 * s0 + a1 * s1`` and its moments."""
-    if _pair_by_triton((s0, s1), (a0, a1), weight):
+    if dispatch.by_triton(norms_triton, s0.shape[-1], [s0, s1], [a0, a1, weight]):
         return norms_triton.norm_of_sum(s0, s1, a0, a1, weight)
     total = torch.addcmul(a0 * s0, a1, s1)
     normed, mean, rstd = norm(total, weight)
@@ -101,22 +101,18 @@ def norm_of_sum_backward(
     scales: tuple[Tensor, Tensor],
     weight: Tensor,
     out: tuple[Tensor, Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Write the gradients of the pair s0 and s1; return those of a0, a1 and the weight."""
-    if _pair_by_triton(pair, scales, weight, grad):
+    if dispatch.by_triton(norms_triton, grad.shape[-1], [*pair, grad], [*scales, weight]):
         of_three = norms_triton.norm_of_sum_backward(
             *(grad, total, *moments, *pair, *scales, weight, *out)
         )
-        return tuple(g.to(w.dtype) for g, w in zip(of_three.unbind(), (*scales, weight)))
+        of_a0, of_a1, of_w = of_three.unbind()
+        return of_a0.to(scales[0].dtype), of_a1.to(scales[1].dtype), of_w.to(weight.dtype)
     grad, of_weight = _norm_backward(grad, total, *moments, weight)
     for scale, grad_s in zip(scales, out):
         torch.mul(grad, scale, out=grad_s)
-    return *((grad * s).sum(0) for s in pair), of_weight
-
-
-def _pair_by_triton(pair, scales, weight, *maps) -> bool:
-    width, maps, weights = pair[0].shape[-1], [*pair, *maps], [*scales, weight]
-    return dispatch.by_triton(norms_triton, width, maps, weights)
+    return (grad * pair[0]).sum(0), (grad * pair[1]).sum(0), of_weight
 
 
 def _norm_backward(

@@ -40,13 +40,15 @@ def supports(
         weights: (C,).
         keep: One factor for each of equally many rows.
     """
-    maps = [m for m in maps if m is not None]
-    rows = maps[0].shape[:-1]
+    first, *others = (m for m in maps if m is not None)
+    rows = first.shape[:-1]
     return (
-        triton_operators.takes(*maps, *weights, keep)
-        and maps[0].numel() > 0
+        triton_operators.takes(first, *others, *weights, keep)
+        and first.numel() > 0
         and width <= MAX_WIDTH
-        and all(m.shape[:-1] == rows and m.shape[-1] in (width, 2 * width) for m in maps)
+        and all(
+            m.shape[:-1] == rows and m.shape[-1] in (width, 2 * width) for m in (first, *others)
+        )
         and all(w is None or w.shape == (width,) for w in weights)
         and (keep is None or rows.numel() % keep.numel() == 0)
     )
@@ -319,7 +321,8 @@ def _programs(x: Tensor) -> int:
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return room for the means and reciprocal deviations of the rows of (..., C)."""
-    return tuple(x.new_empty(*x.shape[:-1], 1, dtype=torch.float32) for _ in range(2))
+    mean = x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
+    return mean, torch.empty_like(mean)
 
 
 def _parts(x: Tensor, *sums: int) -> Tensor:

@@ -34,7 +34,9 @@ def operator(
 
     def define(function: Callable) -> Callable:
         if not CUSTOM_OPERATORS.is_there:
-            return function if backward is None else _as_function(function, setup_context, backward)
+            if setup_context is None or backward is None:
+                return function
+            return _as_function(function, setup_context, backward)
         custom = torch.library.custom_op(f'polynext_mm::{name}', function, mutates_args=())
         custom.register_fake(fake)
         if backward is not None:
@@ -45,7 +47,7 @@ def operator(
     return define
 
 
-def _as_function(function: Callable, setup_context: Callable, backward: Callable) -> Callable:
+def _as_function(function: Callable, setup_context: Callable, backward_of: Callable) -> Callable:
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *inputs):
@@ -53,5 +55,9 @@ def _as_function(function: Callable, setup_context: Callable, backward: Callable
             setup_context(ctx, inputs, output)
             return output
 
-    Function.backward = staticmethod(once_differentiable(backward))
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, *grads):
+            return backward_of(ctx, *grads)
+
     return Function.apply

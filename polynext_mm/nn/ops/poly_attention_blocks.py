@@ -106,8 +106,8 @@ def sums_backward(
             sum_v.add(a.to(v.dtype), grad_b)
         sum_k.finish()
         sum_v.finish()
-    grads = (cut.trimmed(grad_q), sum_k.of_all, sum_v.of_all)
-    return tuple(grad.to(dtype) for grad, dtype in zip(grads, dtypes))
+    of_q, of_k, of_v = dtypes
+    return cut.trimmed(grad_q).to(of_q), sum_k.of_all.to(of_k), sum_v.of_all.to(of_v)
 
 
 def _multiplied(x: Tensor) -> Tensor:

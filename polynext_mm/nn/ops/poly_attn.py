@@ -7,12 +7,10 @@
 ``q_conv``, ``k_conv``, ``v_conv`` and ``smooth`` are depthwise convolutions.
 
 The kernel is for CPUs: it keeps what autograd would, and costs fewer calls and passes. On other
-devices the plain form is made of kernels itself.
+devices the operations that it consists of have kernels of their own.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +22,7 @@ from .depthwise import conv, conv_backward, depthwise
 from .layer_norm import layer_norm
 from .norms import add_norm_backward, norm
 from .poly_attention import attention, attention_backward, poly_attention
-from .precision import linear, narrow
+from .precision import narrow
 from .residual import residual
 
 
@@ -62,53 +60,30 @@ def add_poly_attn(
     """
     weights = narrow(x, w_norm, w_in, w_q, w_k, w_v, w_smooth, w_out)
     if x.device.type != 'cpu':
-        return plain(x, keep, heads, *weights)
-    return dispatch.run(plain, _Kernel, x, keep, heads, *weights, out=out)
+        return _by_operations(x, keep, heads, *weights)
+    return dispatch.run_kernel(_Kernel, x, keep, heads, *weights, out=out)
 
 
-def plain(x, keep, heads, w_norm, *weights):
-    return plain_with_norms(
-        lambda y: layer_norm(y, w_norm), poly_attention, lambda y: y, x, keep, heads, *weights
-    )
-
-
-def plain_with_norms(
-    norm: Callable[[Tensor], Tensor],
-    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
-    smooth_norm: Callable[[Tensor], Tensor],
-    x: Tensor,
-    keep: Tensor | None,
-    heads: int,
-    w_in: Tensor,
-    w_q: Tensor,
-    w_k: Tensor,
-    w_v: Tensor,
-    w_smooth: Tensor,
-    w_out: Tensor,
-) -> Tensor:
-    """Compute the same with any norm in the place of LN, any attention, and a norm after smooth.
-
-    ``attend`` takes and returns (B, heads, tokens, E / heads), the norms (B, H, W, channels).
-    """
-    t = norm(x).to(w_in.dtype)
-    # Two products, so that both maps are contiguous: a convolution would copy half of a map.
-    qk, v = (linear(t, half) for half in w_in.chunk(2))
+def _by_operations(x, keep, heads, w_norm, w_in, w_q, w_k, w_v, w_smooth, w_out):
+    t = layer_norm(x, w_norm).to(w_in.dtype)
+    # Two products make both maps contiguous: a convolution would copy half of a map.
+    qk, v = (F.linear(t, half) for half in w_in.chunk(2))
     q, k, v = (depthwise(*pair) for pair in ((qk, w_q), (qk, w_k), (v, w_v)))
-    y = _merged(attend(*(_split(a, heads) for a in (q, k, v))), x)
-    return residual(x, linear(smooth_norm(depthwise(y, w_smooth)), w_out), keep)
+    y = merge_heads(poly_attention(*(split_heads(a, heads) for a in (q, k, v))), x)
+    return residual(x, F.linear(depthwise(y, w_smooth), w_out), None, keep)
 
 
-def _split(x: Tensor, heads: int) -> Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
     """View (B, H, W, E) as (B, heads, H * W, E / heads)."""
     return x.flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _merged(x: Tensor, like: Tensor) -> Tensor:
-    """Return (B, H, W, E) of (B, heads, H * W, E / heads), with the sizes of a map."""
+def merge_heads(x: Tensor, like: Tensor) -> Tensor:
+    """Return (B, H, W, E) of (B, heads, H * W, E / heads), with H and W of the map ``like``."""
     return x.transpose(1, 2).flatten(2).unflatten(1, like.shape[1:3])
 
 
-class _Kernel(torch.autograd.Function):
+class _Kernel(dispatch.Kernel):
     @staticmethod
     def infer(x, keep, heads, w_norm, *weights, out=None):
         t = norm(positions(x), w_norm)[0].to(weights[0].dtype)
@@ -141,8 +116,8 @@ class _Kernel(torch.autograd.Function):
             grad_w_out = added_outer(grad_w_out, g, smooth_b)
             torch.mm(g, w_out, out=g_smooth_b)
         g, grad_w_smooth = conv_backward(g_smooth, y, w_smooth)
-        maps = (_split(a, ctx.heads) for a in (g, q, k, v, y))
-        g_q, g_k, g_v = (_merged(g, x) for g in attention_backward(*maps, row_sum))
+        maps = (split_heads(a, ctx.heads) for a in (g, q, k, v, y))
+        g_q, g_k, g_v = (merge_heads(g, x) for g in attention_backward(*maps, row_sum))
         g_m, grad_w_q = conv_backward(g_q, m, w_q)
         g_m, grad_w_k = conv_backward(g_k, m, w_k, plus=g_m)
         g_n, grad_w_v = conv_backward(g_v, n, w_v)
@@ -160,8 +135,8 @@ def _smooth(x, t, heads, w_in, w_q, w_k, w_v, w_smooth):
     """All maps from the products with w_in to smooth, and the row sums of attention before it."""
     m, n = (F.linear(t, half).view(*x.shape[:3], len(half)) for half in w_in.chunk(2))
     q, k, v = (conv(*pair) for pair in ((m, w_q), (m, w_k), (n, w_v)))
-    y, row_sum = attention(*(_split(a, heads) for a in (q, k, v)))
-    y = _merged(y, x)
+    y, row_sum = attention(*(split_heads(a, heads) for a in (q, k, v)))
+    y = merge_heads(y, x)
     return m, n, q, k, v, y, row_sum, conv(y, w_smooth)
 
 

@@ -12,26 +12,15 @@ norm.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import dispatch
-from .blocks import (
-    add_product,
-    added,
-    added_outer,
-    bands,
-    blocks,
-    joined,
-    positions,
-    scaled,
-)
-from .depthwise import conv, conv_backward, depthwise
+from .blocks import add_product, added, added_outer, bands, blocks, joined, positions
+from .depthwise import conv, conv_backward
 from .norms import add_norm, add_norm_backward
-from .precision import layer_norm, linear, narrow
+from .precision import narrow
 
 partners_triton = dispatch.triton_module('partners_triton')
 
@@ -65,28 +54,7 @@ def add_poly_conv(
         The map (B, H, W, C) in the dtype of ``x``, new unless it is ``out``.
     """
     weights = narrow(x, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm)
-    return dispatch.run(plain, _Kernel, x, keep, *weights, out=out)
-
-
-def plain(x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
-    weights = (w_in, w_coarse, w_fine, w_smooth, w_out)
-    return plain_with_norm(lambda y: layer_norm(y, w_norm), x, keep, *weights)
-
-
-def plain_with_norm(
-    norm: Callable[[Tensor], Tensor],
-    x: Tensor,
-    keep: Tensor | None,
-    w_in: Tensor,
-    w_coarse: Tensor,
-    w_fine: Tensor,
-    w_smooth: Tensor,
-    w_out: Tensor,
-) -> Tensor:
-    """Compute the same with any norm of (B, H, W, C) in the place of LN."""
-    b = linear(x, w_in)
-    product = depthwise(b, w_coarse, dilation=2) * _swap(depthwise(b, w_fine))
-    return x + scaled(norm(linear(depthwise(product, w_smooth), w_out)), keep)
+    return dispatch.run_kernel(_Kernel, x, keep, *weights, out=out)
 
 
 def partner_order(channels: int) -> Tensor:
@@ -108,8 +76,8 @@ def partner_order(channels: int) -> Tensor:
     return torch.cat((order[:half], order.flip(0)[:half], order[half : channels - half]))
 
 
-def _swap(x):
-    """Exchange partners in (B, H, W, K)."""
+def swap_partners(x: Tensor) -> Tensor:
+    """Exchange the partners among the channels of (B, H, W, K); see :func:`partner_order`."""
     half = x.shape[-1] // 2
     swapped = x[..., : 2 * half].unflatten(-1, (2, half)).flip(-2).flatten(-2)
     return swapped if x.shape[-1] == 2 * half else torch.cat((swapped, x[..., 2 * half :]), -1)
@@ -144,7 +112,7 @@ def _times_swapped_backward(grad, x, y):
     return _times_swapped(grad, y, out=grad), grad_y
 
 
-class _Kernel(torch.autograd.Function):
+class _Kernel(dispatch.Kernel):
     @staticmethod
     def infer(x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm, out=None):
         y = torch.empty_like(x) if out is None else out

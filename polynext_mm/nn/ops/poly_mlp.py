@@ -8,24 +8,14 @@ The kernel keeps x, u and v for backward, in the dtype of the products, and form
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import dispatch
-from .blocks import (
-    add_product,
-    added,
-    added_outer,
-    blocks,
-    narrowed,
-    positions,
-    scaled,
-)
+from .blocks import add_product, added, added_outer, blocks, narrowed, positions
 from .norms import norm_of_product, norm_of_product_backward
-from .precision import layer_norm, linear, narrow
+from .precision import narrow
 
 
 def add_poly_mlp(
@@ -50,23 +40,11 @@ def add_poly_mlp(
     Returns:
         The map (B, H, W, C) in the dtype of ``x``, new unless it is ``out``.
     """
-    w_in, w_norm, w_out = narrow(x, w_in, w_norm, w_out)
-    return dispatch.run(plain, _Kernel, x, keep, w_in, w_norm, w_out, out=out)
+    weights = narrow(x, w_in, w_norm, w_out)
+    return dispatch.run_kernel(_Kernel, x, keep, *weights, out=out)
 
 
-def plain(x, keep, w_in, w_norm, w_out):
-    return plain_with_norm(lambda y: layer_norm(y, w_norm), x, keep, w_in, w_out)
-
-
-def plain_with_norm(
-    norm: Callable[[Tensor], Tensor], x: Tensor, keep: Tensor | None, w_in: Tensor, w_out: Tensor
-) -> Tensor:
-    """Compute the same with any norm of (B, H, W, E) in the place of LN."""
-    u, v = linear(x, w_in).chunk(2, -1)
-    return x + scaled(linear(norm(u * v), w_out), keep)
-
-
-class _Kernel(torch.autograd.Function):
+class _Kernel(dispatch.Kernel):
     @staticmethod
     def infer(x, keep, w_in, w_norm, w_out, out=None):
         y = torch.empty_like(x) if out is None else out

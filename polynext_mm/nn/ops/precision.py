@@ -68,7 +68,7 @@ def _cast_at_once(dtypes, tensors):
     return cast
 
 
-class _Cast(torch.autograd.Function):
+class _Cast(dispatch.Kernel):
     @staticmethod
     def infer(dtype, *weights):
         return tuple(_cast_at_once([dtype] * len(weights), weights))
@@ -82,12 +82,6 @@ class _Cast(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads):
         return None, *_cast_at_once(ctx.dtypes, grads)
-
-
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Return ``x weight^T`` in the dtype of matrix products."""
-    dtype = matmul_dtype(x)
-    return F.linear(x.to(dtype), weight.to(dtype))
 
 
 def layer_norm(x: Tensor, weight: Tensor | None) -> Tensor:

@@ -1,6 +1,7 @@
-"""The end of a branch: ``x + keep * branch``.
+"""The end of a branch: ``x + keep * gate * branch``.
 
-The kernel rounds the gradient of the branch to its dtype as it is scaled, in one pass.
+The kernel makes one pass in each direction: the gradient of the branch is scaled and rounded to its
+dtype at once.
 """
 
 from __future__ import annotations
@@ -13,41 +14,44 @@ from . import dispatch
 from .blocks import add_branch, narrowed, scaled
 
 
-def residual(x: Tensor, branch: Tensor, keep: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """Compute ``x + keep * branch``.
+def residual(
+    x: Tensor, branch: Tensor, gate: Tensor | None = None, keep: Tensor | None = None
+) -> Tensor:
+    """Compute ``x + keep * gate * branch``.
 
     Args:
         x: The residual stream, (B, H, W, C).
         branch: Of the same shape, in the dtype of ``x`` or a narrower one.
-        keep: The factor of drop path, (B, 1, 1, 1), or None for 1.
-        out: Where the result may be written where no gradient is needed: contiguous, like ``x`` or
-            ``x`` itself.
+        gate: A scalar, or None for 1.
+        keep: The factor of drop path, (B, 1, 1, 1), or None for 1. It gets no gradient.
 
     Returns:
-        The map (B, H, W, C) in the dtype of ``x``, new unless it is ``out``.
+        A new map (B, H, W, C) in the dtype of ``x``.
     """
-    return dispatch.run(plain, _Kernel, x, branch, keep, out=out)
+    factor = keep if gate is None else gate if keep is None else keep * gate
+    return dispatch.run(plain, _Kernel, x, branch, factor)
 
 
-def plain(x, branch, keep):
-    return x + scaled(branch, keep)
+def plain(x, branch, factor):
+    return x + scaled(branch, factor)
 
 
-class _Kernel(torch.autograd.Function):
+class _Kernel(dispatch.Kernel):
     @staticmethod
-    def infer(x, branch, keep, out=None):
-        y = torch.empty_like(x) if out is None else out
-        add_branch(x, branch, keep, out=y)
+    def infer(x, branch, factor):
+        y = torch.empty_like(x)
+        add_branch(x, branch, factor, out=y)
         return y
 
     @staticmethod
-    def forward(ctx, x, branch, keep):
-        ctx.save_for_backward(keep)
+    def forward(ctx, x, branch, factor):
+        ctx.save_for_backward(factor, branch if ctx.needs_input_grad[2] else None)
         ctx.dtype = branch.dtype
-        return _Kernel.infer(x, branch, keep)
+        return _Kernel.infer(x, branch, factor)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        (keep,) = ctx.saved_tensors
-        return grad, narrowed(grad, keep, ctx.dtype), None
+        factor, branch = ctx.saved_tensors
+        grad_factor = None if branch is None else (grad * branch).sum_to_size(factor.shape)
+        return grad, narrowed(grad, factor, ctx.dtype), grad_factor

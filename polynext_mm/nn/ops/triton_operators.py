@@ -38,13 +38,13 @@ def runs_on(device: torch.device) -> bool:
     return torch.cuda.get_device_properties(device).major >= MIN_MAJOR
 
 
-def takes(*tensors: Tensor | None) -> bool:
+def takes(first: Tensor, *others: Tensor | None) -> bool:
     """Return whether kernels take these tensors: contiguous, of their dtypes, on their devices.
 
-    The first is not None, and decides on the device.
+    The first decides on the device.
     """
-    return runs_on(tensors[0].device) and all(
-        t is None or (t.dtype in DTYPES and t.is_contiguous()) for t in tensors
+    return runs_on(first.device) and all(
+        t is None or (t.dtype in DTYPES and t.is_contiguous()) for t in (first, *others)
     )
 
 

@@ -95,17 +95,7 @@ def test_several_blocks_of_places_and_channels_and_turns_of_a_program(monkeypatc
     """Of maps wider than a block, with channels that are no multiple of eight."""
     monkeypatch.setattr(norms_triton, 'MAX_PROGRAMS', 3)
     monkeypatch.setattr(norms_triton, 'TILE', 256)
-    x, s1 = op_cases.maps(torch.float32, 2, 84, count=2, height=5, width=30)
-    vectors = op_cases.tensors(torch.float32, (84,), (84,), (84,))
-    kernels = [(84, 1, 5, 5), (84, 1, 3, 3), (84, 1, 3, 3)]
-    of_conv = op_cases.tensors(torch.float32, (84, 84), *kernels, (84, 84), (84,))
-    of_mlp = op_cases.tensors(torch.float32, (168, 84), (84,), (84, 84))
-    keep = torch.tensor([0.5, 1.25]).view(-1, 1, 1, 1)
-    for op, inputs in (
-        (ops.norm_of_pair, [x, s1, *vectors]),
-        (lambda x, *weights: ops.add_poly_conv(x, keep.to(x), *weights), [x, *of_conv]),
-        (lambda x, *weights: ops.add_poly_mlp(x, keep.to(x), *weights), [x, *of_mlp]),
-    ):
+    for op, inputs in op_cases.of_width(84, torch.float32, height=5, width=30):
         assert max(errors(run(op, inputs), exact(op, inputs))) < 1e-5
 
 
