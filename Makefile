@@ -49,9 +49,10 @@ tables: $(INSTALLED)
 	$(RUN) configs/metafiles/generate.py
 
 lint: $(INSTALLED)
-	echo '==> Checking style and format of all files (seconds)'
+	echo '==> Checking style, format and types (seconds)'
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 test: lint
 	echo '==> Running the tests, slow ones excepted (about 9 minutes)'
