@@ -8,8 +8,9 @@ require_mmengine()
 from .checkpoints.saving import AtomicCheckpointHook, NonFiniteError
 from .checkpoints.work_dir import WorkDirHook
 from .checks.data import DataCheckHook
+from .checks.training import TrainingCheckHook
 from .cuda_graphs import CUDAGraphHook
-from .hooks import CheckpointGuardHook, MachineHook
+from .hooks import CheckpointGuardHook
 from .interruption import InterruptHook
 from .nonfinite import NonFiniteHook
 from .optim import AutocastOptimWrapper, PolyNeXtOptimWrapperConstructor
@@ -23,11 +24,11 @@ __all__ = [
     'CheckpointGuardHook',
     'DataCheckHook',
     'InterruptHook',
-    'MachineHook',
     'NonFiniteError',
     'NonFiniteHook',
     'PolyNeXtOptimWrapperConstructor',
     'ReproducibilityHook',
+    'TrainingCheckHook',
     'WatchdogHook',
     'WorkDirHook',
 ]

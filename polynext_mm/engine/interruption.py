@@ -16,6 +16,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ..compat.mmengine import accumulative_counts
 from ..startup import RESUME_ME
 from .checkpoints.saving import checkpoint_hook
 from .processes import any_rank
@@ -55,7 +56,7 @@ class InterruptHook(Hook):
     def after_train_iter(self, runner: Runner, **step: object) -> None:
         done = runner.iter + 1
         # gradients that wait for others to be added are not in a checkpoint
-        accumulated = done % getattr(runner.optim_wrapper, '_accumulative_counts', 1) == 0
+        accumulated = done % accumulative_counts(runner.optim_wrapper) == 0
         if any_rank(self._signal is not None) and (accumulated or done == runner.max_iters):
             hook = checkpoint_hook(runner)
             if hook is not None:

@@ -13,6 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..compat.mmengine import run_forward
 from . import models
 from .checkpoints.saving import NonFiniteError, checkpoint_hook, save_nonfinite
 from .processes import any_rank
@@ -120,7 +121,7 @@ class NonFiniteHook(Hook):
             set_random_state(self._random)
             with torch.no_grad(), runner.optim_wrapper.optim_context(model), _watched(model, first):
                 data = model.data_preprocessor(deepcopy(self._batch), True)
-                losses = model._run_forward(data, mode='loss')
+                losses = run_forward(model, data, 'loss')
         finally:
             set_random_state(after)
             self._loss = loss
