@@ -11,7 +11,7 @@ from .checks.data import DataCheckHook
 from .checks.training import TrainingCheckHook
 from .cuda_graphs import CUDAGraphHook
 from .hooks import CheckpointGuardHook
-from .interruption import InterruptHook
+from .interruption import InterruptHook, LostWorkerError
 from .nonfinite import NonFiniteHook
 from .optim import AutocastOptimWrapper, PolyNeXtOptimWrapperConstructor
 from .reproducibility import ReproducibilityHook
@@ -24,6 +24,7 @@ __all__ = [
     'CheckpointGuardHook',
     'DataCheckHook',
     'InterruptHook',
+    'LostWorkerError',
     'NonFiniteError',
     'NonFiniteHook',
     'PolyNeXtOptimWrapperConstructor',

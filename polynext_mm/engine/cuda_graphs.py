@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..backbones.polynext import PolyNeXt
 from ..compat.mmengine import accumulative_counts
 from . import models
+from .training_scope import stop_after_training
 
 
 @HOOKS.register_module()
@@ -35,6 +36,9 @@ class CUDAGraphHook(Hook):
 
     def __init__(self):
         self._graphed: list[_Graphed] = []
+
+    def before_run(self, runner: Runner) -> None:
+        stop_after_training(runner, lambda: self.after_train(runner))
 
     def before_train(self, runner: Runner) -> None:
         backbones = [

@@ -18,6 +18,7 @@ from . import models
 from .checkpoints.saving import NonFiniteError, checkpoint_hook, save_nonfinite
 from .processes import any_rank
 from .reproducibility import random_state, set_random_state
+from .training_scope import stop_after_training
 
 
 @HOOKS.register_module()
@@ -52,6 +53,9 @@ class NonFiniteHook(Hook):
         self._found: list[dict] = []
         self._first = 0
         self._handles: list = []
+
+    def before_run(self, runner: Runner) -> None:
+        stop_after_training(runner, lambda: self.after_train(runner))
 
     def before_train(self, runner: Runner) -> None:
         self._in_a_row = 0
