@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from __future__ import annotations
-
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
