@@ -34,7 +34,7 @@ from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_W
 from mmengine.runner import CheckpointLoader
 assert MODELS.get('PolyNeXt').__module__ == 'polynext_mm.backbones.polynext'
 assert MODELS.get('MetaFormer')
-assert HOOKS.get('CheckpointGuardHook') and HOOKS.get('MachineHook')
+assert HOOKS.get('CheckpointGuardHook') and HOOKS.get('TrainingCheckHook')
 assert OPTIM_WRAPPERS.get('AutocastOptimWrapper')
 assert OPTIM_WRAPPER_CONSTRUCTORS.get('PolyNeXtOptimWrapperConstructor')
 assert {'polynext://', 'timm://', 'unsafe:'} <= set(CheckpointLoader._schemes)

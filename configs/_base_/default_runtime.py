@@ -3,7 +3,7 @@
 custom_imports = dict(imports=['polynext_mm'], allow_failed_imports=False)
 custom_hooks = [
     dict(type='CheckpointGuardHook', reset_mismatched_heads=False),
-    dict(type='MachineHook'),
+    dict(type='TrainingCheckHook'),
     dict(type='DataCheckHook'),
     # what a week-long training needs: docs/reliability.md
     dict(type='WorkDirHook'),

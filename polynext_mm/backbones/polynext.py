@@ -49,9 +49,9 @@ class PolyNeXt(PolyNeXtNetwork, MultiScale):
         in_channels: Channels of the input images.
         out_indices: Stages to return, from 0, in ascending order; None for all. List only stages
             that a neck or head uses: the norm of an unused output gets no gradient, and
-            DistributedDataParallel stops in the second iteration (``MachineHook`` reports it before
-            the first step). ``in_index`` of heads and ``in_channels`` of necks refer to the outputs
-            listed here.
+            DistributedDataParallel stops in the second iteration (``TrainingCheckHook`` reports it
+            before the first step). ``in_index`` of heads and ``in_channels`` of necks refer to the
+            outputs listed here.
         drop_path_rate: Stochastic depth rate of the last cell; rates rise linearly from 0 at the
             first.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages, each with

@@ -1,6 +1,15 @@
 """Arguments that several commands share; parsing them imports neither torch nor mm."""
 
+from __future__ import annotations
+
 import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from polynext_mm.resources import ConfigNotFoundError, find_config
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 class UsageError(ValueError):
@@ -57,6 +66,34 @@ def add_cfg_options(parser: argparse.ArgumentParser, more: str = '') -> None:
         metavar='KEY=VALUE',
         help=f'settings of the config to override{more}',
     )
+
+
+def config_path(args: argparse.Namespace) -> str:
+    """Return the path of the config that a command line names.
+
+    Raises:
+        SystemExit: If there is none, with a line that says so.
+    """
+    try:
+        return find_config(args.config)
+    except ConfigNotFoundError as error:
+        sys.exit(f'{type(error).__name__}: {error}')
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """Return the config that a command line names, with its ``--cfg-options``.
+
+    Raises:
+        SystemExit: If there is none, or an option cannot work, with a line that says so.
+    """
+    path = config_path(args)  # before what takes seconds to import
+    from polynext_mm.engine import launch
+    from polynext_mm.engine.checks.config import ConfigError
+
+    try:
+        return launch.load_config(path, args.cfg_options)
+    except ConfigError as error:
+        sys.exit(f'{type(error).__name__}: {error}')
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,9 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from polynext_mm.resources import find_config
-
-from .arguments import UsageError, add_cfg_options, add_config, image_size
+from .arguments import UsageError, add_cfg_options, add_config, image_size, read_config
 
 SIZES = ((32, 32), (97, 131), (256, 192))
 BATCHES = (1, 2)
@@ -143,24 +141,19 @@ def export(args: argparse.Namespace) -> None:
 
 def load(args: argparse.Namespace):
     """Return the model, and the names of its classes where it has any."""
-    path = find_config(args.config)
-
-    from mmengine.config import Config
-
+    config = read_config(args)
     from polynext_mm.deployment.models import load_backbone
 
     from .predict_outputs import TASKS, build_model
 
-    config = Config.fromfile(path)
-    config.merge_from_dict(args.cfg_options or {})
     if args.output == 'features':
         model, report = load_backbone(config, args.checkpoint)
         print(report)
         return model, None
     if config.get('default_scope') not in TASKS:
         raise UsageError(
-            f'{path}: default_scope must be one of {", ".join(TASKS)}, since it names the task; '
-            f'got {config.get("default_scope")!r}. Features of a backbone need none'
+            f'{args.config}: default_scope must be one of {", ".join(TASKS)}, since it names the '
+            f'task; got {config.get("default_scope")!r}. Features of a backbone need none'
         )
     model = build_model(config, args.checkpoint, 'cpu')
     return model, list(model.dataset_meta.get('classes') or ())

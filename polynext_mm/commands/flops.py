@@ -7,9 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from polynext_mm.resources import ConfigNotFoundError, find_config
-
-from .arguments import add_cfg_options, add_config
+from .arguments import add_cfg_options, add_config, read_config
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -60,16 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    try:
-        path = find_config(args.config)
-    except ConfigNotFoundError as error:
-        sys.exit(str(error))
-    from mmengine.config import Config
-
+    config = read_config(args)
     from polynext_mm.analysis import table
 
-    config = Config.fromfile(path)
-    config.merge_from_dict(args.cfg_options or {})
     try:
         cost = _count(config, args.shape, args.device)
     except (ValueError, RuntimeError) as error:

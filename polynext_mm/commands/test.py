@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..startup import end_with_launcher
+from ..startup import end_with_launcher, keep_standard_streams
 from .arguments import UsageError, add_config, add_run_arguments
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def keep_predictions(cfg: Config, out: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     end_with_launcher()
+    keep_standard_streams()
     args = build_parser().parse_args(argv)
     # Registers everything, and gives mmcv its operators before mmseg or mmdet is imported.
     from polynext_mm.engine import launch

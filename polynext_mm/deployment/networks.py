@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..compat.mmengine import converts_channels, normalizes
+
 _LARGEST_GROWTH = math.log(1000 / 16)  # of a side of a box, as in mmdet's coder
 
 
@@ -384,7 +386,7 @@ def _check_detector(model: nn.Module) -> None:
 def _preprocessing(model: nn.Module) -> Preprocessing:
     """Return what the model's data preprocessor does in testing."""
     settings: Any = model.data_preprocessor
-    if not getattr(settings, '_enable_normalize', False):
+    if not normalizes(settings):
         raise UnsupportedModelError(
             f'{type(settings).__name__} has no mean and std: export without preprocessing'
         )
@@ -399,13 +401,10 @@ def _preprocessing(model: nn.Module) -> Preprocessing:
             'the data preprocessor pads to a fixed size in testing: '
             'export without preprocessing, or set size_divisor in its test_cfg'
         )
-    # mmseg of OpenMMLab has the first name, mmengine and onedl's mmseg the second
-    conversion = getattr(settings, 'channel_conversion', None)
-    conversion = settings._channel_conversion if conversion is None else conversion
     return Preprocessing(
         settings.mean.flatten().tolist(),
         settings.std.flatten().tolist(),
-        conversion,
+        converts_channels(settings),
         padding.get('size_divisor') or 1,
         float(pad_value),
     )

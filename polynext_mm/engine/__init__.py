@@ -8,9 +8,10 @@ require_mmengine()
 from .checkpoints.saving import AtomicCheckpointHook, NonFiniteError
 from .checkpoints.work_dir import WorkDirHook
 from .checks.data import DataCheckHook
+from .checks.training import TrainingCheckHook
 from .cuda_graphs import CUDAGraphHook
-from .hooks import CheckpointGuardHook, MachineHook
-from .interruption import InterruptHook
+from .hooks import CheckpointGuardHook
+from .interruption import InterruptHook, LostWorkerError
 from .nonfinite import NonFiniteHook
 from .optim import AutocastOptimWrapper, PolyNeXtOptimWrapperConstructor
 from .reproducibility import ReproducibilityHook
@@ -23,11 +24,12 @@ __all__ = [
     'CheckpointGuardHook',
     'DataCheckHook',
     'InterruptHook',
-    'MachineHook',
+    'LostWorkerError',
     'NonFiniteError',
     'NonFiniteHook',
     'PolyNeXtOptimWrapperConstructor',
     'ReproducibilityHook',
+    'TrainingCheckHook',
     'WatchdogHook',
     'WorkDirHook',
 ]

@@ -1,6 +1,8 @@
-"""The backbone of a training as a CUDA graph."""
+"""The backbones of a training as CUDA graphs."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import torch
 from mmengine.hooks import Hook
@@ -9,52 +11,81 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..backbones.polynext import PolyNeXt
+from ..compat.mmengine import accumulative_counts
 from . import models
+from .training_scope import stop_after_training
 
 
 @HOOKS.register_module()
 class CUDAGraphHook(Hook):
-    """Launch the backbone's forward and backward pass of training as one CUDA graph each.
+    """Launch the forward and backward pass of a training's backbone as one CUDA graph each.
 
     For crops of one size in one process, where the host launches kernels more slowly than the GPU
-    runs them. The shape of the first batch is captured by ``torch.cuda.make_graphed_callables``; in
-    evaluation, and on batches of other shapes, kernels are launched one by one as ever. In several
-    processes or for several sizes, ``compile_cells='reduce-overhead'`` of the backbone does the
-    like.
+    runs them. The shape of the first batch is captured by ``torch.cuda.make_graphed_callables``. In
+    evaluation, on batches of other shapes, and when a backbone is called again within an iteration
+    (siamese models), kernels are launched one by one as usual. For several processes or sizes,
+    use ``compile_cells='reduce-overhead'`` of the backbone instead.
+
+    Every PolyNeXt in the model that trains is captured, whatever its name.
 
     Raises:
         ValueError: Before the first step, for a setting that a graph cannot take.
     """
 
     def __init__(self):
-        self._backbone: PolyNeXt | None = None
-        self._shape: torch.Size | None = None
-        self._graphed = None
+        self._graphed: list[_Graphed] = []
+
+    def before_run(self, runner: Runner) -> None:
+        stop_after_training(runner, lambda: self.after_train(runner))
 
     def before_train(self, runner: Runner) -> None:
-        backbone = getattr(models.unwrapped(runner.model), 'backbone', None)
-        reasons = list(_reasons_against(backbone, runner))
+        backbones = [
+            backbone
+            for backbone in models.backbones(runner.model).values()
+            if isinstance(backbone, PolyNeXt)
+            and any(param.requires_grad for param in backbone.parameters())
+        ]
+        reasons = list(_reasons_against(backbones, runner))
         if reasons:
             raise ValueError(
                 f'CUDAGraphHook cannot work: {"; ".join(reasons)}. Change that, or remove the hook '
                 'from custom_hooks'
             )
-        self._backbone, self._shape, self._graphed = backbone, None, None
-        backbone.forward = self._forward
+        self._graphed = [_Graphed(backbone) for backbone in backbones]
+        for graphed in self._graphed:
+            graphed.backbone.forward = graphed
+
+    def before_train_iter(self, runner: Runner, **step: object) -> None:
+        for graphed in self._graphed:
+            graphed.replayed = False
 
     def after_train(self, runner: Runner) -> None:
-        if self._backbone is not None:
-            del self._backbone.forward  # what is left is the class's
-        self._backbone = self._graphed = None
+        for graphed in self._graphed:
+            del graphed.backbone.forward  # which uncovers the method of the class
+        self._graphed = []
 
-    def _forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        backbone = self._backbone
-        launched = type(backbone).forward
-        if not (backbone.training and torch.is_grad_enabled()):
-            return launched(backbone, x)
-        if self._graphed is None:
-            self._shape, self._graphed = x.shape, _capture(backbone, x)
-        return self._graphed(x) if x.shape == self._shape else launched(backbone, x)
+
+class _Graphed:
+    """The forward pass of a backbone, replayed from a graph where that is right."""
+
+    def __init__(self, backbone: PolyNeXt):
+        self.backbone = backbone
+        # a second replay before the backward pass would overwrite what that needs of the first
+        self.replayed = False
+        self._shape: torch.Size | None = None
+        self._replay: Callable[[Tensor], tuple[Tensor, ...]] | None = None
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        backbone = self.backbone
+        launch = type(backbone).forward
+        if self.replayed or not (backbone.training and torch.is_grad_enabled()):
+            return launch(backbone, x)
+        if self._replay is None:
+            self._shape, self._replay = x.shape, _capture(backbone, x)
+        if x.shape != self._shape:
+            return launch(backbone, x)
+        self.replayed = True
+        return self._replay(x)
 
 
 class _Launched(nn.Module):
@@ -68,7 +99,7 @@ class _Launched(nn.Module):
         return type(self.backbone).forward(self.backbone, x)
 
 
-def _capture(backbone: PolyNeXt, x: Tensor):
+def _capture(backbone: PolyNeXt, x: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
     # cached casts would belong to the autocast of this step alone
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
@@ -78,23 +109,23 @@ def _capture(backbone: PolyNeXt, x: Tensor):
         torch.set_autocast_cache_enabled(cached)
 
 
-def _reasons_against(backbone: nn.Module | None, runner: Runner):
-    if not isinstance(backbone, PolyNeXt):
-        yield f'it is for models whose backbone is a PolyNeXt, got {type(backbone).__name__}'
+def _reasons_against(backbones: list[PolyNeXt], runner: Runner) -> Iterator[str]:
+    if not backbones:
+        yield f'no PolyNeXt trains in {type(models.unwrapped(runner.model)).__name__}'
         return
-    device = _device(backbone)
+    device = _device(backbones[0])
     if device != 'cuda':
         yield f'the model is on {device}, and CUDA graphs need a GPU of CUDA or ROCm'
     if runner.world_size > 1:
         yield f'it is for one process, and there are {runner.world_size}'
-    if runner.optim_wrapper._accumulative_counts > 1:
+    if accumulative_counts(runner.optim_wrapper) > 1:
         # the next backward pass would overwrite the gradients of the one before
         yield 'gradients accumulate (accumulative_counts)'
-    if any(stage.with_cp for stage in backbone.stages):
+    if any(stage.with_cp for backbone in backbones for stage in backbone.stages):
         yield 'the backbone has with_cp=True'
-    if backbone.norm == 'bn':
+    if any(backbone.norm == 'bn' for backbone in backbones):
         yield "the backbone has norm='bn', whose norms change their size"
-    if backbone.compile_mode == 'reduce-overhead':
+    if any(backbone.compile_mode == 'reduce-overhead' for backbone in backbones):
         yield "the backbone has CUDA graphs of its own by compile_cells='reduce-overhead'"
 
 

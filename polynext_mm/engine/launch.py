@@ -28,6 +28,7 @@ from .checks import checkpoint as checkpoint_checks
 from .checks import config as config_checks
 from .checks import data as data_checks
 from .checks.findings import DataError
+from .interruption import LostWorkerError
 
 # where launchers say which process this is
 _RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
@@ -173,12 +174,17 @@ def init_distributed(launcher: str, cfg: Config) -> None:
 def read_config(args: argparse.Namespace) -> Config:
     """Return the config that the arguments name, with the settings that they override.
 
+    ``args`` gets ``file_keys``, the top-level names of the config file, which tell what the command
+    line adds.
+
     Raises:
         ConfigNotFoundError: If there is no such config.
         ConfigError: If ``data_root`` is overridden and no data set of the config is below it.
     """
     args.config = find_config(args.config)
-    cfg = load_config(args.config, args.cfg_options)
+    cfg = Config.fromfile(args.config)
+    args.file_keys = set(cfg.keys())
+    _override(cfg, args.cfg_options)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
@@ -187,18 +193,23 @@ def read_config(args: argparse.Namespace) -> Config:
 
 
 def load_config(name: str, cfg_options: Mapping | None) -> Config:
-    """Return the config of a name or path with settings overridden; ``data_root`` moves the data.
+    """Return the config of a name or path with settings overridden.
 
     Raises:
         ConfigNotFoundError: If there is no such config.
         ConfigError: If ``data_root`` is overridden and no data set of the config is below it.
     """
     cfg = Config.fromfile(find_config(name))
+    _override(cfg, cfg_options)
+    return cfg
+
+
+def _override(cfg: Config, cfg_options: Mapping | None) -> None:
+    """Set what the command line sets; ``data_root`` moves the data."""
     if cfg_options is not None:
         if 'data_root' in cfg_options:
             _move_data(cfg, str(cfg_options['data_root']))
         cfg.merge_from_dict(cfg_options)
-    return cfg
 
 
 def _move_data(cfg: Config, new_root: str) -> None:
@@ -243,7 +254,7 @@ def set_timeout(cfg: Config, seconds: float) -> None:
         if not (isinstance(hook, Mapping) and hook.get('type') == 'WatchdogHook')
     ]
     cfg.custom_hooks.append(dict(type='WatchdogHook', timeout=seconds))
-    # the watchdog, which knows names, speaks before the collectives do, which know none
+    # the watchdog has to time out before the collectives, which cannot name the rank
     cfg.merge_from_dict({'env_cfg.dist_cfg.timeout': int(seconds) + 60})
 
 
@@ -254,7 +265,7 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
 
     Args:
         cfg: The config; ``runner_type`` in it chooses another Runner than mmengine's.
-        args: Arguments of ``polynext-mm train`` or ``test``.
+        args: Arguments of ``polynext-mm train`` or ``test``, after :func:`read_config`.
         task: The Runner's method, 'train' or 'test'.
         datasets: Names of the dataloaders whose files must exist.
     """
@@ -264,8 +275,7 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
         if args.unchecked:
             data_checks.without_checks(cfg)
         else:
-            file_keys = Config.fromfile(args.config).keys()
-            config_checks.check_config(cfg, file_keys, args.cfg_options)
+            config_checks.check_config(cfg, args.file_keys, args.cfg_options)
         for name in datasets:
             if cfg.get(name):
                 require_dataset(cfg[name].dataset)
@@ -287,6 +297,7 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
         CheckpointError,
         config_checks.ConfigError,
         DataError,
+        LostWorkerError,
         NonFiniteError,
         WorkDirInUseError,
     ) as error:
@@ -299,6 +310,6 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
 
 
 def _leave_distributed() -> None:
-    """Leave the process group: gloo's threads would abort a process that exits inside one."""
+    """Leave the process group: gloo's threads abort a process that exits as a member of one."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -13,10 +13,12 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..compat.mmengine import run_forward
 from . import models
 from .checkpoints.saving import NonFiniteError, checkpoint_hook, save_nonfinite
 from .processes import any_rank
 from .reproducibility import random_state, set_random_state
+from .training_scope import stop_after_training
 
 
 @HOOKS.register_module()
@@ -51,6 +53,9 @@ class NonFiniteHook(Hook):
         self._found: list[dict] = []
         self._first = 0
         self._handles: list = []
+
+    def before_run(self, runner: Runner) -> None:
+        stop_after_training(runner, lambda: self.after_train(runner))
 
     def before_train(self, runner: Runner) -> None:
         self._in_a_row = 0
@@ -120,7 +125,7 @@ class NonFiniteHook(Hook):
             set_random_state(self._random)
             with torch.no_grad(), runner.optim_wrapper.optim_context(model), _watched(model, first):
                 data = model.data_preprocessor(deepcopy(self._batch), True)
-                losses = model._run_forward(data, mode='loss')
+                losses = run_forward(model, data, 'loss')
         finally:
             set_random_state(after)
             self._loss = loss

@@ -15,6 +15,7 @@ from ..backbones.multiscale import MultiScale
 from ..backbones.polynext import PolyNeXt
 from ..compat import torch_features
 from ..nn import batch_norm, layers
+from . import models
 
 # 'released' is what the authors' released code does, which gave the published numbers; in the
 # paper, all norms are exempt from weight decay.
@@ -32,12 +33,14 @@ _NORMS = (
 class PolyNeXtOptimWrapperConstructor:
     """Build an optimizer wrapper with one parameter group per learning rate and weight decay.
 
-    As few groups as possible, since a step launches kernels for each. The groups are logged.
+    There are as few groups as possible, since a step launches kernels for each. They are logged.
+    A backbone is any PolyNeXt or MetaFormer in the model, under whatever name and however many;
+    everything else is a head.
 
     Checkpoints of any implementation of the optimizer can be resumed: ``fused`` and ``foreach``
     stay as the config has them. Options of ``paramwise_cfg``:
 
-    - ``no_decay``: 'released' (default) exempts the backbone's output norms and learned scales from
+    - ``no_decay``: 'released' (default) exempts a backbone's output norms and learned scales from
       weight decay: skip scales, gates and attention scales of a PolyNeXt, residual scales and
       activations of a MetaFormer. 'paper' exempts all norms of the model as well.
     - ``embedding_decay``: Whether ``nn.Embedding`` decays, such as the queries of Mask2Former,
@@ -51,8 +54,7 @@ class PolyNeXtOptimWrapperConstructor:
         paramwise_cfg: The options above.
 
     Raises:
-        ValueError: If an option is unknown or invalid, or the model's backbone is neither a
-            PolyNeXt nor a MetaFormer.
+        ValueError: If an option is unknown or invalid, or the model has no PolyNeXt or MetaFormer.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
@@ -84,18 +86,19 @@ class PolyNeXtOptimWrapperConstructor:
 
     def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict]:
         """Return groups with ``params``, their ``names``, ``lr`` and ``weight_decay``."""
-        backbone = getattr(model, 'backbone', None)
-        if not isinstance(backbone, MultiScale):
+        backbones = {f'{name}.' if name else '': b for name, b in models.backbones(model).items()}
+        if not backbones:
             raise ValueError(
-                f'{type(self).__name__} is for models whose backbone is a PolyNeXt or a '
-                f'MetaFormer, got {type(backbone).__name__}'
+                f'{type(self).__name__} is for models with a PolyNeXt or a MetaFormer, and '
+                f'{type(model).__name__} has none: set the type of its backbone to one of these, '
+                'or remove optim_wrapper.constructor and paramwise_cfg from the config'
             )
-        exempt = self._exempt(model)
+        exempt = self._exempt(model, backbones)
         groups: dict[tuple, dict] = {}
         for name, param in model.named_parameters():
             if not param.requires_grad:
                 continue
-            key = (lr * self._lr_mult(name, backbone), 0.0 if name in exempt else weight_decay)
+            key = (lr * self._lr_mult(name, backbones), 0.0 if name in exempt else weight_decay)
             group = groups.setdefault(
                 key, dict(params=[], names=[], lr=key[0], weight_decay=key[1])
             )
@@ -103,20 +106,22 @@ class PolyNeXtOptimWrapperConstructor:
             group['names'].append(name)
         return list(groups.values())
 
-    def _lr_mult(self, name: str, backbone: MultiScale) -> float:
-        if not name.startswith('backbone.'):
+    def _lr_mult(self, name: str, backbones: Mapping[str, MultiScale]) -> float:
+        prefix = next((prefix for prefix in backbones if name.startswith(prefix)), None)
+        if prefix is None:
             return self.head_lr_mult
         if self.layer_decay_rate is None:
             return 1.0
-        depth, total = backbone.get_layer_depth(name)
+        depth, total = backbones[prefix].get_layer_depth(name, prefix)
         return self.layer_decay_rate ** (total - 1 - depth)
 
-    def _exempt(self, model: nn.Module) -> set[str]:
+    def _exempt(self, model: nn.Module, backbones: Mapping[str, MultiScale]) -> set[str]:
         """Return the names of the parameters without weight decay."""
         exempt = {
-            name
-            for name, _ in model.backbone.named_parameters(prefix='backbone')
-            if name.endswith(model.backbone.scales) or '.out_norms.' in name
+            prefix + name
+            for prefix, backbone in backbones.items()
+            for name, _ in backbone.named_parameters()
+            if name.endswith(backbone.scales) or name.startswith('out_norms.')
         }
         kinds = _NORMS if self.no_decay == 'paper' else ()
         if not self.embedding_decay:
@@ -278,21 +283,20 @@ class AutocastOptimWrapper(OptimWrapper):
         )
 
     def backward(self, loss: Tensor, **kwargs) -> None:
-        self.loss_scaler.scale(loss).backward(**kwargs)
-        self._inner_count += 1
+        super().backward(self.loss_scaler.scale(loss), **kwargs)
 
     def step(self, **kwargs) -> None:
         norm = None
         if self.clip_grad_kwargs:
             self.loss_scaler.unscale_(self.optimizer)
-            norm = self._clip_grad()
+            norm = self._clipped_norm()
         self.loss_scaler.step(self.optimizer, **kwargs)
         self.loss_scaler.update()
         if norm is not None:
             self.message_hub.update_scalar(f'train/{self.grad_name}', norm.item())
 
-    def _clip_grad(self) -> Tensor | None:
-        """Clip as mmengine's wrapper does, but return the norm, not waiting for it."""
+    def _clipped_norm(self) -> Tensor | None:
+        """Clip as mmengine's wrapper does, but return the norm without waiting for the device."""
         params = [param for group in self.optimizer.param_groups for param in group['params']]
         params = [param for param in params if param.grad is not None]
         return self.clip_func(params, **self.clip_grad_kwargs) if params else None

@@ -20,6 +20,7 @@ from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
 
+from ..compat import mmengine as private
 from ..compat import torch_features
 from ..weights import CheckpointError
 from .checkpoints.saving import RESUME, AtomicCheckpointHook
@@ -232,7 +233,7 @@ class ReproducibilityHook(Hook):
         self._done = 0
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        if runner._resume:
+        if private.resumes(runner):
             self._resumed = dict(checkpoint.get(RESUME) or {})
             if 'random_states' not in self._resumed:
                 runner.logger.warning(
@@ -256,7 +257,9 @@ class ReproducibilityHook(Hook):
             )
         done = (self._resumed.get('batches_of_epoch') or 0) if by_epoch else loop.iter
         seed = on_main(lambda: runner.seed)
-        loop.dataloader = _reproducible(runner._train_dataloader, loop.dataloader, seed, by_epoch)
+        loop.dataloader = _reproducible(
+            private.train_dataloader_settings(runner), loop.dataloader, seed, by_epoch
+        )
         if by_epoch:
             self._require_within_an_epoch(runner, done, loop.dataloader.batch_sampler)
         loop.dataloader.batch_sampler.skip = done
@@ -315,8 +318,8 @@ class ReproducibilityHook(Hook):
             set_random_state(states[dist.get_rank()])
         except Exception as error:  # noqa: BLE001 - anything may be in the place of each
             raise CheckpointError(
-                f'{runner._load_from}: the random states in it are damaged ({error}): resume from '
-                'another checkpoint'
+                f'{private.load_from(runner)}: the random states in it are damaged ({error}): '
+                'resume from another checkpoint'
             ) from error
 
     def _require_within_an_epoch(
@@ -326,9 +329,9 @@ class ReproducibilityHook(Hook):
         is_same = size == batches.batch_size and len(states or ()) == dist.get_world_size()
         if is_same and done > len(batches):
             raise CheckpointError(
-                f'{runner._load_from}: polynext_resume.batches_of_epoch is {done}, and an epoch of '
-                f'this run has {len(batches)} batches: resume with the data of the checkpoint, or '
-                'give it as load_from without --resume'
+                f'{private.load_from(runner)}: polynext_resume.batches_of_epoch is {done}, and an '
+                f'epoch of this run has {len(batches)} batches: resume with the data of the '
+                'checkpoint, or give it as load_from without --resume'
             )
 
     def _warn_of_another_batch_size(self, runner: Runner, size: int) -> None:
@@ -393,7 +396,7 @@ def _reproducible(cfg: Any, loader: DataLoader, seed: int, by_epoch: bool) -> Da
 def _validate_if_due(runner: Runner, done: int) -> None:
     """Validate after ``done`` epochs or iterations where the train loop would have."""
     loop = runner.train_loop
-    loop._decide_current_val_interval()
+    private.decide_val_interval(loop)
     last = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
     if (
         runner.val_loop is not None

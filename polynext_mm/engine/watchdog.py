@@ -1,5 +1,7 @@
 """A rank that stands still ends the run after a stated time, and is named."""
 
+from __future__ import annotations
+
 import os
 import threading
 import time
@@ -10,6 +12,9 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch.distributed import TCPStore
+
+from ..startup import tell
+from .training_scope import stop_after_training
 
 _PREFIX = 'polynext_watchdog'
 
@@ -38,11 +43,18 @@ class WatchdogHook(Hook):
         self._steps = 0
         self._doing = 'starting'
         self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        stop_after_training(runner, self._stop)
 
     def before_train(self, runner: Runner) -> None:
         self._move('starting')
-        self._stopped.clear()
-        threading.Thread(target=self._watch, name='watchdog', daemon=True).start()
+        self._stopped = threading.Event()  # the thread of a training before this one has its own
+        self._thread = threading.Thread(
+            target=self._watch, args=(self._stopped,), name='watchdog', daemon=True
+        )
+        self._thread.start()
 
     def before_train_iter(self, runner: Runner, **step: object) -> None:
         self._move(f'computing iteration {runner.iter + 1}')
@@ -57,13 +69,18 @@ class WatchdogHook(Hook):
         self._move(f'going on after the validation of iteration {runner.iter}')
 
     def after_train(self, runner: Runner) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         self._stopped.set()
+        if self._thread is not None:
+            self._thread.join(1.0)  # longer only if it waits for a store that is gone
 
     def _move(self, doing: str) -> None:
         self._doing = doing
         self._steps += 1
 
-    def _watch(self) -> None:
+    def _watch(self, stopped: threading.Event) -> None:
         """Of the thread: tell the others, hear of them, and end the process if one froze."""
         rank, ranks = dist.get_dist_info()
         store = _store(self.timeout) if ranks > 1 else None
@@ -74,7 +91,7 @@ class WatchdogHook(Hook):
         beat = 0
         while True:
             waits_since = time.monotonic()
-            if self._stopped.wait(period):
+            if stopped.wait(period):
                 return
             now = time.monotonic()
             if now - waits_since > 2 * period:  # this process was suspended, perhaps all of them
@@ -107,11 +124,10 @@ class WatchdogHook(Hook):
             frozen = ', '.join(
                 f'rank {other} (last seen {doing[other]})' for other in silent or behind
             )
-            message = (
+            tell(
                 f'TimeoutError: no progress for {self.timeout:g} seconds: {frozen} stands still. '
-                'The run ends; go on from the last checkpoint with --resume\n'
+                'The run ends; go on from the last checkpoint with --resume'
             )
-            os.write(2, message.encode())
             os._exit(1)  # the main thread waits for the others, perhaps for ever
 
 

@@ -8,7 +8,7 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 
 from helpers import build, randomized, sample_as_ade20k, tiny_config
-from polynext_mm.engine import AutocastOptimWrapper, MachineHook
+from polynext_mm.engine import AutocastOptimWrapper, TrainingCheckHook
 
 MAX_NORM = 0.85
 
@@ -139,9 +139,9 @@ def test_mms_amp_wrapper_is_refused_before_the_first_step():
         train_dataloader=SimpleNamespace(batch_size=2),
     )
     with pytest.raises(ValueError, match="AmpOptimWrapper.*type='AutocastOptimWrapper'"):
-        MachineHook().before_train(runner)
+        TrainingCheckHook().before_train(runner)
     runner.model = build()
-    MachineHook().before_train(runner)
+    TrainingCheckHook().before_train(runner)
 
 
 @pytest.mark.usefixtures('quick_configs')

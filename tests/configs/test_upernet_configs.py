@@ -160,7 +160,7 @@ def test_runtime(arch):
     assert cfg.custom_imports == dict(imports=['polynext_mm'], allow_failed_imports=False)
     assert cfg.custom_hooks == [
         dict(type='CheckpointGuardHook', reset_mismatched_heads=False),
-        dict(type='MachineHook'),
+        dict(type='TrainingCheckHook'),
         dict(type='DataCheckHook'),
         dict(type='WorkDirHook'),
         dict(type='ReproducibilityHook'),

@@ -19,7 +19,7 @@ def test_the_example_in_mmsegs_configs(tmp_path):
     path.write_text(example(PAGE, 'pspnet_r50'))
     cfg = Config.fromfile(path)
     assert cfg.default_hooks.checkpoint_guard.type == 'CheckpointGuardHook'
-    assert cfg.default_hooks.machine.type == 'MachineHook'
+    assert cfg.default_hooks.training_check.type == 'TrainingCheckHook'
     assert 'logger' in cfg.default_hooks
     model = build_model(cfg).eval()
     with torch.no_grad():

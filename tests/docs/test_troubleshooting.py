@@ -24,6 +24,7 @@ from torch import nn
 
 from helpers import CONFIG, ROOT, TINY_ARCH, build, build_model, imagenet_weights
 from polynext_mm.engine import hooks
+from polynext_mm.engine.checks import training
 from polynext_mm.engine.checks.config import check_config
 from polynext_mm.engine.checks.findings import DataError, label_fault
 from polynext_mm.engine.launch import require_dataset
@@ -111,7 +112,7 @@ def sync_bn() -> None:
 def batch_of_one() -> None:
     loader = SimpleNamespace(batch_size=1)
     runner = SimpleNamespace(train_dataloader=loader, model=small_segmentor(4), world_size=1)
-    hooks.MachineHook._refuse_batch_of_one(runner)
+    training.TrainingCheckHook._refuse_batch_of_one(runner)
 
 
 def batch_of_one_in_torch() -> None:
@@ -132,8 +133,8 @@ def unused_output() -> None:
     backbone = build()
     sum(feature.sum() for feature in backbone(torch.randn(1, 3, 64, 64))[1:]).backward()
     optimizer = torch.optim.SGD(backbone.parameters(), 1e-3)
-    with mock.patch.object(hooks, 'DistributedDataParallel', Distributed):
-        hooks._report_unused_outputs(Distributed(backbone), optimizer)
+    with mock.patch.object(training, 'DistributedDataParallel', Distributed):
+        training._report_unused_outputs(Distributed(backbone), optimizer)
 
 
 def other_normalization() -> None:

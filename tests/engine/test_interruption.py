@@ -1,5 +1,6 @@
 """SIGTERM, SIGINT and SIGHUP: the iteration is finished, the state saved, the exit code is 75."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,8 @@ import pytest
 from runs import At, config, differences, saved, train
 
 from helpers import ROOT
+from polynext_mm import startup
+from polynext_mm.engine import LostWorkerError
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
@@ -104,6 +107,115 @@ def test_a_signal_before_there_is_anything_to_save(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 75
     assert done.stderr.endswith('SIGTERM before the first iteration: exit code 75\n')
+
+
+@pytest.mark.parametrize('when', ['computing', 'waiting', 'validating'])
+def test_a_killed_worker_costs_nothing(tmp_path, whole, when):
+    """While an iteration computes torch would raise in the middle of it, or while it waits."""
+
+    def kill(runner):
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGKILL)
+            if when == 'waiting':
+                worker.join()  # torch's handler of SIGCHLD does not hear of those
+            else:
+                os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+
+    point, iteration = ('after_val_iter', 3) if when == 'validating' else ('before_train_iter', 2)
+    options = dict(
+        settings(False),
+        **{
+            'train_dataloader.num_workers': 1,
+            'train_dataloader.prefetch_factor': 1,
+            'train_dataloader.persistent_workers': True,
+        },
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(LostWorkerError, match='ran out of memory.*go on with --resume'):
+        train(config(work_dir=tmp_path, **options), hooks=[At(point, iteration, kill)])
+    assert signal.getsignal(signal.SIGTERM) == before
+    last = saved((tmp_path / 'last_checkpoint').read_text())
+    assert last['meta']['iter'] in ((3, 4, 5) if when == 'waiting' else (3,))
+    train(config(work_dir=tmp_path, **options), resume=True)
+    assert differences(saved(tmp_path / 'iter_6.pth'), whole[False]) == []
+
+
+def gone(kind):
+    """Let stderr be what nobody reads."""
+    if kind == 'closed':
+        os.close(2)
+    elif kind == 'full disk':
+        os.dup2(os.open('/dev/full', os.O_WRONLY), 2)
+    else:
+        reader, writer = os.pipe()
+        os.dup2(writer, 2)
+        os.close(writer)
+        if kind == 'reader gone':
+            os.close(reader)
+        else:
+            os.set_blocking(2, False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(2, bytes(4096))
+            os.set_blocking(2, True)
+
+
+STDERRS = pytest.mark.parametrize(
+    'stderr', ['closed', 'full disk', 'reader gone', 'reader stopped']
+)
+
+
+def forked(work, *arguments):
+    """The exit code of work in a process of its own."""
+    process = multiprocessing.get_context('fork').Process(target=work, args=arguments)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+@STDERRS
+def test_nobody_reads_what_is_told(tmp_path, stderr):
+    def work():
+        stop = At('before_train_iter', 2, lambda runner: os.kill(os.getpid(), signal.SIGTERM))
+        options = {'train_dataloader.num_workers': 0}
+        cfg = config(work_dir=tmp_path, **settings(False), **options)
+        gone(stderr)
+        train(cfg, hooks=[stop])
+
+    assert forked(work) == 75
+    assert saved(tmp_path / 'interrupted_iter_3.pth')['meta']['iter'] == 3
+
+
+@STDERRS
+def test_nobody_reads_what_is_told_at_the_start(stderr):
+    def work():
+        gone(stderr)
+        with startup.resumable_start():
+            signal.raise_signal(signal.SIGTERM)
+
+    assert forked(work) == 75
+
+
+def test_streams_that_nobody_reads_change_no_exit_code():
+    """Python would make it 120 where it cannot flush them."""
+    code = (
+        'import sys\nfrom polynext_mm.startup import resumable_start\n'
+        "with resumable_start():\n    print('x' * 100)\n    sys.exit(75)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != 'PYTHONUNBUFFERED'}
+    with open('/dev/full', 'wb') as full:
+        done = subprocess.run([sys.executable, '-c', code], stdout=full, env=environment)
+    assert done.returncode == 75
+
+
+def test_a_closed_stderr_is_no_file_of_the_run():
+    code = (
+        'import os\nfrom polynext_mm.startup import resumable_start\n'
+        "with resumable_start():\n    assert os.open('/dev/null', os.O_RDONLY) > 2"
+    )
+    assert (
+        subprocess.run(['sh', '-c', '"$0" -c "$1" 2>&- >&-', sys.executable, code]).returncode == 0
+    )
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from mmengine.model import BaseDataPreprocessor, ImgDataPreprocessor
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
@@ -22,6 +23,7 @@ from helpers import (
     segmentor_file,
     tiny_config,
 )
+from polynext_mm.engine import CheckpointGuardHook
 from polynext_mm.engine.checks.normalization import find_mismatch
 from polynext_mm.weights import CheckpointError
 
@@ -67,18 +69,64 @@ def test_normalizations_are_told_apart(kind, settings, described):
     if described is None:
         assert mismatch is None
     else:
-        assert described in mismatch
-        assert 'RGB images (bgr_to_rgb=True) with mean=[123.675, 116.28, 103.53]' in mismatch
+        assert described in str(mismatch) and mismatch.is_certain
+        assert 'RGB images (bgr_to_rgb=True) with mean=[123.675, 116.28, 103.53]' in mismatch.text
 
 
 def test_wrapped_and_unknown_preprocessors():
     inner = dict(type='mmdet.DetDataPreprocessor', **CAFFE)
     semi = model_with(type='mmdet.MultiBranchDataPreprocessor', data_preprocessor=inner)
-    assert 'BGR images' in find_mismatch(semi)
+    assert 'BGR images' in str(find_mismatch(semi))
     unknown = nn.Module()
     assert find_mismatch(unknown) is None
     unknown.data_preprocessor = nn.Identity()
     assert find_mismatch(unknown) is None
+
+
+class ClsDataPreprocessor(BaseDataPreprocessor):
+    """As mmpretrain's and mmaction2's: BGR to RGB by another name."""
+
+    def __init__(self, mean, std, to_rgb=False):
+        super().__init__()
+        self._enable_normalize = True
+        self.to_rgb = to_rgb
+        self.register_buffer('mean', torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer('std', torch.tensor(std).view(-1, 1, 1))
+
+
+def test_preprocessors_of_other_packages_are_at_most_a_warning():
+    model = nn.Module()
+    values = dict(mean=IMAGENET['mean'], std=IMAGENET['std'])
+    model.data_preprocessor = ClsDataPreprocessor(**values, to_rgb=True)
+    assert find_mismatch(model) is None
+    model.data_preprocessor = ClsDataPreprocessor(**values)
+    mismatch = find_mismatch(model)
+    assert 'gives BGR images' in mismatch.text and 'RGB images (to_rgb=True)' in mismatch.text
+    assert not mismatch.is_certain
+    guard = CheckpointGuardHook()
+    guard._check_normalization(model, is_error=True)  # warns
+    model.data_preprocessor = ImgDataPreprocessor(**values)
+    with pytest.raises(CheckpointError, match='gives BGR images'):
+        guard._check_normalization(model, is_error=True)
+
+
+@pytest.mark.parametrize('images', [1, 2, 3])
+def test_images_stacked_along_their_channels_repeat_the_values(images):
+    """As the two of change detection."""
+    model = nn.Module()
+    model.data_preprocessor = ClsDataPreprocessor(
+        IMAGENET['mean'] * images, IMAGENET['std'] * images, to_rgb=True
+    )
+    assert find_mismatch(model) is None
+    model.data_preprocessor.mean[-1] = 0
+    assert find_mismatch(model) is not None
+
+
+def test_a_backbone_within_a_tracker_tells_its_normalization():
+    model = model_with(type='mmdet.DetDataPreprocessor', **LOW_RESOLUTION)
+    model.detector = nn.Module()
+    model.detector.backbone = build(arch='cpolynext_lr')
+    assert find_mismatch(model) is None
 
 
 @pytest.mark.parametrize(
@@ -107,7 +155,7 @@ def test_the_low_resolution_network_has_another_normalization(settings, arch):
     model.backbone = build(arch='cpolynext_lr')
     if arch != 'cpolynext_lr':
         expected = 'RGB images (bgr_to_rgb=True) with mean=[125.307, 122.95, 113.865], std=[62.993'
-        assert expected in find_mismatch(model)
+        assert expected in str(find_mismatch(model))
 
 
 # Runs of segmentors and detectors

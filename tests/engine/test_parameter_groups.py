@@ -252,7 +252,7 @@ def test_a_model_of_another_backbone():
     model = nn.Module()
     model.backbone = nn.Conv2d(3, 3, 1)
     constructor = PolyNeXtOptimWrapperConstructor(dict(optimizer=dict(type='SGD', lr=0.1)))
-    with pytest.raises(ValueError, match='is a PolyNeXt or a MetaFormer, got Conv2d'):
+    with pytest.raises(ValueError, match='with a PolyNeXt or a MetaFormer, and Module has none'):
         constructor(model)
 
 
@@ -262,3 +262,45 @@ def test_the_callers_config_stays_as_it_is():
     model.backbone = build()
     PolyNeXtOptimWrapperConstructor(cfg, {})(model)
     assert cfg == dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=LR, weight_decay=DECAY))
+
+
+def test_backbones_are_found_wherever_they_are():
+    """As in mmdet's trackers and SoftTeacher, and as img_backbone of mmdet3d."""
+    plain = nn.Module()
+    plain.backbone, plain.head = build(), nn.Linear(3, 3)
+    options = dict(head_lr_mult=10.0, layer_decay_rate=0.5)
+    expected = grouped(plain, **options)
+    for place in ('detector.backbone', 'student.backbone', 'img_backbone'):
+        model = nn.Module()
+        *outer, name = place.split('.')
+        holder = nn.Module()
+        model.add_module(outer[0], holder) if outer else None
+        (holder if outer else model).add_module(name, build())
+        model.head = nn.Linear(3, 3)
+        groups = grouped(model, **options)
+        assert {key.replace(place, 'backbone'): value for key, value in groups.items()} == expected
+    several = nn.Module()
+    several.student, several.teacher, several.head = build(), build(), nn.Linear(3, 3)
+    several.teacher.requires_grad_(False)
+    several.other = build()
+    for param in several.teacher.parameters():
+        assert not param.requires_grad
+    settings = {
+        name: (group['lr'], group['weight_decay'])
+        for group in PolyNeXtOptimWrapperConstructor(
+            dict(optimizer=dict(type='SGD', lr=LR)), options
+        ).groups(several, LR, DECAY)
+        for name in group['names']
+    }
+    assert not any(name.startswith('teacher.') for name in settings)
+    for place in ('student.', 'other.'):
+        assert {
+            'backbone.' + name.removeprefix(place): value
+            for name, value in settings.items()
+            if name.startswith(place)
+        } == {name: value for name, value in expected.items() if name.startswith('backbone.')}
+    assert grouped(build(), **options) == {
+        name.removeprefix('backbone.'): value
+        for name, value in expected.items()
+        if name.startswith('backbone.')
+    }

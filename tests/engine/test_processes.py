@@ -128,6 +128,19 @@ def test_two_processes_resume_bit_for_bit(tmp_path, task, by_epoch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('method', ['forkserver', 'spawn'])
+def test_a_training_ends_however_its_workers_were_started(tmp_path, method):
+    options = {
+        'train_dataloader.num_workers': 1,
+        'train_dataloader.persistent_workers': True,
+        'env_cfg.mp_cfg.mp_start_method': method,
+    }
+    cfg = config('segmentation', tmp_path / 'work', iters=2, **options)
+    python(ROOT / 'tools' / 'train.py', written(cfg, tmp_path / 'run.py'))
+    assert (tmp_path / 'work' / 'iter_2.pth').is_file()
+
+
+@pytest.mark.slow
 def test_ranks_end_with_their_launcher(tmp_path):
     cfg_file = written(endless('segmentation', tmp_path / 'work'), tmp_path / 'run.py')
     launcher = launch(cfg_file)

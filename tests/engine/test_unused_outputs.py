@@ -23,7 +23,7 @@ from helpers import (
     sample_as_ade20k,
     tiny_options,
 )
-from polynext_mm.engine import MachineHook
+from polynext_mm.engine import TrainingCheckHook
 
 PSP_ON_THE_LAST_STAGE = f"""
 _base_ = '{CONFIG}'
@@ -101,12 +101,14 @@ def process_group(tmp_path):
 def warnings(monkeypatch):
     """Collect what the hook logs."""
     logged = []
-    monkeypatch.setattr('polynext_mm.engine.hooks.print_log', lambda text, **_: logged.append(text))
+    monkeypatch.setattr(
+        'polynext_mm.engine.checks.training.print_log', lambda text, **_: logged.append(text)
+    )
     return logged
 
 
 def train_two_steps(model: nn.Module, uses: tuple[int, ...]) -> None:
-    """Train with MachineHook on a loss that uses some of the outputs."""
+    """Train with TrainingCheckHook on a loss that uses some of the outputs."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     runner = SimpleNamespace(
         model=model,
@@ -114,7 +116,7 @@ def train_two_steps(model: nn.Module, uses: tuple[int, ...]) -> None:
         train_dataloader=SimpleNamespace(batch_size=2),
         world_size=1,
     )
-    MachineHook().before_train(runner)
+    TrainingCheckHook().before_train(runner)
     for _ in range(2):
         outs = model(torch.randn(2, 3, 64, 64))
         runner.optim_wrapper.update_params(sum(outs[i].square().mean() for i in uses))

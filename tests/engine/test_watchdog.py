@@ -12,7 +12,7 @@ FORK = multiprocessing.get_context('fork')  # mm is imported once
 TIMEOUT = 2.0
 
 
-def start(seconds: float):
+def start(seconds: float, stderr_is_gone: bool = False):
     """A process with a watchdog that computes one iteration for so long, and what it prints."""
     output, to_output = os.pipe()
 
@@ -23,6 +23,8 @@ def start(seconds: float):
         hook.before_train(runner)
         hook.before_train_iter(runner)
         os.write(2, b'began\n')
+        if stderr_is_gone:
+            os.close(2)
         for _ in range(round(seconds / 0.05)):  # time of its own, unlike one long sleep
             time.sleep(0.05)
         hook.after_train(runner)
@@ -41,6 +43,12 @@ def test_a_process_that_stands_still_is_ended_and_named():
     process.join(30)
     assert process.exitcode == 1
     assert 'no progress for 2 seconds: rank 0 (last seen computing iteration 1)' in printed.read()
+
+
+def test_a_process_that_stands_still_is_ended_without_a_stderr():
+    process, _ = start(60.0, stderr_is_gone=True)
+    process.join(30)
+    assert process.exitcode == 1
 
 
 def test_a_suspended_process_goes_on():

@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-from ...backbones.multiscale import MultiScale
+from ...compat.mmengine import load_from, resumes
 from ...weights import loading
 from ...weights.names import BACKBONE
 from ...weights.reading import UNSAFE
@@ -31,7 +31,7 @@ def check_checkpoint(runner: Runner, task: str) -> None:
         FileNotFoundError: If there is no such file.
         CheckpointError: If it cannot be read or does not fit.
     """
-    model, source = models.unwrapped(runner.model), runner._load_from
+    model, source = models.unwrapped(runner.model), load_from(runner)
     if source:
         if str(source).startswith(UNSAFE):
             return
@@ -40,9 +40,9 @@ def check_checkpoint(runner: Runner, task: str) -> None:
                 f'there is no checkpoint {source}: check the path (it is taken from {os.getcwd()} '
                 'if it is relative)'
             )
-        if isinstance(getattr(model, 'backbone', None), MultiScale):
+        if models.backbones(model):
             _try(model, source, _guard(runner), evaluation=task != 'train')
-    elif task == 'train' and not runner._resume:
+    elif task == 'train' and not resumes(runner):
         for backbone in models.backbones(model).values():
             init_cfg = backbone.init_cfg
             if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
@@ -58,8 +58,15 @@ def _guard(runner: Runner) -> CheckpointGuardHook | None:
 def _try(
     model: nn.Module, source: str, guard: CheckpointGuardHook | None, evaluation: bool
 ) -> None:
+    backbones = models.backbones(model)
     state_dict = dict(CheckpointLoader.load_checkpoint(source, 'cpu')['state_dict'])
-    if guard is not None:
+    prefixes = [f'{name}.' if name else '' for name in backbones]
+    if prefixes != [BACKBONE] and not all(
+        any(key.startswith(prefix) for key in state_dict) for prefix in prefixes
+    ):
+        return  # models such as SoftTeacher rename keys as they load; the backbone checks them then
+    if guard is not None and '' not in backbones:
         reset = guard.reset_mismatched_heads
-        loading.check(model, state_dict.copy(), source, reset, evaluation)
-    model.backbone.adapt(state_dict, BACKBONE, source)
+        loading.check(model, state_dict.copy(), source, reset, evaluation, backbones)
+    for prefix, backbone in zip(prefixes, backbones.values()):
+        backbone.adapt(state_dict, prefix, source)

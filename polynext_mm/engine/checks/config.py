@@ -38,6 +38,8 @@ from mmengine.registry import (
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from ...compat.mmengine import settings_of
+
 TASKS = ('train', 'val', 'test')
 # What mm's runners, inferencers and tools read besides the Runner's own arguments.
 _READ_BY_TOOLS = (
@@ -303,7 +305,7 @@ def _paths(node: Any, path: str = '', depth: int = 4) -> Iterator[str]:
             yield inner
             yield from _paths(value, inner, depth - 1)
     elif depth and isinstance(node, Config):
-        yield from _paths(node._cfg_dict, path, depth)
+        yield from _paths(settings_of(node), path, depth)
 
 
 # Options of what is built

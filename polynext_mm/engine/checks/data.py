@@ -25,9 +25,10 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, HOOKS
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from ...compat.mmengine import loops as built_loops
 from .coco import CocoAudit, audit_coco, read_coco
 from .config import check_config, datasets_of
 from .findings import DataError, Finding, is_local, listed
@@ -53,20 +54,12 @@ class DataCheckHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_run(self, runner: Runner) -> None:
-        loops = [
-            (task, loop)
-            for task, loop in (
-                ('train', runner._train_loop),
-                ('val', runner._val_loop),
-                ('test', runner._test_loop),
-            )
-            if isinstance(loop, BaseLoop)
-        ]
+        loops = built_loops(runner)
         if runner not in _checked:
             _checked.add(runner)
             check_config(runner.cfg)
-            check_sources(runner.cfg, [task for task, _ in loops])
-        for _, loop in loops:
+            check_sources(runner.cfg, list(loops))
+        for loop in loops.values():
             check_samples(loop.dataloader)
 
 

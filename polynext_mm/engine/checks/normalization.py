@@ -14,9 +14,14 @@ The files of the low-resolution network, of CIFAR-10, SVHN and Tiny-ImageNet, ex
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 from torch import nn
 
+from ...compat.mmengine import converts_channels, normalizes
 from ...nn import ARCHS
+from .. import models
 
 MEAN = (123.675, 116.28, 103.53)  # of R, G, B from 0 to 255
 STD = (58.395, 57.12, 57.375)
@@ -25,45 +30,86 @@ STD = (58.395, 57.12, 57.375)
 LOW_RESOLUTION_MEAN = (125.307, 122.95, 113.865)
 LOW_RESOLUTION_STD = (62.993, 62.089, 66.705)
 _TOLERANCE = 1.0  # some configs round to integers
+# by package and name, since importing mmseg takes seconds and need not be possible
+_KNOWN_KINDS = (('mmengine', 'ImgDataPreprocessor'), ('mmseg', 'SegDataPreProcessor'))
 
 
-def find_mismatch(model: nn.Module) -> str | None:
-    """Describe a normalization that is not the one of the published weights.
+@dataclasses.dataclass(frozen=True)
+class Mismatch:
+    """A normalization that is not the one of the published weights.
+
+    Attributes:
+        text: What the data preprocessor does to images, and what it should do.
+        is_certain: Whether the preprocessor is of a kind that is known here: mmengine's, mmseg's
+            or one derived from them. What others do with the same names may differ, so for those a
+            mismatch is no more than a reason to warn.
+    """
+
+    text: str
+    is_certain: bool
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def find_mismatch(model: nn.Module) -> Mismatch | None:
+    """Find a normalization that is not the one of the published weights.
+
+    Images that are stacked along their channels, such as the two of change detection, repeat the
+    three values of the mean and of the standard deviation.
 
     Args:
-        model: A segmentor or detector of mm, without wrappers.
+        model: A model of an mm package, without wrappers.
 
     Returns:
-        What the model's ``data_preprocessor`` does to images and what it should do. None if they
-        agree, or if the preprocessor is of an unknown kind.
+        The difference. None if there is none, or if the data preprocessor has no mean and standard
+        deviation to look at.
     """
     preprocessor = getattr(model, 'data_preprocessor', None)
     while hasattr(preprocessor, 'data_preprocessor'):  # such as mmdet's MultiBranchDataPreprocessor
         preprocessor = preprocessor.data_preprocessor
-    if not hasattr(preprocessor, '_enable_normalize'):
+    if not isinstance(preprocessor, nn.Module) or normalizes(preprocessor) is None:
         return None
-    normalizes = preprocessor._enable_normalize
-    mean = preprocessor.mean.flatten().tolist() if normalizes else [0.0]
-    std = preprocessor.std.flatten().tolist() if normalizes else [1.0]
-    # mmcv reads BGR; the second name is that of upstream's mmseg
-    names = ('_channel_conversion', 'channel_conversion')
-    is_rgb = any(getattr(preprocessor, name, False) for name in names)
-    is_low = getattr(getattr(model, 'backbone', None), 'arch', None) == ARCHS['cpolynext_lr']
+    mean, std = ([0.0], [1.0])
+    if normalizes(preprocessor):
+        mean, std = preprocessor.mean.flatten().tolist(), preprocessor.std.flatten().tolist()
+    # mmcv reads BGR; the other name is that of mmpretrain and mmaction2
+    setting = 'to_rgb' if hasattr(preprocessor, 'to_rgb') else 'bgr_to_rgb'
+    is_rgb = converts_channels(preprocessor) or getattr(preprocessor, 'to_rgb', False)
+    is_low = any(
+        getattr(backbone, 'arch', None) == ARCHS['cpolynext_lr']
+        for backbone in models.backbones(model).values()
+    )
     right = (LOW_RESOLUTION_MEAN, LOW_RESOLUTION_STD) if is_low else (MEAN, STD)
     if is_rgb and _are_close(mean, right[0]) and _are_close(std, right[1]):
         return None
-    return (
+    text = (
         f'data_preprocessor gives {"RGB" if is_rgb else "BGR"} images with mean={_rounded(mean)}, '
-        f'std={_rounded(std)}, and the published weights expect RGB images (bgr_to_rgb=True) with '
+        f'std={_rounded(std)}, and the published weights expect RGB images ({setting}=True) with '
         f'mean={list(right[0])}, std={list(right[1])}'
     )
+    return Mismatch(text, _is_known(preprocessor))
 
 
-def _are_close(values: list[float], expected: tuple[float, ...]) -> bool:
-    return len(values) == len(expected) and all(
-        abs(value - other) <= _TOLERANCE for value, other in zip(values, expected)
+def _is_known(preprocessor: nn.Module) -> bool:
+    return any(
+        (kind.__module__.partition('.')[0], kind.__name__) in _KNOWN_KINDS
+        for kind in type(preprocessor).__mro__
     )
 
 
-def _rounded(values: list[float]) -> list[float]:
+def _are_close(values: Sequence[float], expected: Sequence[float]) -> bool:
+    """Return whether values are the expected ones, once or several times in a row."""
+    repetitions, rest = divmod(len(values), len(expected))
+    return (
+        repetitions > 0
+        and rest == 0
+        and all(
+            abs(value - other) <= _TOLERANCE
+            for value, other in zip(values, [*expected] * repetitions)
+        )
+    )
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
     return [round(value, 3) for value in values]
