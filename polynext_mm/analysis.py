@@ -109,7 +109,10 @@ def count(
         for name, module in model.named_modules()
         if name
     }
-    return Cost(tuple(shape), _parameters(model), counter.get_total_flops() // 2, parts)
+    channels, height, width = shape
+    return Cost(
+        (channels, height, width), _parameters(model), counter.get_total_flops() // 2, parts
+    )
 
 
 @contextlib.contextmanager
@@ -191,7 +194,7 @@ def build_model(config: Any, device: str) -> nn.Module:
     return MODELS.build(copy.deepcopy(config.model)).to(device).requires_grad_(False)
 
 
-def _inference(model: nn.Module, size: tuple[int, int]) -> Callable[[Tensor], Any]:
+def _inference(model: Any, size: tuple[int, int]) -> Callable[[Tensor], Any]:
     """Return what inference computes of one image, up to where results are sorted out."""
     meta = dict(
         img_shape=size,
@@ -211,7 +214,7 @@ def _inference(model: nn.Module, size: tuple[int, int]) -> Callable[[Tensor], An
     return model
 
 
-def _detect_in_two_stages(model: nn.Module, images: Tensor) -> None:
+def _detect_in_two_stages(model: Any, images: Tensor) -> None:
     """Run a detector's parts on as many regions as it may propose, wherever these would be."""
     roi_head = model.roi_head
     kind = type(roi_head).__name__

@@ -145,7 +145,7 @@ class PolyNeXt(PolyNeXtNetwork, MultiScale):
     def _log(self, message: str) -> None:
         print_log(message, logger='current')
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Return one feature for each of ``out_indices``.
 
         Args:

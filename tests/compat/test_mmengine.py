@@ -136,7 +136,16 @@ def test_no_other_module_touches_a_private_attribute_of_theirs():
     touched = []
     for path in package.rglob('*.py'):
         name = path.relative_to(package).as_posix()
-        if name.startswith(('nn/', 'weights/', 'timm.py', 'compat/mmengine.py', *NOT_YET)):
+        if name.startswith(
+            (
+                'nn/',
+                'weights/',
+                'timm.py',
+                'compat/mmengine.py',
+                'compat/torch_features.py',
+                *NOT_YET,
+            )
+        ):
             continue
         tree = ast.parse(path.read_text(encoding='utf-8'))
         own = {node.name for node in ast.walk(tree) if hasattr(node, 'name')}
