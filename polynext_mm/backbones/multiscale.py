@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from ..compat.torch_features import register_load_state_dict_pre_hook
-from ..weights import safe_reading
+from ..weights import loading
 from ..weights.names import BACKBONE
 
 SMALLEST_IMAGE = 32
@@ -158,16 +160,6 @@ class MultiScale(BaseModule):
                 break
         return tuple(outs)
 
-    def init_weights(self) -> None:
-        """Initialize as ``init_cfg`` says, reading checkpoints safely and strictly.
-
-        Raises:
-            FileNotFoundError: If the checkpoint is a path that does not exist.
-            CheckpointError: If the checkpoint cannot be downloaded or read, or does not fit.
-        """
-        with safe_reading():
-            super().init_weights()
-
     def train(self, mode: bool = True) -> MultiScale:
         """Set the training mode; frozen stages stay in eval mode."""
         super().train(mode)
@@ -185,6 +177,44 @@ def _adapt_state_dict(
     backbone: MultiScale, state_dict: dict, prefix: str, local_metadata: dict, *_
 ) -> None:
     report = backbone.adapt(state_dict, prefix, local_metadata.get('source'))
+    print_log(report, logger='current')
+
+
+# ------------------------------------------------------------------------------------------------
+# The heads beside a backbone: a model is told from a backbone alone by what it is made a part of
+# ------------------------------------------------------------------------------------------------
+
+_models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _watch_heads(model: nn.Module, name: str, part: nn.Module | None) -> None:
+    if isinstance(part, MultiScale) and model not in _models:
+        _models.add(model)
+        register_load_state_dict_pre_hook(model, _check_heads)
+
+
+register_module_module_registration_hook(_watch_heads)
+
+
+def _check_heads(model: nn.Module, state_dict: dict, prefix: str, local_metadata: dict, *_) -> None:
+    """Check what is beside the backbone, where a model is loaded from a file."""
+    if 'source' not in local_metadata:
+        return  # weights in memory, which may be a part of the model's
+    backbones = {k: part for k, part in model.named_children() if isinstance(part, MultiScale)}
+    own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    if not any(key.partition('.')[0] in backbones for key in own):
+        return  # the backbone raises the clearer error later
+    options = local_metadata.get(loading.OPTIONS, {})
+    kept = own.copy()
+    report = loading.check(
+        model,
+        kept,
+        local_metadata['source'],
+        backbones=backbones,
+        **{'evaluation': True, **options},
+    )
+    for key in own.keys() - kept.keys():
+        del state_dict[prefix + key]
     print_log(report, logger='current')
 
 

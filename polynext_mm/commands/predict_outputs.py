@@ -28,7 +28,7 @@ from torch import nn
 
 from polynext_mm.engine.checks import config as config_checks
 from polynext_mm.engine.checks.findings import file_fault
-from polynext_mm.weights import read, safe_reading
+from polynext_mm.weights.reading import read_meta
 
 from .arguments import UsageError
 from .predict_inputs import Clip, Picture, files, frame_count, frames, frames_per_second
@@ -167,9 +167,8 @@ def build_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
         from mmdet.apis import init_detector as init
     else:
         from mmseg.apis import init_model as init
-    with safe_reading():
-        model = init(cfg, checkpoint, device=device)
-    if not {'dataset_meta', 'CLASSES'} & set(read(checkpoint).get('meta') or {}):
+    model = init(cfg, checkpoint, device=device)
+    if not {'dataset_meta', 'CLASSES'} & set(read_meta(checkpoint)):
         datasets = config_checks.datasets_of(cfg.test_dataloader.dataset, 'test_dataloader.dataset')
         for _, dataset in datasets:
             model.dataset_meta = {**model.dataset_meta, **config_checks.metainfo_of(cfg, dataset)}

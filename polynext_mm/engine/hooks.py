@@ -7,13 +7,16 @@ import logging
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
-from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
+from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
 from ..backbones.multiscale import MultiScale
 from ..backbones.polynext import PolyNeXt
 from ..weights import CheckpointError, loading, names
+from ..weights.errors import shown
+from ..weights.reading import UNSAFE
 from . import models
+from .checkpoints import resuming
 from .checks.normalization import find_mismatch
 
 
@@ -59,8 +62,10 @@ class CheckpointGuardHook(Hook):
             and not runner._load_from
             and find_latest_checkpoint(runner.work_dir) is not None
         )
+        if resumes:
+            _require_plain_path(runner)
         source = runner._load_from or (resumes and 'the latest checkpoint')
-        if pretrained and (source or _trains(runner)):
+        if pretrained and (source or models.trains(runner)):
             self._check_normalization(runner.model, is_error=not source)
         for backbone in models.backbones(runner.model).values() if source else ():
             if backbone.init_cfg:
@@ -70,23 +75,23 @@ class CheckpointGuardHook(Hook):
                 backbone.init_cfg = None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        weights = checkpoint.get('state_dict', checkpoint)
+        source = getattr(weights, '_metadata', {}).get('', {}).get('source', runner._load_from)
+        if runner._resume:
+            resuming.require_training(checkpoint, source)
+            resuming.keep_files_inside(checkpoint, resuming.folders(runner))
+            _require_whole_average(checkpoint, source)
         model = models.unwrapped(runner.model)
         if not isinstance(getattr(model, 'backbone', None), MultiScale):
             return
-        state_dict = checkpoint['state_dict']
-        if names.is_authors({key.removeprefix('backbone.') for key in state_dict}):
+        if names.is_authors({key.removeprefix('backbone.') for key in weights}):
             self._check_normalization(model, is_error=True)
-        source = getattr(state_dict, '_metadata', {}).get('', {}).get('source', runner._load_from)
-        print_log(
-            loading.check(
-                model,
-                state_dict,
-                source,
-                self.reset_mismatched_heads,
-                evaluation=not _trains(runner),
-            ),
-            logger='current',
-        )
+        # what was trained already has all of its heads
+        whole = runner._resume or not models.trains(runner)
+        for part in (weights, checkpoint.get('ema_state_dict', {})):
+            loading.set_options(
+                part, evaluation=whole, reset_mismatched_heads=self.reset_mismatched_heads
+            )
         if runner._resume and isinstance(model.backbone, PolyNeXt):
             # the state of the optimizer has the sizes of the checkpoint's norms
             model.backbone.keep_norm_size()
@@ -107,8 +112,28 @@ class CheckpointGuardHook(Hook):
         )
 
 
-def _trains(runner: Runner) -> bool:
-    return isinstance(runner._train_loop, BaseLoop)
+def _require_whole_average(checkpoint: dict, source: str) -> None:
+    """Check that EMAHook, which exchanges weights by name, finds every one of them."""
+    weights, prefix = checkpoint['state_dict'], 'module.'
+    average = {
+        key.removeprefix(prefix): value
+        for key, value in checkpoint.get('ema_state_dict', {}).items()
+        if key.startswith(prefix) and hasattr(value, 'shape')
+    }
+    if average:
+        missing = [key for key in weights if key not in average]
+        hint = 'its average and its weights differ: resume from another checkpoint'
+        loading.raise_unless_equal(weights, average, missing, source, lambda: hint)
+
+
+def _require_plain_path(runner: Runner) -> None:
+    """Check that ``last_checkpoint`` names a file: nobody wrote it down as a source to trust."""
+    latest = str(find_latest_checkpoint(runner.work_dir))
+    if latest.startswith(UNSAFE) or '://' in latest:
+        raise CheckpointError(
+            f'last_checkpoint in {runner.work_dir} says {shown(repr(latest), 200)}, which is no '
+            'file of a training: name the checkpoint to resume from, --resume FILE'
+        )
 
 
 def _names_weights(init_cfg: dict | list[dict] | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from torch import nn
 
 from ..compat import check_stack
 from ..resources import find_config
-from ..weights import CheckpointError, safe_reading
+from ..weights import CheckpointError
 from .checkpoints.saving import NonFiniteError
 from .checkpoints.work_dir import WorkDirInUseError, lock
 from .checks import checkpoint as checkpoint_checks
@@ -43,6 +44,9 @@ _REFUSALS = (
     errno.EPERM,
     errno.ENOENT,
     errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
 )
 
 # For data sets whose root contains the key: where to get them, and their layout.
@@ -270,6 +274,8 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
         datasets: Names of the dataloaders whose files must exist.
     """
     check_stack()
+    # a disk that is full of logs is told once, by what needs it, and not by each line of the log
+    logging.raiseExceptions = False
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
         if args.unchecked:
@@ -283,12 +289,11 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
         # before the Runner writes its config
         if task == 'train' and os.environ.get(_RANKS.get(args.launcher, ''), '0') == '0':
             lock(cfg.work_dir)
-        with safe_reading():
-            runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-            if not args.unchecked:
-                checkpoint_checks.check_checkpoint(runner, task)
-                data_checks.check_before_data(runner, task)
-            getattr(runner, task)()
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        if not args.unchecked:
+            checkpoint_checks.check_checkpoint(runner, task)
+            data_checks.check_before_data(runner, task)
+        getattr(runner, task)()
         _leave_distributed()
     except SystemExit:  # interrupted, in all processes
         _leave_distributed()

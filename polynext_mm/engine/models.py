@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from ..backbones.multiscale import MultiScale
-from ..nn import PolyNeXt
 
 
 def backbones(model: nn.Module) -> dict[str, MultiScale]:
@@ -18,11 +16,9 @@ def backbones(model: nn.Module) -> dict[str, MultiScale]:
     }
 
 
-def has_ours(model: Any) -> bool:
-    """Return whether a module has a network of this package in it."""
-    return isinstance(model, nn.Module) and any(
-        isinstance(module, (MultiScale, PolyNeXt)) for module in model.modules()
-    )
+def trains(runner: Runner) -> bool:
+    """Return whether a runner is there to train, and not to evaluate."""
+    return isinstance(runner._train_loop, BaseLoop)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

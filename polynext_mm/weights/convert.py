@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..nn import ARCHS, PolyNeXt
 from . import loading, names
-from .containers import checksum_path, sha256_of
 from .errors import CheckpointError
+from .files import checksum_path, replacing, sha256_of
 from .reading import read
 
 _NAMINGS = {'ours': 'our names', 'authors': "the authors' names"}
@@ -120,14 +120,10 @@ def _is_plain(value: Any) -> bool:
 
 def _write(content: dict, target: Path) -> None:
     """Write a file completely, and its checksum beside it, or leave what was there."""
-    partial = target.with_name(f'{target.name}.{os.getpid()}.part')
     checksum = checksum_path(target)
-    try:
+    with replacing(target) as partial:
         torch.save(content, partial)
         line = f'{sha256_of(partial)}  {target.name}\n'
         checksum.unlink(missing_ok=True)  # of the file that is replaced
-        os.replace(partial, target)
+    with replacing(checksum) as partial:
         partial.write_text(line)
-        os.replace(partial, checksum)
-    finally:
-        partial.unlink(missing_ok=True)

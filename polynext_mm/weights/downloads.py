@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import pickle
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -13,9 +13,12 @@ from urllib.parse import urlparse
 
 import torch
 
-from .containers import sha256_of
 from .errors import CheckpointError
+from .files import replacing, sha256_of
 from .published import PUBLISHED, Published
+
+# at the end of the names of torchvision's and mm's files
+_DIGEST = re.compile(r'[-_][0-9a-f]{8,}\.\w+$')
 
 #: Prefix of the names in ``PUBLISHED`` where a path or url is expected.
 PUBLISHED_SCHEME = 'polynext://'
@@ -53,29 +56,26 @@ def cached_path(url: str) -> Path:
     return _folder() / f'{Path(name).stem}-{digest}{Path(name).suffix}'
 
 
-def plain_path(url: str) -> Path:
-    """Return where mmengine keeps the download of a url: in the same folder, under its own name."""
-    return _folder() / Path(urlparse(url).path).name
+def _where_mmengine_keeps(url: str) -> Path | None:
+    """Return the download of mmengine's, if the name has the digest of the content, as most do."""
+    path = _folder() / Path(urlparse(url).path).name
+    return path if _DIGEST.search(path.name) and path.is_file() else None
 
 
 def _folder() -> Path:
     return Path(torch.hub.get_dir()) / 'checkpoints'
 
 
-def fetch(url: str, path: Path | None = None) -> Path:
+def fetch(url: str) -> Path:
     """Return the local copy of a file, downloading it if it is not there.
 
     In a distributed run local rank 0 downloads for all processes of its node; rank 0 shows a
     progress bar. Size and SHA-256 of published files are checked where they are known.
 
-    Args:
-        url: Of the file.
-        path: Where the copy is kept; that of :func:`cached_path` by default.
-
     Raises:
         CheckpointError: On every rank, if the download failed on any.
     """
-    path = path or cached_path(url)
+    path = _where_mmengine_keeps(url) or cached_path(url)
     failure = None
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not path.exists() and (not distributed or int(os.environ.get('LOCAL_RANK', 0)) == 0):
@@ -95,21 +95,19 @@ def fetch(url: str, path: Path | None = None) -> Path:
 
 def _download(url: str, path: Path, progress: bool) -> str | None:
     """Download a file, completely or not at all, and return what went wrong, if anything did."""
-    partial = path.with_name(f'{path.name}.{os.getpid()}.part')
     if progress:
         print(f'Downloading {url} to {path}', file=sys.stderr)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(partial), progress=progress)
-        problem = _problem(partial, url, path.suffix)
-        if problem:
-            return problem
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            torch.hub.download_url_to_file(url, str(partial), progress=progress)
+            problem = _problem(partial, url, path.suffix)
+            if problem:
+                raise CheckpointError(problem)
+    except CheckpointError as error:
+        return str(error)
     except Exception as error:  # noqa: BLE001 - the other ranks are waiting to hear of any failure
         return f'{type(error).__name__}: {error}'
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
     return None
 
 

@@ -41,7 +41,7 @@ def load(model: nn.Module, source: str | os.PathLike) -> str:
         FileNotFoundError: If there is no such file.
         CheckpointError: If the file cannot be read or does not fit; the model is unchanged then.
     """
-    weights = read(source)['state_dict']
+    weights = dict(read(source)['state_dict'])
     if hasattr(model, 'backbone'):
         adapt(model.backbone, weights, BACKBONE, source)
         report = check(model, weights, source)
@@ -49,6 +49,16 @@ def load(model: nn.Module, source: str | os.PathLike) -> str:
         report = adapt(model, weights, '', source)
     model.load_state_dict(weights, strict=False)
     return report
+
+
+#: In the metadata of weights, by :func:`set_options`: options of :func:`check` for the whole model.
+OPTIONS = 'polynext_options'
+
+
+def set_options(weights: Mapping[str, Tensor], **options: bool) -> None:
+    """Let weights that were read from a file be checked with options of :func:`check`."""
+    for entry in getattr(weights, '_metadata', {}).values():
+        entry[OPTIONS] = options
 
 
 def adapt(
@@ -131,7 +141,7 @@ def own_weights(
 
 @contextlib.contextmanager
 def naming(source: Source) -> Iterator[None]:
-    """Name the file in what is said of its names."""
+    """Prefix naming errors with the file."""
     try:
         yield
     except ValueError as error:

@@ -11,11 +11,10 @@ holds something of theirs.
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor
 from . import containers
 from .downloads import local_path
 from .errors import CheckpointError, shown
-from .names import is_backbone, join_backbone, renamed, split_backbone, unwrapped
+from .names import BACKBONE, is_backbone, join_backbone, renamed, split_backbone, unwrapped
 from .tensor_checks import require_tensors
 
 #: Prefix of a path, url or published name that may execute code when it is read.
@@ -56,14 +55,80 @@ def read(source: str | os.PathLike, map_location: containers.MapLocation = 'cpu'
         ImportError: If the file is .safetensors and safetensors is not installed.
         ValueError: If the file is .safetensors and ``map_location`` is not a device or None.
     """
+    return normalize(*_content(source, map_location))
+
+
+def read_as_it_is(source: str | os.PathLike, map_location: containers.MapLocation = 'cpu') -> Any:
+    """Read a checkpoint as :func:`read` does, and leave those of other networks as they are.
+
+    Of theirs, the weights get the name of the file for messages, and ``meta`` loses the config
+    text, which mmengine would execute on resuming.
+    """
+    content, path = _content(source, map_location)
+    if not isinstance(content, Mapping):
+        return content
+    parts = [content, *(part for part in content.values() if isinstance(part, Mapping))]
+    if any(_is_ours(part) for part in parts):
+        return normalize(content, path)
+    if not isinstance(content.get('state_dict'), Mapping):
+        return named(content, path)
+    whole = _without_config(content)
+    for key in ('state_dict', 'ema_state_dict'):
+        if isinstance(whole.get(key), Mapping):
+            whole[key] = named(whole[key], path)
+    return whole
+
+
+def read_meta(source: str | os.PathLike) -> Mapping:
+    """Return the ``meta`` of a checkpoint, without reading its weights; empty if it has none."""
+    source = os.fspath(source)
+    path = local_path(source.removeprefix(UNSAFE))
+    if source.startswith(UNSAFE) or path.suffix == '.safetensors':
+        content = _content(source, 'cpu')[0]
+    else:
+        content = containers.outline(path)
+    meta = content.get('meta') if isinstance(content, Mapping) else None
+    return meta if isinstance(meta, Mapping) else {}
+
+
+def _content(source: str | os.PathLike, map_location: containers.MapLocation) -> tuple[Any, Path]:
     source = os.fspath(source)
     path = local_path(source.removeprefix(UNSAFE))
     if source.startswith(UNSAFE) and path.suffix != '.safetensors':
         containers.require_file(path)
-        content = torch.load(path, map_location=map_location, weights_only=False)
-    else:
-        content = containers.load(path, map_location)
-    return normalize(content, path)
+        return torch.load(path, map_location=map_location, weights_only=False), path
+    return containers.load(path, map_location), path
+
+
+def _is_ours(weights: Mapping) -> bool:
+    """Return whether weights have the keys of a PolyNeXt, alone or in a whole model."""
+    names = (unwrapped(key) for key in weights if isinstance(key, str))
+    return is_backbone({name.removeprefix(BACKBONE) for name in names})
+
+
+def named(weights: Mapping, source: str | os.PathLike) -> OrderedDict:
+    """Return weights that name their file, as ``source`` in torch's metadata of every module."""
+    result = OrderedDict(weights)
+    old = getattr(weights, '_metadata', {})
+    result._metadata = {  # type: ignore[attr-defined] # where torch looks for it
+        prefix: {**old.get(prefix, {}), 'source': str(source)} for prefix in _modules(weights)
+    }
+    return result
+
+
+def _modules(keys: Iterable[Any]) -> set[str]:
+    modules = {''}
+    for key in keys:
+        parts = key.split('.') if isinstance(key, str) else []
+        modules.update('.'.join(parts[:length]) for length in range(1, len(parts)))
+    return modules
+
+
+def _without_config(checkpoint: Mapping) -> dict:
+    whole = dict(checkpoint)
+    if isinstance(whole.get('meta'), Mapping):
+        whole['meta'] = {key: value for key, value in whole['meta'].items() if key != 'config'}
+    return whole
 
 
 def normalize(checkpoint: Any, source: str | os.PathLike) -> dict:
@@ -79,9 +144,7 @@ def normalize(checkpoint: Any, source: str | os.PathLike) -> dict:
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f'{source} holds a {type(checkpoint).__name__}, not a checkpoint')
     if isinstance(checkpoint.get('meta'), Mapping):
-        whole = dict(checkpoint)
-        # mmengine would execute the config of an old checkpoint on resuming
-        whole['meta'] = {k: v for k, v in checkpoint['meta'].items() if k != 'config'}
+        whole = _without_config(checkpoint)
         # mm keeps an average, if it has one, in state_dict itself
         weights = checkpoint.get('state_dict')
     else:
@@ -104,10 +167,9 @@ def normalize(checkpoint: Any, source: str | os.PathLike) -> dict:
                 f'{source} holds two backbones: with the prefix backbone. and without it'
             )
         backbone, others = others, {}
-    state_dict = OrderedDict(join_backbone(backbone, others))
-    # torch hands this to the module of each prefix, so that its messages can name the file
-    state_dict._metadata = {prefix: {'source': str(source)} for prefix in ('', 'backbone')}
-    whole['state_dict'] = state_dict
+    whole['state_dict'] = named(join_backbone(backbone, others), source)
+    if isinstance(whole.get('ema_state_dict'), Mapping):
+        whole['ema_state_dict'] = named(whole['ema_state_dict'], source)
     return whole
 
 
@@ -130,29 +192,3 @@ def _find_weights(checkpoint: Mapping) -> Mapping:
 def _is_averaged(count: Any) -> bool:
     is_number = isinstance(count, (int, float, Tensor)) and getattr(count, 'ndim', 0) == 0
     return is_number and count > 0
-
-
-def is_polynext_file(path: str | os.PathLike) -> bool:
-    """Return whether a file has the keys of a PolyNeXt, without loading or executing it."""
-    for text in containers.texts(path):
-        backbone, others = split_backbone({unwrapped(text): None})
-        if is_backbone(backbone or others):
-            return True
-    return False
-
-
-everything_safely = contextvars.ContextVar('everything_safely', default=False)
-
-
-@contextlib.contextmanager
-def safe_reading() -> Iterator[None]:
-    """Let mmengine's loader read every file as :func:`polynext_mm.weights.read` does.
-
-    Outside this context it reads so what is loaded into a model with a backbone of this package,
-    and PolyNeXt's files.
-    """
-    token = everything_safely.set(True)
-    try:
-        yield
-    finally:
-        everything_safely.reset(token)

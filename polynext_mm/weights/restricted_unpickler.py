@@ -1,9 +1,10 @@
-"""torch's restricted reader, and the same for releases of torch whose own is not safe or not there.
+"""torch's restricted reader, and the same for what it does not read.
 
-``torch.load(weights_only=True)`` up to torch 2.5 executes what some files hold (CVE-2025-32434),
-and before 2.5 it cannot be told of further classes by name. There, this module reads the same two
-formats and refuses what torch's later reader refuses: operations, functions and classes are those
-that weights need, and nothing else of a pickle is interpreted.
+``torch.load(weights_only=True)`` reads pickles of protocol 2 alone. Up to torch 2.5 it executes
+what some files hold (CVE-2025-32434), and before 2.5 it cannot be told of further classes by name.
+For other protocols, and with such a torch, this module reads the same two formats and refuses what
+torch's reader refuses: operations, functions and classes are those that weights need, and nothing
+else of a pickle is interpreted.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def load(path: Path, map_location: Any, allowed: Sequence[Any], mapped: bool = F
         pickle.UnpicklingError: If the file needs anything else.
         Exception: Of many kinds, if the file is damaged.
     """
-    if not SAFE_READER.is_there:
+    if not SAFE_READER.is_there or _protocol(path) > 2:
         return load_restricted(path, map_location, allowed, mapped)
     with torch.serialization.safe_globals(list(allowed)):
         return torch.load(
@@ -68,6 +69,18 @@ def load_restricted(
         if tarfile.is_tarfile(path):  # which torch would unpack into files
             raise pickle.UnpicklingError("Can only read torch's own formats, not a tar archive")
         return torch.serialization._legacy_load(file, map_location, module, encoding='utf-8')
+
+
+def _protocol(path: Path) -> int:
+    """Return the protocol of a file's pickles, or 0 if they do not begin with one."""
+    if is_archive(path):
+        with zipfile.ZipFile(path) as archive:
+            name = next((n for n in archive.namelist() if n.endswith('/data.pkl')), None)
+            start = archive.open(name).read(2) if name else b''
+    else:
+        with open(path, 'rb') as file:
+            start = file.read(2)
+    return start[1] if start[:1] == pickle.PROTO and len(start) == 2 else 0
 
 
 def is_archive(path: Path) -> bool:
@@ -105,7 +118,10 @@ _OPERATIONS = (
     'APPEND APPENDS BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINUNICODE BUILD '
     'EMPTY_DICT EMPTY_LIST EMPTY_SET EMPTY_TUPLE GLOBAL LONG1 LONG_BINGET LONG_BINPUT MARK '
     'NEWFALSE NEWOBJ NEWTRUE NONE PROTO REDUCE SETITEM SETITEMS SHORT_BINSTRING STOP TUPLE TUPLE1 '
-    'TUPLE2 TUPLE3'
+    'TUPLE2 TUPLE3 '
+    # of protocols 3 to 5
+    'ADDITEMS BINBYTES BINBYTES8 BINUNICODE8 BYTEARRAY8 FRAME FROZENSET LONG4 MEMOIZE '
+    'SHORT_BINBYTES SHORT_BINUNICODE STACK_GLOBAL'
 ).split()
 
 
@@ -176,6 +192,11 @@ class _Unpickler(pickle._Unpickler):
         self._require(type(target) is list, 'append to lists', type(target))
         super().load_appends()
 
+    def load_additems(self) -> None:
+        target = self.metastack[-1][-1]
+        self._require(type(target) is set, 'add items to sets', type(target))
+        super().load_additems()
+
     def load_setitem(self) -> None:
         self._require_dict(self.stack[-3])
         super().load_setitem()
@@ -197,7 +218,16 @@ class _Unpickler(pickle._Unpickler):
             raise ValueError(f'a storage of {elements} bytes in a file of {self.size}')
         super().load_binpersid()
 
-    for _name in ('REDUCE', 'NEWOBJ', 'BUILD', 'APPEND', 'APPENDS', 'SETITEM', 'SETITEMS'):
+    for _name in (
+        'REDUCE',
+        'NEWOBJ',
+        'BUILD',
+        'APPEND',
+        'APPENDS',
+        'SETITEM',
+        'SETITEMS',
+        'ADDITEMS',
+    ):
         dispatch[getattr(pickle, _name)[0]] = locals()[f'load_{_name.lower()}']
     dispatch[pickle.BINPERSID[0]] = load_binpersid
 

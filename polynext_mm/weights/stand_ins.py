@@ -1,21 +1,24 @@
-"""Stand-ins through which checkpoints' NumPy, mmengine and argparse values are read.
+"""Which classes beside weights the restricted reader takes from a file, and as what.
 
-torch's restricted reader calls what is allowed. NumPy's constructors are no functions to call for a
-stranger (a dtype made on purpose crashes the interpreter), so stand-ins of this module are allowed
-under their names. They keep what the file says, and become values when all of it is read.
+The reader calls what is allowed. Values without side effects (paths, dates) are allowed as they
+are. NumPy's constructors are no functions to call for a stranger (a dtype made on purpose crashes
+the interpreter), and mmengine may not be installed: stand-ins of this module are allowed under
+their names. They keep what the file says, and become values when all of it is read.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import importlib.util
+import pathlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .errors import CheckpointError, shown
+from .errors import shown
 
 # by kind and size: truth values, integers, floating point, complex numbers, bytes, texts
 _NUMERIC = re.compile(r'[<|=]?(b1|[iu][1248]|f[248]|c(8|16)|[US]\d{1,4})')
@@ -35,18 +38,40 @@ class _Dtype:
         if order not in ('<', '|', '=') or any(layout[:3]):
             raise ValueError('a NumPy dtype that is not plain')
 
+    def value(self) -> str:
+        return self.code
+
 
 class _Array:
     """``numpy.ndarray``: shape, dtype and bytes; of a scalar, the shape is None."""
 
-    shape: tuple[int, ...] | None = (0,)
-    dtype: _Dtype | None = None
-    data = b''
-    order = 'C'
+    def __init__(
+        self,
+        shape: tuple[int, ...] | None = (0,),
+        dtype: Any = None,
+        data: Any = b'',
+        order: str = 'C',
+    ):
+        self.shape, self.dtype, self.data, self.order = shape, dtype, data, order
 
     def __setstate__(self, state: tuple) -> None:
-        _, self.shape, self.dtype, is_fortran, self.data = state
-        self.order = 'F' if is_fortran else 'C'
+        _, shape, dtype, is_fortran, data = state
+        self.__init__(shape, dtype, data, 'F' if is_fortran else 'C')
+
+    def value(self) -> Any:
+        if not isinstance(self.dtype, _Dtype) or not isinstance(self.data, (bytes, bytearray)):
+            raise ValueError('a malformed NumPy array')
+        if importlib.util.find_spec('numpy') is None:
+            dtype = {'f8': torch.float64, 'f4': torch.float32}.get(self.dtype.code, torch.int64)
+            values = torch.frombuffer(bytearray(self.data), dtype=dtype)
+            return values if self.shape is not None else values[0].item()
+        import numpy as np
+
+        array = np.frombuffer(self.data, np.dtype(self.dtype.code))
+        if self.shape is None:
+            (scalar,) = array
+            return scalar
+        return array.reshape(self.shape, order='F' if self.order == 'F' else 'C').copy()
 
 
 def _empty_array(*_: Any) -> _Array:
@@ -54,155 +79,127 @@ def _empty_array(*_: Any) -> _Array:
 
 
 def _scalar(dtype: Any, data: Any = b'') -> _Array:
-    array = _Array()
-    array.__setstate__((1, None, dtype, False, data))
-    return array
+    return _Array(None, dtype, data)
+
+
+def _array_of(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
+    return _Array(shape, dtype, data, order)
 
 
 class _History:
     """``mmengine.logging.HistoryBuffer``: its values, counts and length."""
 
-    def __init__(self, *_: Any):
-        self.state: dict[str, Any] = {}
+    def __init__(self, values: Any = (), counts: Any = (), max_length: Any = 1_000_000):
+        self.parts = (values, counts, max_length)
 
     def __setstate__(self, state: dict) -> None:
-        keys = ('_log_history', '_count_history', 'max_length')
-        self.state = {key: state[key] for key in keys}
+        self.parts = (state['_log_history'], state['_count_history'], state['max_length'])
 
+    def value(self) -> Any:
+        values, counts, max_length = (_value(part) for part in self.parts)
+        if type(max_length) is not int:
+            raise ValueError('a malformed HistoryBuffer')
+        if importlib.util.find_spec('mmengine') is None:
+            return BareHistory(_log_history=values, _count_history=counts, max_length=max_length)
+        from mmengine.logging import HistoryBuffer
 
-def _attribute(owner: Any, name: Any) -> None:
-    """Stand for ``getattr``, by which a pickled HistoryBuffer refers to its own methods."""
-    if owner is not _History and not isinstance(owner, _History):
-        raise ValueError(f'getattr of {shown(type(owner).__name__)}')
+        for part in (values, counts):
+            if getattr(part, 'ndim', 0) != 1 or part.dtype.kind not in 'biuf':
+                raise ValueError('a malformed HistoryBuffer')
+        return HistoryBuffer(values, counts, max_length)
 
 
 class BareHistory(argparse.Namespace):
     """The attributes of a ``HistoryBuffer`` in a file, read where mmengine is not installed."""
 
 
+def _attribute(owner: Any = None, name: Any = None) -> None:
+    """Stand for ``getattr``, and for the methods that a pickled HistoryBuffer refers to by it."""
+    if owner is not _History and not isinstance(owner, _History):
+        raise ValueError(f'getattr of {shown(type(owner).__name__)}')
+
+
 class _Namespace:
     """``argparse.Namespace``."""
 
+    def value(self) -> argparse.Namespace:
+        return argparse.Namespace(**_walked(vars(self), {}))
 
-#: What ``torch.serialization.safe_globals`` takes: stand-ins, and the names that they stand for.
-STAND_INS = [
-    slice,
+
+def _plain_dict(items: Any = None) -> dict:
+    """Stand for dicts with more to them: for ``defaultdict``, what it is given is a factory."""
+    return dict(items) if isinstance(items, dict) else {}
+
+
+def _plain_list(items: Iterable = (), max_length: Any = None) -> list:
+    return list(items)
+
+
+_HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
+_PATH = type(pathlib.Path())
+
+#: What ``torch.serialization.safe_globals`` takes: classes, or stand-ins with the name they take.
+ALLOWED = [
+    *((kind, f'builtins.{kind.__name__}') for kind in (bool, complex, dict, float, frozenset)),
+    *((kind, f'builtins.{kind.__name__}') for kind in (int, list, set, slice, str, tuple)),
+    datetime.date,
+    datetime.datetime,
+    datetime.time,
+    datetime.timedelta,
+    datetime.timezone,
+    # the names until Python 3.12, and in 3.13
+    *((_PATH, f'{module}.{_PATH.__name__}') for module in ('pathlib', 'pathlib._local')),
+    (_plain_list, 'collections.deque'),
+    (_plain_dict, 'collections.defaultdict'),
+    (_plain_dict, 'mmengine.config.config.ConfigDict'),
     (_Namespace, 'argparse.Namespace'),
-    (_History, 'mmengine.logging.history_buffer.HistoryBuffer'),
+    (_History, _HISTORY),
     (_attribute, 'builtins.getattr'),
+    *((_attribute, f'{_HISTORY}.{name}') for name in ('min', 'max', 'current', 'mean')),
     (_Dtype, 'numpy.dtype'),
     (_Array, 'numpy.ndarray'),
     *(
-        (stand_in, f'{core}.multiarray.{name}')
+        (stand_in, f'{core}.{name}')
         for core in ('numpy.core', 'numpy._core')  # the names in NumPy 1 and in NumPy 2
-        for stand_in, name in ((_scalar, 'scalar'), (_empty_array, '_reconstruct'))
+        for stand_in, name in (
+            (_scalar, 'multiarray.scalar'),
+            (_empty_array, 'multiarray._reconstruct'),
+            (_array_of, 'numeric._frombuffer'),
+        )
     ),
 ]
+_STAND_INS = (_Dtype, _Array, _History, _Namespace)
 
 
 def rebuilt(content: Any) -> Any:
-    """Return what a file holds with values in the place of stand-ins, and every tensor checked.
+    """Return what a file holds with values in the place of stand-ins.
 
     Raises:
-        CheckpointError: If a tensor is not dense, or claims more elements than there are.
         ValueError: If something is not what its name says.
     """
-    return _Rebuilder().build(content, ())
+    return _walked(content, {})
 
 
-_PLAIN = (set, frozenset, slice, bytearray, torch.dtype, torch.device)
+def _value(part: Any) -> Any:
+    return part.value() if isinstance(part, _STAND_INS) else part
 
 
-class _Rebuilder:
-    """Walks through the content of a file; what is there twice stays one object."""
-
-    def __init__(self):
-        self.built: dict[int, Any] = {}
-
-    def build(self, value: Any, place: tuple) -> Any:
-        if isinstance(value, Tensor):
-            return _checked(value, place)
-        if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
-            return value
-        if id(value) not in self.built:
-            self.built[id(value)] = None  # of what holds itself
-            self.built[id(value)] = self._new(value, place)
-        return self.built[id(value)]
-
-    def _new(self, value: Any, place: tuple) -> Any:
-        if isinstance(value, dict):
-            items = {key: self.build(item, (*place, key)) for key, item in value.items()}
-            return items if type(value) is dict else type(value)(items)
-        if isinstance(value, (list, tuple)):
-            items = [self.build(item, (*place, index)) for index, item in enumerate(value)]
-            return items if isinstance(value, list) else tuple(items)
-        if isinstance(value, _Namespace):
-            return argparse.Namespace(**self.build(vars(value), place))
-        if isinstance(value, _Array):
-            return _array(value)
-        if isinstance(value, _Dtype):
-            return value.code
-        if isinstance(value, _History):
-            return _history(**self.build(value.state, place))
-        if isinstance(value, _PLAIN):
-            return value
-        raise ValueError(f'a {type(value).__name__} in the place of a value, {_where(place)}')
-
-
-def _checked(value: Tensor, place: tuple) -> Tensor:
-    """Return a tensor that is dense and has all the elements that it claims."""
-    kind = None
-    if value.is_quantized:
-        kind = 'quantized'
-    elif value.is_nested:
-        kind = 'nested'
-    elif value.layout is not torch.strided:
-        kind = 'sparse'
-    elif value.device.type == 'meta':
-        kind = 'meta'
-    if kind:
-        raise CheckpointError(
-            f'holds a {kind} tensor, {_where(place)}: weights are dense, on the CPU and in '
-            'floating point'
-        )
-    size = value.untyped_storage().nbytes() // value.itemsize
-    if value.numel() > size:
-        raise CheckpointError(
-            f'claims {value.numel()} elements for {_where(place)} and has {size}: it was not read'
-        )
-    return value
-
-
-def _where(place: tuple) -> str:
-    return shown('.'.join(shown(str(key)) for key in place))
-
-
-def _array(array: _Array) -> Any:
-    if not isinstance(array.dtype, _Dtype) or not isinstance(array.data, (bytes, bytearray)):
-        raise ValueError('a malformed NumPy array')
-    if importlib.util.find_spec('numpy') is None:
-        dtype = {'f8': torch.float64, 'f4': torch.float32}.get(array.dtype.code, torch.int64)
-        values = torch.frombuffer(bytearray(array.data), dtype=dtype)
-        return values if array.shape is not None else values[0].item()
-    import numpy as np
-
-    values = np.frombuffer(array.data, np.dtype(array.dtype.code))
-    if array.shape is None:
-        (scalar,) = values
-        return scalar
-    return values.reshape(array.shape, order=array.order).copy()
-
-
-def _history(_log_history: Any, _count_history: Any, max_length: Any) -> Any:
-    if importlib.util.find_spec('mmengine') is None:
-        return BareHistory(
-            _log_history=_log_history, _count_history=_count_history, max_length=max_length
-        )
-    from mmengine.logging import HistoryBuffer
-
-    for values in (_log_history, _count_history):
-        if getattr(values, 'ndim', 0) != 1 or values.dtype.kind not in 'biuf':
-            raise ValueError('a malformed HistoryBuffer')
-    if type(max_length) is not int:
-        raise ValueError('a malformed HistoryBuffer')
-    return HistoryBuffer(_log_history, _count_history, max_length)
+def _walked(value: Any, seen: dict[int, Any]) -> Any:
+    """Replace stand-ins in place; what is there twice stays one object."""
+    if not isinstance(value, (dict, list, tuple, *_STAND_INS)):
+        return value
+    if id(value) in seen:
+        return seen[id(value)]
+    seen[id(value)] = value  # of what holds itself
+    if isinstance(value, _STAND_INS):
+        seen[id(value)] = value.value()
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            value[key] = _walked(item, seen)
+    elif isinstance(value, list):
+        value[:] = [_walked(item, seen) for item in value]
+    elif type(value) is tuple:  # torch.Size holds numbers
+        items = tuple(_walked(item, seen) for item in value)
+        if any(one is not other for one, other in zip(items, value)):
+            seen[id(value)] = items
+    return seen[id(value)]

@@ -275,7 +275,7 @@ def test_a_program_runs(block, tmp_path, monkeypatch):
     for name, published in PUBLISHED.items():
         if re.search(rf'\b{name}\b', block.text):
             torch.save(imagenet_weights(name), downloads.cached_path(published.url))
-            torch.save(imagenet_weights(name), downloads.plain_path(published.url))  # timm's
+            torch.save(imagenet_weights(name), tmp_path / 'hub' / 'checkpoints' / published.file)
     monkeypatch.chdir(tmp_path)
     backbone = build().eval()
     given = dict(model=backbone, backbone=backbone, images=torch.randn(2, 3, 64, 64))

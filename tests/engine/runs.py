@@ -13,7 +13,6 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from helpers import ROOT, TINY_ARCH, few_scenes
-from polynext_mm.weights import safe_reading
 
 WIDTHS = list(TINY_ARCH['widths'])
 _numbers = itertools.count()
@@ -126,11 +125,10 @@ def train(cfg: Config, resume: bool | str = False, hooks: Iterable[Hook] = ()) -
     if resume:
         cfg.resume = True
         cfg.load_from = None if resume is True else str(resume)
-    with safe_reading():
-        runner = Runner.from_cfg(cfg)
-        for hook in hooks:
-            runner.register_hook(hook)
-        runner.train()
+    runner = Runner.from_cfg(cfg)
+    for hook in hooks:
+        runner.register_hook(hook)
+    runner.train()
     return runner
 
 

@@ -20,7 +20,7 @@ from runs import At, config, saved, train
 
 from polynext_mm.engine.checkpoints.saving import newest_checkpoint
 from polynext_mm.engine.checkpoints.work_dir import WorkDirInUseError, lock, unlock
-from polynext_mm.weights import CheckpointError
+from polynext_mm.weights import CheckpointError, containers
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
@@ -103,9 +103,22 @@ def test_none_whole_is_an_error_that_names_them(work_dir):
     for path in work_dir.glob('iter_*.pth'):
         cut(path, path.read_bytes())
     with pytest.raises(
-        CheckpointError, match=r'iter_2.pth \(cut short\), iter_4.pth \(cut short\)'
+        CheckpointError, match=r'iter_2.pth \(truncated\), iter_4.pth \(truncated\)'
     ):
         newest_checkpoint(work_dir)
+
+
+def test_only_the_one_that_is_used_is_read_whole(work_dir, monkeypatch):
+    for number in range(5, 30):
+        shutil.copy(work_dir / 'iter_2.pth', work_dir / f'iter_{number}.pth')
+    whole, outlined = [], []
+    damage, outline = containers.damage, containers.outline
+    monkeypatch.setattr(containers, 'damage', lambda p: whole.append(p) or damage(p))
+    monkeypatch.setattr(containers, 'outline', lambda p: outlined.append(p) or outline(p))
+    for _ in range(2):
+        assert newest_checkpoint(work_dir).path == work_dir / 'iter_4.pth'
+    assert set(whole) == {work_dir / 'iter_4.pth'}
+    assert len(outlined) == 27
 
 
 def test_newest_is_written_last_and_not_of_the_highest_number(work_dir, tmp_path):
@@ -177,7 +190,29 @@ def test_what_a_checkpoint_names_is_not_removed_elsewhere(work_dir, tmp_path):
         assert (precious / 'best_x_iter_1.pth').is_file() and (work_dir / 'notes.pth').is_file()
 
 
+def test_a_truncated_best_file_is_noticed(work_dir):
+    best = next(work_dir.glob('best_*.pth'))
+    cut(best, best.read_bytes())
+    runner = train(config('segmentation', work_dir, iters=6), resume=True)
+    log = max(work_dir.glob('*/*.log')).read_text()
+    assert f'{best} is truncated or damaged' in log and 'saves a new best checkpoint' in log
+    assert runner.message_hub.get_info('best_ckpt') == str(work_dir / 'best_mIoU_iter_6.pth')
+
+
 # Keeping
+
+
+@pytest.mark.parametrize('start', [None, 'iter_2.pth'])
+def test_a_training_that_does_not_resume_keeps_earlier_checkpoints_aside(work_dir, start):
+    before = {path.name: path.read_bytes() for path in work_dir.glob('*.pth')}
+    cfg = config('segmentation', work_dir, iters=2)
+    cfg.load_from = start and str(work_dir / start)
+    runner = train(cfg)
+    assert runner.iter == 2
+    kept = {path.name: path.read_bytes() for path in (work_dir / 'earlier_1').glob('*.pth')}
+    assert kept == before
+    assert [path.name for path in work_dir.glob('iter_*.pth')] == ['iter_2.pth']
+    assert '--resume' in max(work_dir.glob('*/*.log')).read_text()
 
 
 def test_only_so_many_are_kept_and_no_debris_stays(tmp_path):
@@ -344,6 +379,25 @@ def test_another_error_of_a_lock_stays_one(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, 'lockf', refuse)
     with pytest.raises(OSError, match='Input/output error'):
         lock(tmp_path)
+
+
+def test_a_lock_that_is_a_link_leaves_its_target_alone(tmp_path):
+    precious = tmp_path / 'precious.txt'
+    precious.write_text('precious')
+    (tmp_path / '.lock').symlink_to(precious)
+    with pytest.raises(OSError, match='is a link'):
+        lock(tmp_path)
+    assert precious.read_text() == 'precious'
+
+
+def test_a_folder_of_checkpoints_belongs_to_one_run_too(tmp_path, monkeypatch):
+    locked = []
+    module = 'polynext_mm.engine.checkpoints.work_dir'
+    monkeypatch.setattr(f'{module}.lock', lambda folder: locked.append(Path(folder)))
+    out_dir = tmp_path / 'out'
+    options = {'default_hooks.checkpoint.out_dir': str(out_dir)}
+    train(config('segmentation', tmp_path / 'work', iters=2, **options))
+    assert locked == [tmp_path / 'work', out_dir / 'work']
 
 
 def test_the_lock_is_given_back_after_training(tmp_path):

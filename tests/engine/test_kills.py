@@ -41,7 +41,7 @@ class Killer:
 
     def deadly(self, operation):
         def operate(*arguments, **settings):
-            if Path(sys._getframe(1).f_code.co_filename).name != 'checkpointing.py':
+            if Path(sys._getframe(1).f_code.co_filename).name not in ('files.py', 'saving.py'):
                 return operation(*arguments, **settings)
             self.count += 1
             if self.count != self.number:

@@ -1,14 +1,23 @@
 """A resumed run equals the uninterrupted one, bit for bit."""
 
+import collections
+import datetime
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.optim import LinearLR, MultiStepLR, OptimWrapper
 from runs import config, differences, saved, train
 
 from marks import some_slow
+from polynext_mm.engine.checkpoints import resuming
 from polynext_mm.engine.reproducibility import random_state, set_random_state
+from polynext_mm.weights import CheckpointError
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
@@ -129,3 +138,128 @@ def test_the_generator_of_any_accelerator_is_kept(device, monkeypatch):
     assert torch.equal(torch.rand(3, generator=generator), drawn)
     monkeypatch.setattr(torch.accelerator, 'current_accelerator', lambda: torch.device('hpu'))
     set_random_state(state)  # taken up on another machine
+
+
+# What a run writes it can resume from
+
+
+class Keeps(Hook):
+    """Saves something of its own."""
+
+    def __init__(self, value):
+        self.value, self.found = value, None
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        checkpoint['of_a_user'] = dict(inner=[self.value])
+
+    def after_load_checkpoint(self, runner, checkpoint):
+        self.found = checkpoint['of_a_user']['inner'][0]
+
+
+def test_what_users_add_is_read_back(tmp_path, monkeypatch):
+    """A path, a date, dicts with more to them; functions of schedules and of statistics."""
+    monkeypatch.setattr(HistoryBuffer, '_statistics_methods', {})
+    HistoryBuffer.register_statistics(weighted_mean)
+    values = (
+        Path('a/b'),
+        datetime.datetime(2020, 1, 1),
+        collections.deque([1, 2]),
+        collections.defaultdict(int, a=1),
+        ConfigDict(a=dict(b=1)),
+    )
+    schedule = [dict(type='OneCycleLR', eta_max=1e-3, total_steps=4, by_epoch=False)]
+    info = dict(classes=tuple('abcdef'), palette=[(1, 2, 3)] * 6, source=dict(year=2020))
+
+    def cfg(iters):
+        made = config('segmentation', tmp_path, iters=iters)
+        made.param_scheduler = schedule
+        made.train_dataloader.dataset.metainfo = info
+        return made
+
+    train(cfg(2), hooks=[Keeps(values)])
+    hook = Keeps(values)
+    assert train(cfg(4), resume=True, hooks=[hook]).iter == 4
+    assert hook.found == (values[0], values[1], [1, 2], dict(a=1), dict(a=dict(b=1)))
+    log = max(tmp_path.glob('*/*.log')).read_text()
+    assert 'metainfo from the resumed checkpoint is different' not in log
+
+
+def weighted_mean(self, window_size):
+    return self.mean(window_size)
+
+
+class Custom:
+    """Somebody's own class."""
+
+
+def test_what_could_not_be_resumed_from_stops_the_run_at_its_first_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match=r'of_a_user.inner\[0\] \(a Custom\) cannot be read'):
+        train(config('segmentation', tmp_path, iters=6), hooks=[Keeps(Custom())])
+    assert [path.name for path in tmp_path.glob('iter_*.pth')] == ['iter_2.pth']
+
+
+# Other settings than the checkpoint's
+
+
+def schedule(end):
+    return [
+        dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=2),
+        dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=2, end=end),
+    ]
+
+
+def test_a_longer_schedule_is_followed(tmp_path):
+    """From where it would be, had it been so long from the beginning."""
+
+    def run(work_dir, iters, end, resume=False, **more):
+        cfg = config('segmentation', work_dir, iters=iters, **more)
+        cfg.param_scheduler = schedule(end)
+        found = {}
+
+        class Look(Hook):
+            def before_train_iter(self, runner, batch_idx, data_batch=None):
+                found[runner.iter] = runner.optim_wrapper.param_groups[0]['lr']
+
+        train(cfg, resume=resume, hooks=[Look()])
+        return found, max(work_dir.glob('*/*.log')).read_text()
+
+    expected, _ = run(tmp_path / 'whole', 8, 8)
+    first, _ = run(tmp_path / 'longer', 4, 4)
+    later, log = run(tmp_path / 'longer', 8, 8, resume=True)
+    assert sorted(later) == [4, 5, 6, 7]
+    assert later == pytest.approx({step: expected[step] for step in later})
+    assert max(later.values()) > 0
+    assert 'max_iters 4 -> 8; schedule: end of PolyLR 4 -> 8' in log
+    (tmp_path / 'lower').mkdir()
+    shutil.copy(tmp_path / 'whole' / 'iter_4.pth', tmp_path / 'lower')
+    lower, log = run(
+        tmp_path / 'lower',
+        8,
+        8,
+        resume=True,
+        **{
+            'optim_wrapper.optimizer.lr': 1e-5,
+            'optim_wrapper.optimizer.weight_decay': 0.5,
+            'train_dataloader.dataset.indices': 3,
+        },
+    )
+    ratio = {step: lower[step] / expected[step] for step in lower}
+    assert len(set(map(lambda value: round(value, 9), ratio.values()))) == 1
+    assert 'samples 4 -> 3; lr ' in log and '-> 1e-05' in log and '; weight_decay ' in log
+
+
+def test_fewer_iterations_than_are_done_are_told(tmp_path):
+    train(config('segmentation', tmp_path, iters=4))
+    train(config('segmentation', tmp_path, iters=2), resume=True)
+    log = max(tmp_path.glob('*/*.log')).read_text()
+    assert 'max_iters is 2, and the checkpoint' in log and 'nothing is left to train' in log
+
+
+def test_by_epoch_the_schedule_of_epochs_is_replayed():
+    model = torch.nn.Linear(2, 2)
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1.0))
+    by_epoch = MultiStepLR(wrapper, milestones=[1, 2], gamma=0.1)
+    by_iter = LinearLR(wrapper, start_factor=0.5, by_epoch=False, begin=0, end=4)
+    resuming._step_together({by_epoch: 2, by_iter: 6})
+    assert (by_epoch.last_step, by_iter._global_step) == (2, 6)
+    assert wrapper.param_groups[0]['lr'] == pytest.approx(0.01)

@@ -1,12 +1,7 @@
-"""Files that somebody made on purpose: pickles that call things, and files that claim too much.
-
-``CODE`` holds pickles that would run code or break the interpreter; ``BOMBS`` writes files that are
-small and claim to be large. The tests use both, and a program of its own measures the memory.
-"""
+"""Files that somebody made on purpose: pickles that run code, and what is no weight."""
 
 from __future__ import annotations
 
-import json
 import pickle
 import struct
 import zipfile
@@ -37,19 +32,14 @@ def name(module: str, attribute: str) -> bytes:
     return f'c{module}\n{attribute}\n'.encode()
 
 
-def weights_and(value: bytes) -> bytes:
+def weights_and(value: bytes, protocol: int = 2) -> bytes:
     """A pickle of a dict with something in it, which is pushed by ``value``."""
-    return b'\x80\x02}' + text('stem.weight') + value + b's.'
+    return b'\x80' + bytes([protocol]) + b'}' + text('stem.weight') + value + b's.'
 
 
-def archive(
-    path: Path,
-    pickled: bytes,
-    members: dict[str, bytes] | None = None,
-    compression: int = zipfile.ZIP_STORED,
-) -> None:
+def archive(path: Path, pickled: bytes, members: dict[str, bytes] | None = None) -> None:
     """Write an archive as torch's are, around any pickle."""
-    with zipfile.ZipFile(path, 'w', compression) as file:
+    with zipfile.ZipFile(path, 'w') as file:
         file.writestr('archive/data.pkl', pickled)
         file.writestr('archive/byteorder', b'little')
         file.writestr('archive/version', b'3\n')
@@ -183,184 +173,6 @@ CODE = {
     'reference to code': b'(' + text('module') + name('os', 'system') + text('x') + b'tQ',
     'text as a reference': text('storage') + b'Q',
 }
-
-
-def _laughs(depth: int) -> bytes:
-    """A tuple of two of a tuple of two of ...: short to write, without end to walk through."""
-    return b')' + b''.join(b'q\x01h\x01h\x01\x86' for _ in range(depth))
-
-
-def _header(tensors: dict, data: bytes = b'') -> bytes:
-    head = json.dumps(tensors).encode()
-    return struct.pack('<Q', len(head)) + head + data
-
-
-# Small files that claim to be large: what writes each of them.
-BOMBS = {
-    'deflated weights': lambda path: archive(
-        path,
-        weights_and(tensor(1 << 26, (1 << 26,), (1,))),
-        {'0': bytes(1 << 28)},
-        zipfile.ZIP_DEFLATED,
-    ),
-    'deflated pickle': lambda path: archive(
-        path, weights_and(text('x' * (1 << 28))), compression=zipfile.ZIP_DEFLATED
-    ),
-    'stride 0': lambda path: archive(
-        path, weights_and(tensor(1, (1 << 31,), (0,))), {'0': bytes(4)}
-    ),
-    'overlapping rows': lambda path: archive(
-        path, weights_and(tensor(1 << 10, (1 << 20, 1 << 10), (0, 1))), {'0': bytes(1 << 12)}
-    ),
-    'more than the storage': lambda path: archive(
-        path, weights_and(tensor(4, (1 << 31,), (1,))), {'0': bytes(16)}
-    ),
-    'beyond the storage': lambda path: archive(
-        path, weights_and(tensor(4, (4,), (1,), 1 << 40)), {'0': bytes(16)}
-    ),
-    'steps beyond the storage': lambda path: archive(
-        path, weights_and(tensor(4, (2, 2), (1 << 33, 1))), {'0': bytes(16)}
-    ),
-    'negative side': lambda path: archive(
-        path, weights_and(tensor(4, (-(1 << 31), -(1 << 31)), (1, 1))), {'0': bytes(16)}
-    ),
-    'storage that is not there': lambda path: archive(
-        path, weights_and(tensor(1 << 33, (1 << 33,), (1,)))
-    ),
-    'storage larger than its member': lambda path: archive(
-        path, weights_and(tensor(1 << 33, (1 << 33,), (1,))), {'0': bytes(16)}
-    ),
-    'members that overlap': lambda path: _overlapping(path, 2000),
-    'older, storage of 2^40': lambda path: older(
-        path,
-        weights_and(tensor(1 << 40, (1 << 40,), (1,))),
-        ['0'],
-        struct.pack('<q', 1 << 40) + bytes(16),
-    ),
-    'older, negative storage': lambda path: older(
-        path, weights_and(tensor(4, (4,), (1,))), ['0'], struct.pack('<q', -4) + bytes(16)
-    ),
-    'bytes of a number': lambda path: archive(
-        path, weights_and(name('builtins', 'bytearray') + b'(' + number(1 << 40) + b'tR')
-    ),
-    'storage by its class': lambda path: archive(
-        path, weights_and(name('torch', 'FloatStorage') + b'(' + number(1 << 40) + b'tR')
-    ),
-    'tensor by its class': lambda path: archive(
-        path, weights_and(name('torch', 'FloatTensor') + b'(' + number(1 << 40) + b'tR')
-    ),
-    'text of 2^60': lambda path: archive(
-        path, weights_and(b'\x8d' + struct.pack('<Q', 1 << 60) + b'abc')
-    ),
-    'bytes of 2^60': lambda path: archive(
-        path, weights_and(b'\x8e' + struct.pack('<Q', 1 << 60) + b'abc')
-    ),
-    'place 2^31 in the memory': lambda path: archive(
-        path, weights_and(b'Nr' + struct.pack('<I', (1 << 32) - 1))
-    ),
-    'tuples of tuples': lambda path: archive(path, weights_and(_laughs(60))),
-    'nested without end': lambda path: archive(path, weights_and(b'N' + b'\x85' * 500_000)),
-    'nested in a list': lambda path: archive(path, weights_and(b']' * 100_000 + b'a' * 99_999)),
-    'a list in itself': lambda path: archive(path, weights_and(b']q\x01h\x01a')),
-    'millions of lists': lambda path: archive(path, weights_and(b'](' + b']' * 3_000_000 + b'e')),
-    'lists beside a weight': lambda path: archive(
-        path, _weight_and(b'](' + b']' * 3_000_000 + b'e'), {'0': bytes(16)}
-    ),
-    'lists in a list': lambda path: archive(
-        path, _weight_and(b'](' + b']' * 11_000_000 + b'e'), {'0': bytes(16)}
-    ),
-    'dicts of a list': lambda path: archive(
-        path, _weight_and(b'](' + b'}' * 3_000_000 + b'e'), {'0': bytes(16)}
-    ),
-    'tuples of what is there': lambda path: archive(
-        path, _weight_and(b'](' + b'N\x85' * 2_000_000 + b'e'), {'0': bytes(16)}
-    ),
-    'tensors of one storage': lambda path: archive(path, _many_tensors(200_000), {'0': bytes(16)}),
-    'texts': lambda path: archive(
-        path, _weight_and(b'](' + text('a') * 1_000_000 + b'e'), {'0': bytes(16)}
-    ),
-    'older, lists beside a weight': lambda path: older(
-        path,
-        _weight_and(b'](' + b']' * 3_000_000 + b'e'),
-        ['0'],
-        (4).to_bytes(8, 'little') + bytes(16),
-    ),
-    'older, lists for the machine': lambda path: path.write_bytes(
-        pickle.dumps(0x1950A86A20F9469CFC6C, 2)
-        + pickle.dumps(1001, 2)
-        + b'\x80\x02]('
-        + b']' * 3_000_000
-        + b'e.'
-    ),
-    'safetensors, header of 2^60': lambda path: path.with_suffix('.safetensors').write_bytes(
-        struct.pack('<Q', 1 << 60) + b'{}'
-    ),
-    'safetensors, shape of 2^40': lambda path: path.with_suffix('.safetensors').write_bytes(
-        _header({'a': dict(dtype='F32', shape=[1 << 40], data_offsets=[0, 16])}, bytes(16))
-    ),
-    'safetensors, beyond the end': lambda path: path.with_suffix('.safetensors').write_bytes(
-        _header({'a': dict(dtype='F32', shape=[1 << 38], data_offsets=[0, 1 << 40])}, bytes(16))
-    ),
-    'safetensors, the same data twice': lambda path: path.with_suffix('.safetensors').write_bytes(
-        _header(
-            {key: dict(dtype='F32', shape=[4], data_offsets=[0, 16]) for key in map(str, range(9))},
-            bytes(16),
-        )
-    ),
-}
-
-
-def _weight_and(value: bytes) -> bytes:
-    """A pickle of a dict with a weight that can be read, and something else."""
-    weight = text('stem.weight') + tensor(4, (4,), (1,)) + b's'
-    return b'\x80\x02}' + weight + text('more') + value + b's.'
-
-
-def _many_tensors(count: int) -> bytes:
-    """A pickle of as many tensors, each of three operations: all have the same arguments."""
-    view = storage(4) + number(0) + numbers(4) + numbers(1)
-    hooks = name('collections', 'OrderedDict') + b')R'
-    function = name('torch._utils', '_rebuild_tensor_v2') + b'q\x01'
-    arguments = b'(' + view + b'\x89' + hooks + b'tq\x02'
-    return (
-        b'\x80\x02}'
-        + text('stem.weight')
-        + function
-        + arguments
-        + b'R'
-        + b's'
-        + (text('more') + b'](' + b'h\x01h\x02R' * count + b'es.')
-    )
-
-
-def _overlapping(path: Path, count: int) -> None:
-    """Write an archive whose directory names one member's data many times."""
-    size = 1 << 20
-    view = (size // 4, (size // 4,), (1,))
-    items = b''.join(text(f'w.{i}') + tensor(*view, key=str(i)) + b's' for i in range(count))
-    archive(path, b'\x80\x02}' + items + b'.', {'0': bytes(size)})
-    content = path.read_bytes()
-    start, end = content.index(b'PK\x01\x02'), content.rindex(b'PK\x05\x06')
-    entry = content[content.rindex(b'PK\x01\x02') : end]
-    directory = content[start:end]
-    for i in range(1, count):
-        name_of_it = f'archive/data/{i}'.encode()
-        directory += entry[:28] + struct.pack('<H', len(name_of_it)) + entry[30:46] + name_of_it
-    counts = (count + 3, count + 3, len(directory), start, 0)
-    path.write_bytes(
-        content[:start] + directory + struct.pack('<4sHHHHIIH', b'PK\x05\x06', 0, 0, *counts)
-    )
-
-
-def _honest(path: Path) -> None:
-    torch.save({'stem.weight': torch.ones(1 << 24)}, path)
-
-
-def bomb(kind: str, folder: Path) -> Path:
-    """Write one of the bombs, or an honest file of 64 MB; return its path."""
-    path = folder / 'bomb.pt'
-    BOMBS.get(kind, _honest)(path)
-    return path if path.exists() else path.with_suffix('.safetensors')
 
 
 def odd_weights(like: torch.Tensor) -> dict[str, object]:

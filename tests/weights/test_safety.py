@@ -1,6 +1,5 @@
-"""Nothing in PolyNeXt's files is executed; other people's load as without this package."""
+"""Nothing in a file is executed, whoever's it is."""
 
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from helpers import (
     build,
     build_model,
     imagenet_weights,
-    python,
     sample_as_ade20k,
     tiny_config,
 )
@@ -98,7 +96,7 @@ def by_mms_resume(path, config):
 
 def by_last_checkpoint(path, config):
     """As mmengine resumes: what stands in a file of the work dir is what it reads."""
-    config.custom_hooks = []
+    config.custom_hooks = [dict(type='CheckpointGuardHook')]
     config.default_hooks.checkpoint.type = 'CheckpointHook'
     config.resume = True
     work_dir = Path(config.work_dir)
@@ -254,79 +252,38 @@ def test_unsafe_reads_all_of_a_pickle(tmp_path, trace, way):
     assert torch.equal(backbone.stem.weight, imagenet_weights()['stem.weight'])
 
 
-def test_within_safe_reading_no_file_at_all_is_executed(tmp_path, trace):
+# Other people's checkpoints
+
+
+def test_no_file_at_all_is_executed(tmp_path, trace):
     path = str(tmp_path / 'somebody.pth')
     torch.save(dict(state_dict={'conv1.weight': torch.ones(2)}, extra=Evil(trace)), path)
-    with weights.safe_reading(), pytest.raises(CheckpointError, match='eval'):
-        CheckpointLoader.load_checkpoint(path)
+    for load in (CheckpointLoader.load_checkpoint, lambda path: load_checkpoint(plain(), path)):
+        with pytest.raises(CheckpointError, match='eval'):
+            load(path)
     assert not trace.exists()
+    load_checkpoint(plain(), f'unsafe:{path}')
+    assert trace.read_text() == EXECUTED
 
 
-# Other people's checkpoints, with this package imported and without
-
-OTHERS = textwrap.dedent("""
-    import pickle
-    import sys
-    import torch
-    if sys.argv[2] == 'with':
-        import polynext_mm
-        ours = torch.nn.Sequential(polynext_mm.PolyNeXt('cpolynext_t'))  # which changes nothing
-    from mmengine.model import BaseModule
-    from mmengine.registry import MODELS
-    from mmengine.runner import CheckpointLoader, load_checkpoint
+def plain():
+    return torch.nn.Sequential(torch.nn.Linear(2, 2))
 
 
-    class Own:
-        value = 3
-
-
-    sys.modules['__main__'].Own = Own
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
-    if sys.argv[2] == 'make':
-        meta = dict(own=Own(), config='a = 1')
-        content = dict(meta=meta, state_dict=model.state_dict(), extra={1: 2})
-        torch.save(content, sys.argv[1])
-        sys.exit()
-    try:
-        content = load_checkpoint(model, sys.argv[1])
-        print('READ', sorted(content), content['meta']['own'].value, content['meta']['config'],
-              sorted(content['state_dict']), content['extra'], model[0].weight.tolist())
-    except pickle.UnpicklingError as error:  # upstream's mmengine refuses what the fork reads
-        print('READ', str(error).splitlines()[0])
-    torch.save([1, 2], sys.argv[1] + '.list')
-    print('READ', CheckpointLoader.load_checkpoint(sys.argv[1] + '.list'))
-    class Part(BaseModule):
-        def __init__(self):
-            super().__init__(dict(type='Pretrained', checkpoint=sys.argv[1]))
-            self.add_module('0', torch.nn.Linear(2, 2))
-
-
-    try:
-        part = Part()
-        part.init_weights()
-        print('READ', part.get_submodule('0').weight.tolist())
-    except pickle.UnpicklingError as error:
-        print('READ', str(error).splitlines()[0])
-    for wrong in ('absent.pth', sys.argv[0]):
-        try:
-            CheckpointLoader.load_checkpoint(wrong)
-        except Exception as error:
-            print('READ', type(error).__name__, error)
-""")
-
-
-def test_other_peoples_files_load_as_without_the_import(tmp_path):
-    script, file = tmp_path / 'script.py', tmp_path / 'others.pth'
-    script.write_text(OTHERS)
-    python(script, file, 'make')
-    printed = [
-        [
-            line
-            for line in python(script, file, how, cwd=tmp_path).splitlines()
-            if line.startswith('READ')
-        ]
-        for how in ('with', 'without')
-    ]
-    assert len(printed[0]) == 5
-    assert '3 a = 1' in printed[0][0] or 'Weights only load failed' in printed[0][0]
-    assert printed[0] == printed[1]
+def test_other_peoples_files_load_as_they_are(tmp_path):
+    """Average and weights side by side, marks of DDP, versions of modules, other content."""
+    path = str(tmp_path / 'others.pth')
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
+    state_dict = model.state_dict()
+    content = dict(model=state_dict, ema={'module.0.weight': torch.ones(2)}, epoch=3)
+    torch.save(content, path)
+    loaded = CheckpointLoader.load_checkpoint(path)
+    assert loaded.keys() == content.keys() and loaded['ema'].keys() == content['ema'].keys()
+    torch.save(dict(state_dict=state_dict, meta=dict(epoch=1)), path)
+    loaded = load_checkpoint(model, path)
+    assert loaded['state_dict']._metadata['0']['version'] == 2
+    assert loaded['meta'] == dict(epoch=1)
+    torch.save([1, 2], path)
+    assert CheckpointLoader.load_checkpoint(path) == [1, 2]
+    with pytest.raises(FileNotFoundError, match='absent.pth'):
+        CheckpointLoader.load_checkpoint('absent.pth')

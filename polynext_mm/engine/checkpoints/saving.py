@@ -7,15 +7,13 @@ holds the newest checkpoint that was finished, under its own name.
 
 from __future__ import annotations
 
-import contextlib
-import errno
+import functools
 import io
 import math
-import os
 import re
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -25,12 +23,16 @@ import torch
 from mmengine.dist import is_main_process, master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ...weights import CheckpointError, containers, read
+from ...weights.errors import shown
+from ...weights.files import replacing
 from .. import models
 from ..processes import on_main
+from .resuming import Continuation, folders, keep_files_inside, require_training, settings_of
 
 # what a checkpoint of ours holds besides mmengine's, under one key
 RESUME = 'polynext_resume'
@@ -45,50 +47,31 @@ class NonFiniteError(ArithmeticError):
     """A training whose loss or weights are no longer numbers."""
 
 
+# ------------------------------------------------------------------------------------------------
 # Writing
+# ------------------------------------------------------------------------------------------------
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
+def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
     """Write a file so that at any moment its old or its new content is there, whole.
 
     Raises:
         CheckpointError: If the disk or the folder refuses; the old content is untouched.
     """
-    # hidden, and of no suffix that a checkpoint has
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
-        with open(partial, 'wb') as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
+        with replacing(path) as partial:
+            partial.write_bytes(data.encode() if isinstance(data, str) else data)
     except OSError as error:
         raise CheckpointError(
             f'{path} could not be written ({error.strerror}): make room in {path.parent} or make '
             'it writable, and go on with --resume; the checkpoints in it are untouched'
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush a folder's list of names, where its file system does that."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def remove_partial_files(folder: Path) -> None:
     """Remove what writers left that were killed. For the one run that a folder belongs to."""
     for path in folder.glob('.*.part'):
-        if _PARTIAL.fullmatch(path.name):
+        if _PARTIAL.fullmatch(path.name) and path.is_file():
             path.unlink()
 
 
@@ -118,7 +101,9 @@ class _DeferredRemoval(LocalBackend):
         return False  # checkpoints of ours are files: no folder is ever removed
 
 
+# ------------------------------------------------------------------------------------------------
 # Finding
+# ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -147,7 +132,7 @@ def newest_checkpoint(folder: Path, templates: Iterable[str] = ()) -> Newest:
     Raises:
         CheckpointError: If there are checkpoints and none is whole.
     """
-    times, passed_over = _times_of_checkpoints(folder, templates)
+    times, passed_over = times_of_checkpoints(folder, templates)
     count = len(times) + len(passed_over)
     if not count:
         return Newest(None, f'there is no checkpoint in {folder}: the training starts afresh')
@@ -158,8 +143,9 @@ def newest_checkpoint(folder: Path, templates: Iterable[str] = ()) -> Newest:
         passed_over[path] = problem
     else:
         raise CheckpointError(
-            f'none of the checkpoints in {folder} is whole: {_listed(passed_over)}. Remove them to '
-            'start afresh, or name another one with --resume FILE'
+            f'none of the checkpoints in {folder} can be resumed from: {_listed(passed_over)}. '
+            'Name another one with --resume FILE, or start afresh without --resume, which keeps '
+            'these aside'
         )
     report = f'resuming from {path}: of {count} checkpoints the newest whole one'
     last = _last_checkpoint(folder)
@@ -170,10 +156,13 @@ def newest_checkpoint(folder: Path, templates: Iterable[str] = ()) -> Newest:
     return Newest(path, report)
 
 
-def _times_of_checkpoints(
+def times_of_checkpoints(
     folder: Path, templates: Iterable[str]
 ) -> tuple[dict[Path, tuple[float, int]], dict[Path, str]]:
-    """Of the checkpoints in a folder: time and iteration, or why they cannot be resumed from."""
+    """Of the checkpoints in a folder: time and iteration, or why they cannot be resumed from.
+
+    None is read whole.
+    """
     patterns = [
         re.compile(re.escape(template).replace(r'\{\}', r'\d+'))
         for template in {*_TEMPLATES, *templates}
@@ -181,10 +170,12 @@ def _times_of_checkpoints(
     times, problems = {}, {}
     for path in sorted(folder.glob('*')):
         if path.is_file() and any(pattern.fullmatch(path.name) for pattern in patterns):
-            try:
-                times[path] = _time_and_iteration(path)
-            except CheckpointError as error:
-                problems[path] = str(error)
+            status = path.stat()
+            found = _time_and_iteration(path, status.st_size, status.st_mtime_ns)
+            if isinstance(found, str):
+                problems[path] = found
+            else:
+                times[path] = found
     return times, problems
 
 
@@ -194,47 +185,117 @@ def _listed(problems: dict[Path, str]) -> str:
 
 def _last_checkpoint(folder: Path) -> str | None:
     """The name that ``last_checkpoint`` says, for the log alone."""
-    try:
-        text = (folder / 'last_checkpoint').read_bytes()[:4096].decode(errors='replace')
-    except OSError:
+    path = folder / 'last_checkpoint'
+    if not path.is_file():
         return None
+    text = path.read_bytes()[:4096].decode(errors='replace')
     name = Path(text.strip().replace('\0', '')).name
     return name if name.isprintable() else repr(name)
 
 
-def _time_and_iteration(path: Path) -> tuple[float, int]:
-    """When a checkpoint was written and where training was then, told without reading weights.
+@functools.cache
+def _time_and_iteration(path: Path, size: int, changed: int) -> tuple[float, int] | str:
+    """When a checkpoint was written and where training was then, or why it cannot be resumed from.
 
-    Raises:
-        CheckpointError: If the file cannot be resumed from, with the reason alone.
+    Args:
+        path: The file.
+        size: Of it, in bytes.
+        changed: When it was last changed, so that a file is looked at again if it was.
     """
     if not zipfile.is_zipfile(path):
-        raise CheckpointError('cut short' if path.stat().st_size else 'empty')
+        return 'truncated' if size else 'empty'
     try:
         content = containers.outline(path)
     except CheckpointError as error:
-        reason = str(error).splitlines()[0].removeprefix(f'{path} ')
-        raise CheckpointError(f'not readable: {reason[:120]}') from None
+        return f'not readable: {shown(str(error).splitlines()[0].removeprefix(f"{path} "))}'
     missing = [
         key
         for key in ('meta', 'state_dict', 'optimizer', 'message_hub')
         if not isinstance(content, dict) or not isinstance(content.get(key), dict)
     ]
     if missing:
-        raise CheckpointError(f'without {", ".join(missing)}')
+        return f'without {", ".join(missing)}'
     meta, ours = content['meta'], content.get(RESUME)
     if not isinstance(meta.get('iter'), int) or not isinstance(meta.get('epoch'), int):
-        raise CheckpointError('without the iteration')
+        return 'without the iteration'
     saved_at = ours.get('saved_at') if isinstance(ours, dict) else None
     if not isinstance(saved_at, float):  # of mmengine alone
         try:
             saved_at = time.mktime(time.strptime(str(meta.get('time')), '%Y%m%d_%H%M%S'))
         except ValueError:
-            saved_at = path.stat().st_mtime
+            saved_at = changed / 1e9
     return saved_at, meta['iter']
 
 
+# ------------------------------------------------------------------------------------------------
+# What the reader reads
+# ------------------------------------------------------------------------------------------------
+
+
+class _Logs(HistoryBuffer):
+    """A HistoryBuffer that is pickled without the statistics registered with its class."""
+
+    def __reduce__(self) -> tuple:
+        return HistoryBuffer, (*self.data, self.max_length)
+
+
+def make_readable(checkpoint: dict) -> None:
+    """Leave out what a run has anyway and the restricted reader refuses: functions.
+
+    A OneCycleLR has one in its state, and every HistoryBuffer has the statistics that anybody
+    registered.
+    """
+    scalars = checkpoint['message_hub']['log_scalars']
+    for key, value in scalars.items():
+        if isinstance(value, HistoryBuffer):
+            scalars[key] = _Logs(*value.data, value.max_length)
+    schedulers = checkpoint.get('param_schedulers', [])
+    for states in schedulers.values() if isinstance(schedulers, dict) else [schedulers]:
+        states[:] = [
+            {key: value for key, value in state.items() if not callable(value)} for state in states
+        ]
+
+
+def require_readable(path: Path, checkpoint: dict) -> None:
+    """Check that a checkpoint that was just written can be read.
+
+    Raises:
+        CheckpointError: If it cannot, naming the entries that are in the way.
+    """
+    try:
+        containers.load(path)
+    except CheckpointError as error:
+        trial = path.with_name(f'.{path.name}.0.part')
+        try:
+            places = list(_unreadable(checkpoint, '', trial))
+        finally:
+            trial.unlink(missing_ok=True)
+        raise CheckpointError(
+            f'the training stops, since what it saves could not be resumed from: '
+            f'{", ".join(places[:5]) or path} cannot be read without executing code '
+            f'({shown(str(error).splitlines()[0], 300)}). Let the hook or option that adds it save '
+            'numbers, texts, lists, dicts or tensors'
+        ) from error
+
+
+def _unreadable(value: Any, place: str, trial: Path) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _unreadable(item, f'{place}.{key}' if place else str(key), trial)
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            yield from _unreadable(item, f'{place}[{number}]', trial)
+    elif not isinstance(value, (torch.Tensor, str, bool, int, float, type(None))):
+        torch.save(value, trial)
+        try:
+            containers.load(trial)
+        except CheckpointError:
+            yield f'{place} (a {type(value).__name__})'
+
+
+# ------------------------------------------------------------------------------------------------
 # The hook
+# ------------------------------------------------------------------------------------------------
 
 
 @HOOKS.register_module()
@@ -250,6 +311,10 @@ class AtomicCheckpointHook(CheckpointHook):
         ValueError: For ``backend_args`` or ``file_client_args``.
     """
 
+    _continuation: Continuation | None = None
+    _to_read_back: dict | None = None
+    _was_read_back = False
+
     def before_train(self, runner: Runner) -> None:
         if self.backend_args not in (None, {'backend': _ATOMIC}) or self.file_client_args:
             raise ValueError(
@@ -258,17 +323,19 @@ class AtomicCheckpointHook(CheckpointHook):
             )
         self.backend_args = {'backend': _ATOMIC}
         self._validated = False
+        if self._continuation is not None:
+            self._continuation.apply()
+            self._continuation = None
         folder = self.folder(runner)
         resumed_here = runner._resume and Path(str(runner._load_from)).parent == folder
         self._saved_iter = runner.iter if resumed_here else None
-        self._keep_to_the_folder(runner, folder)
         super().before_train(runner)
         # as it was before a resume: mmengine saves a new best score into the last checkpoint
         self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
         self._saved_at = 0.0
         if is_main_process():
             self._remove_superseded_best(folder)
-            times, _ = _times_of_checkpoints(folder, [self.filename_tmpl])
+            times, _ = times_of_checkpoints(folder, [self.filename_tmpl])
             known = (saved_at for saved_at, _ in times.values() if math.isfinite(saved_at))
             self._saved_at = max(known, default=0.0)
 
@@ -296,15 +363,29 @@ class AtomicCheckpointHook(CheckpointHook):
         ours = checkpoint.setdefault(RESUME, {})
         # a clock that was set back makes no checkpoint older than what is there already
         self._saved_at = max(time.time(), math.nextafter(self._saved_at, math.inf))
-        ours.update(saved_at=self._saved_at, validated=self._validated)
+        ours.update(
+            saved_at=self._saved_at, validated=self._validated, settings=settings_of(runner)
+        )
+        make_readable(checkpoint)
+        self._to_read_back = None if self._was_read_back else checkpoint
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        if runner._resume and isinstance(checkpoint.get('meta'), dict):
-            if checkpoint['meta'].get('nonfinite'):
-                raise CheckpointError(
-                    f'{runner._load_from} was saved because the loss was not finite: it is there '
-                    'to be looked at, and cannot be resumed from'
-                )
+        if not runner._resume:
+            return
+        source, meta = runner._load_from, checkpoint.get('meta')
+        require_training(checkpoint, source)
+        if meta.get('nonfinite'):
+            raise CheckpointError(
+                f'{source} was saved because the loss was not finite: it is there to be looked '
+                'at, and cannot be resumed from'
+            )
+        keep_files_inside(checkpoint, folders(runner))
+        dataset_meta = getattr(runner.train_dataloader.dataset, 'metainfo', None)
+        if repr(dataset_meta) == repr(meta.get('dataset_meta')):
+            # a ConfigDict there, a dict here: mmengine compares bytes
+            meta['dataset_meta'] = dataset_meta
+        saved = (checkpoint.get(RESUME) or {}).get('settings') or {}
+        self._continuation = Continuation(runner, checkpoint, source, saved)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         outdated = []
@@ -343,9 +424,11 @@ class AtomicCheckpointHook(CheckpointHook):
             **self.args,
         )
         if is_main_process():
-            write_atomically(
-                Path(runner.work_dir) / 'last_checkpoint', str(self.folder(runner) / name)
-            )
+            path = self.folder(runner) / name
+            if self._to_read_back is not None:
+                require_readable(path, self._to_read_back)
+                self._was_read_back, self._to_read_back = True, None
+            write_atomically(Path(runner.work_dir) / 'last_checkpoint', str(path))
         self._saved_iter = meta['iter']
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
@@ -371,20 +454,6 @@ class AtomicCheckpointHook(CheckpointHook):
             return [self.best_ckpt_path] if self.best_ckpt_path else []
         return [path for path in self.best_ckpt_path_dict.values() if path]
 
-    def _keep_to_the_folder(self, runner: Runner, folder: Path) -> None:
-        """Let what a checkpoint says of other files count by their names inside the folder."""
-        hub = runner.message_hub
-        for key in [key for key in hub.runtime_info if str(key).startswith('best_ckpt')]:
-            name = Path(str(hub.get_info(key))).name
-            here = folder / name
-            known = name.startswith('best_') and name.endswith('.pth') and here.is_file()
-            hub.runtime_info[key] = str(here) if known else None
-        if 'keep_ckpt_ids' in hub.runtime_info:
-            kept = hub.get_info('keep_ckpt_ids')
-            hub.runtime_info['keep_ckpt_ids'] = (
-                [step for step in kept if type(step) is int] if isinstance(kept, list) else []
-            )
-
     def _remove_superseded_best(self, folder: Path) -> None:
         """Remove best files that a killed run had replaced and not removed yet."""
         for best in map(Path, self._best_paths()):
@@ -399,7 +468,9 @@ class AtomicCheckpointHook(CheckpointHook):
         bad = on_main(lambda: _nonfinite_weights(runner.model))
         if not bad:
             return
-        runner.call_hook('weights_not_finite', iteration=iteration)  # for who knows since when
+        runner.call_hook(
+            'weights_not_finite', iteration=iteration
+        )  # for the hook that knows when it began
         path = save_nonfinite(runner, self.folder(runner), iteration, dict(weights=bad[:10]))
         more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''
         raise NonFiniteError(
