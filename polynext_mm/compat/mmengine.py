@@ -50,6 +50,11 @@ def set_resume(runner: Runner, source: str | None) -> None:
         runner._load_from = source
 
 
+def set_load_from(runner: Runner, source: str) -> None:
+    """Let a run load ``source``, which was moved."""
+    runner._load_from = source
+
+
 def loops(runner: Runner) -> dict[str, BaseLoop]:
     """Return the loops that a run has built so far, of 'train', 'val' and 'test'."""
     candidates = {

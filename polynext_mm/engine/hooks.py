@@ -12,6 +12,7 @@ from torch import nn
 
 from ..backbones.multiscale import MultiScale
 from ..backbones.polynext import PolyNeXt
+from ..compat import mmengine as private
 from ..weights import CheckpointError, loading, names
 from ..weights.errors import shown
 from ..weights.reading import UNSAFE
@@ -58,14 +59,14 @@ class CheckpointGuardHook(Hook):
             if _names_weights(backbone.init_cfg)
         ]
         resumes = (
-            runner._resume
-            and not runner._load_from
+            private.resumes(runner)
+            and not private.load_from(runner)
             and find_latest_checkpoint(runner.work_dir) is not None
         )
         if resumes:
             _require_plain_path(runner)
-        source = runner._load_from or (resumes and 'the latest checkpoint')
-        if pretrained and (source or models.trains(runner)):
+        source = private.load_from(runner) or (resumes and 'the latest checkpoint')
+        if pretrained and (source or private.trains(runner)):
             self._check_normalization(runner.model, is_error=not source)
         for backbone in models.backbones(runner.model).values() if source else ():
             if backbone.init_cfg:
@@ -76,8 +77,10 @@ class CheckpointGuardHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         weights = checkpoint.get('state_dict', checkpoint)
-        source = getattr(weights, '_metadata', {}).get('', {}).get('source', runner._load_from)
-        if runner._resume:
+        source = (
+            getattr(weights, '_metadata', {}).get('', {}).get('source', private.load_from(runner))
+        )
+        if private.resumes(runner):
             resuming.require_training(checkpoint, source)
             resuming.keep_files_inside(checkpoint, resuming.folders(runner))
             _require_whole_average(checkpoint, source)
@@ -87,12 +90,12 @@ class CheckpointGuardHook(Hook):
         if names.is_authors({key.removeprefix('backbone.') for key in weights}):
             self._check_normalization(model, is_error=True)
         # what was trained already has all of its heads
-        whole = runner._resume or not models.trains(runner)
+        whole = private.resumes(runner) or not private.trains(runner)
         for part in (weights, checkpoint.get('ema_state_dict', {})):
             loading.set_options(
                 part, evaluation=whole, reset_mismatched_heads=self.reset_mismatched_heads
             )
-        if runner._resume and isinstance(model.backbone, PolyNeXt):
+        if private.resumes(runner) and isinstance(model.backbone, PolyNeXt):
             # the state of the optimizer has the sizes of the checkpoint's norms
             model.backbone.keep_norm_size()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from ..backbones.multiscale import MultiScale
@@ -14,11 +13,6 @@ def backbones(model: nn.Module) -> dict[str, MultiScale]:
     return {
         name: module for name, module in model.named_modules() if isinstance(module, MultiScale)
     }
-
-
-def trains(runner: Runner) -> bool:
-    """Return whether a runner is there to train, and not to evaluate."""
-    return isinstance(runner._train_loop, BaseLoop)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

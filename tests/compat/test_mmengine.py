@@ -23,7 +23,7 @@ from polynext_mm.compat import mmengine as private
 # names that are private to torch and to Python
 OTHERS = {'_BatchNorm', '_exit', '_getframe', '_metadata'}
 # their call sites are about to be converted
-NOT_YET = ('engine/checkpoints/', 'engine/hooks.py')
+NOT_YET = ()
 
 
 class Model(BaseModel):

@@ -27,6 +27,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ...compat import mmengine as private
 from ...weights import CheckpointError, containers, read
 from ...weights.errors import shown
 from ...weights.files import replacing
@@ -327,7 +328,9 @@ class AtomicCheckpointHook(CheckpointHook):
             self._continuation.apply()
             self._continuation = None
         folder = self.folder(runner)
-        resumed_here = runner._resume and Path(str(runner._load_from)).parent == folder
+        resumed_here = (
+            private.resumes(runner) and Path(str(private.load_from(runner))).parent == folder
+        )
         self._saved_iter = runner.iter if resumed_here else None
         super().before_train(runner)
         # as it was before a resume: mmengine saves a new best score into the last checkpoint
@@ -370,9 +373,9 @@ class AtomicCheckpointHook(CheckpointHook):
         self._to_read_back = None if self._was_read_back else checkpoint
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        if not runner._resume:
+        if not private.resumes(runner):
             return
-        source, meta = runner._load_from, checkpoint.get('meta')
+        source, meta = private.load_from(runner), checkpoint.get('meta')
         require_training(checkpoint, source)
         if meta.get('nonfinite'):
             raise CheckpointError(

@@ -18,8 +18,8 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ...compat import mmengine as private
 from ...weights import CheckpointError
-from .. import models
 from ..processes import on_main
 from .saving import (
     NONFINITE,
@@ -142,7 +142,7 @@ class WorkDirHook(Hook):
     priority = 'HIGHEST'
 
     def before_run(self, runner: Runner) -> None:
-        if not models.trains(runner):
+        if not private.trains(runner):
             return
         hook = checkpoint_hook(runner)
         folder = hook.folder(runner) if hook else Path(runner.work_dir)
@@ -153,13 +153,13 @@ class WorkDirHook(Hook):
             on_main(lambda place=place: lock(place))
             if is_main_process():
                 remove_partial_files(place)
-        if not runner._resume:
+        if not private.resumes(runner):
             self._keep_aside(runner, folder, templates)
-        elif runner._load_from is None:
+        elif private.load_from(runner) is None:
             self._resume_from_newest(runner, folder, templates)
-        elif Path(str(runner._load_from)).name.startswith(NONFINITE.split('{')[0]):
+        elif Path(str(private.load_from(runner))).name.startswith(NONFINITE.split('{')[0]):
             raise CheckpointError(
-                f'{runner._load_from} was saved because the loss was not finite: it is there '
+                f'{private.load_from(runner)} was saved because the loss was not finite: it is there '
                 'to be looked at, and cannot be resumed from'
             )
 
@@ -173,19 +173,17 @@ class WorkDirHook(Hook):
             'this one does not resume. To go on with that one instead, stop, and train with '
             f'--resume and the newest of them as its FILE, in another --work-dir'
         )
-        start = Path(str(runner._load_from)).expanduser()
-        if runner._load_from and start.parent.resolve() == folder.resolve():
+        start = Path(str(private.load_from(runner))).expanduser()
+        if private.load_from(runner) and start.parent.resolve() == folder.resolve():
             moved = place / start.name
-            runner._load_from = str(moved) if moved.is_file() else runner._load_from
+            if moved.is_file():
+                private.set_load_from(runner, str(moved))
 
     @staticmethod
     def _resume_from_newest(runner: Runner, folder: Path, templates: list[str]) -> None:
         newest: Newest = on_main(lambda: newest_checkpoint(folder, templates))
         runner.logger.info(newest.report)
-        if newest.path is None:
-            runner._resume = False
-        else:
-            runner._load_from = str(newest.path)
+        private.set_resume(runner, newest.path and str(newest.path))
 
     def after_run(self, runner: Runner) -> None:
         hook = checkpoint_hook(runner)
