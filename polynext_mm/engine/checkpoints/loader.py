@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ...compat import require_mmengine
+from ...compat.torch_features import register_load_state_dict_pre_hook
 from ...weights import loading, timm_hub
 from ...weights.containers import is_truncated_archive
 from ...weights.downloads import PUBLISHED_SCHEME, fetch, is_url, plain_path
@@ -110,7 +111,7 @@ def _read_for(caller: Caller, source: str, map_location: Any) -> dict:
             checkpoint['state_dict']._metadata[''][_WHOLE] = not _trains(caller.runner)
             if caller.model not in _checked:
                 _checked.add(caller.model)
-                caller.model.register_load_state_dict_pre_hook(_check_whole)
+                register_load_state_dict_pre_hook(caller.model, _check_whole)
     return checkpoint
 
 
