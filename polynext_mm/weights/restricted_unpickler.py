@@ -82,7 +82,7 @@ def _with_name(allowed: Any) -> tuple[str, Any]:
     return f'{allowed.__module__}.{allowed.__qualname__}', allowed
 
 
-# What torch's reader allows for tensors and plain values. Those of kinds that are no weights are read,
+# What torch's reader allows for tensors and plain values. Tensors that are no weights are among them,
 # so that they can be refused by name.
 _FOR_WEIGHTS: Mapping[str, Any] = {
     '_codecs.encode': _codecs.encode,  # by which protocol 2 writes bytes
