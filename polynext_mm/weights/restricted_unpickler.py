@@ -82,7 +82,7 @@ def _with_name(allowed: Any) -> tuple[str, Any]:
     return f'{allowed.__module__}.{allowed.__qualname__}', allowed
 
 
-# What torch's reader allows for tensors and plain values. Tensors that are no weights are among them,
+# What torch's reader allows. Tensors of kinds that no weight has are among it,
 # so that they can be refused by name.
 _FOR_WEIGHTS: Mapping[str, Any] = {
     '_codecs.encode': _codecs.encode,  # by which protocol 2 writes bytes
