@@ -336,7 +336,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize('kind', OPTIMIZERS)
+@pytest.mark.parametrize('kind', [kind for kind in OPTIMIZERS if hasattr(torch.optim, kind)])
 def test_honest_states_of_any_optimizer_are_resumed(kind):
     """With a parameter that had no gradient, and one of another shape than a matrix."""
 
