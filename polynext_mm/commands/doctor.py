@@ -250,6 +250,21 @@ def check_installation() -> Check:
     return Check('mm packages', 'ok', f'one set: {stack_name()}')
 
 
+def check_torch() -> Check:
+    """Which of the features that not every torch has are there."""
+    import torch
+
+    from polynext_mm.compat.torch_features import OPTIONAL
+
+    missing = [feature for feature in OPTIONAL if not feature.is_there]
+    if not missing:
+        return Check('torch', 'ok', f'{torch.__version__} has all that is asked for')
+    listed = ', '.join(f'{feature.name} (torch {feature.since})' for feature in missing)
+    return Check(
+        'torch', 'note', f'{torch.__version__} trains, tests and predicts; it lacks {listed}'
+    )
+
+
 def check_networks() -> Check:
     """A tiny network, built from the registry, computes forward and backward everywhere."""
     import torch
@@ -303,12 +318,20 @@ def check_detection() -> Check:
 def check_operators() -> Check:
     from polynext_mm.compat import check_stack, install_mmcv_ops
     from polynext_mm.compat.packages import how_to_compile_mmcv
+    from polynext_mm.compat.torch_features import matching_torchvision
 
     check_stack()
     install_mmcv_ops()
     extension = importlib.import_module('mmcv._ext')
     if not hasattr(extension, 'why_missing'):
         return Check("mmcv's operators", 'ok', 'compiled')
+    if importlib.util.find_spec('torchvision') is None:
+        return Check(
+            "mmcv's operators",
+            'FAIL',
+            "mmcv has none compiled, and polynext_mm's need torchvision",
+            f"pip install '{matching_torchvision()}'",
+        )
     return Check(
         "mmcv's operators",
         'ok',
@@ -341,6 +364,10 @@ def check_gpu_kernels() -> Check:
         return Check(name, 'note', f'no GPU: {without}', hint if _has_driver() else '')
     if importlib.util.find_spec('triton') is None:
         return Check(name, 'note', f'no triton: {without}', 'pip install triton')
+    from polynext_mm.compat.torch_features import TRITON_KERNELS
+
+    if not TRITON_KERNELS.is_there:
+        return Check(name, 'note', f'{TRITON_KERNELS.what_is_missing()}: {without}')
     from polynext_mm.nn.ops import triton_operators
 
     if not triton_operators.runs_on(torch.device('cuda')):
@@ -375,6 +402,7 @@ def check_weights() -> Check:
 
 CHECKS: dict[str, Callable[[], Check]] = {
     'mm packages': check_installation,
+    'torch': check_torch,
     'networks': check_networks,
     "mmcv's operators": check_operators,
     'segmentation': check_segmentation,

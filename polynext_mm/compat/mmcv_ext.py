@@ -28,6 +28,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from polynext_mm.compat.packages import how_to_compile_mmcv
+from polynext_mm.compat.torch_features import matching_torchvision
 
 #: Why the compiled extension could not be imported; set by ``install_mmcv_ops``.
 why_missing = 'mmcv._ext was not tried'
@@ -72,8 +73,17 @@ def _torchvision() -> ModuleType:
     Its import calls an operator that ``torch.jit.trace`` cannot record. Tracing is per thread, so
     the import runs in another one.
     """
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(importlib.import_module, 'torchvision').result()
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(importlib.import_module, 'torchvision').result()
+    except ModuleNotFoundError as error:
+        if error.name != 'torchvision':
+            raise
+        raise ImportError(
+            "the operators that stand in for mmcv's compiled ones need torchvision, which is not "
+            f"installed: run `pip install '{matching_torchvision()}'`",
+            name='torchvision',
+        ) from error
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def _from_release(name: str, since: str) -> Feature:
 
 
 #: Operators of our own that a compiler takes into its graph, and that a FLOP counter knows.
-CUSTOM_OPERATORS = _from_release('torch.library.custom_op', '2.4')
+CUSTOM_OPERATORS = _from_release('operators for a compiler', '2.4')
 #: Before, there are CPUs and CUDA, each with functions of its own.
 AUTOCAST_BY_DEVICE = _from_release('autocast of every device', '2.4')
 #: Autocast to float16, and all operations in it.
@@ -55,6 +55,13 @@ TRITON_KERNELS = _from_release("this package's kernels in Triton", '2.11')
 COMPILE_CELLS = _from_release('compile_cells', '2.12')
 #: Graphs for images of any size.
 EXPORT = _from_release('export', '2.14')
+#: What a user may ask for by name; the others are done in another way.
+OPTIONAL = (TRITON_KERNELS, COMPILE_CELLS, EXPORT)
+
+
+def matching_torchvision() -> str:
+    """Return the requirement that brings the torchvision of this torch, such as 0.16 for 2.1."""
+    return f'torchvision==0.{_RELEASE[1] + 15}.*'
 
 
 # ------------------------------------------------------------------------------------------------

@@ -95,7 +95,8 @@ def _with_name(allowed: Any) -> tuple[str, Any]:
     return f'{allowed.__module__}.{allowed.__qualname__}', allowed
 
 
-# What torch's reader allows, less what makes tensors that are no weights.
+# What torch's reader allows. Tensors of kinds that no weight has are among it,
+# so that they can be refused by name.
 _FOR_WEIGHTS: Mapping[str, Any] = {
     '_codecs.encode': _codecs.encode,  # by which protocol 2 writes bytes
     'builtins.bytearray': bytearray,
@@ -105,14 +106,28 @@ _FOR_WEIGHTS: Mapping[str, Any] = {
     'collections.OrderedDict': collections.OrderedDict,
     'torch.Size': torch.Size,
     'torch.Tensor': torch.Tensor,
-    'torch._utils._rebuild_parameter': torch._utils._rebuild_parameter,
-    'torch._utils._rebuild_tensor': torch._utils._rebuild_tensor,
-    'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
+    **{
+        f'torch._utils.{name}': getattr(torch._utils, name)
+        for name in (
+            '_rebuild_meta_tensor_no_storage',
+            '_rebuild_parameter',
+            '_rebuild_qtensor',
+            '_rebuild_sparse_tensor',
+            '_rebuild_tensor',
+            '_rebuild_tensor_v2',
+        )
+    },
     'torch.device': torch.device,
     'torch.nn.parameter.Parameter': torch.nn.Parameter,
+    'torch.serialization._get_layout': torch.serialization._get_layout,
     'torch.storage.UntypedStorage': torch.UntypedStorage,
-    **{str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)},
+    **{
+        str(value): value
+        for value in vars(torch).values()
+        if isinstance(value, (torch.dtype, torch.qscheme))
+    },
 }
+_CHUNK = 1 << 22
 _NEVER_CALLED = (torch.UntypedStorage, torch.Tensor)  # they take a size and claim as much memory
 _OPERATIONS = (
     'APPEND APPENDS BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINUNICODE BUILD '
@@ -262,7 +277,16 @@ class _Records:
         if not size:
             return torch.empty(0, dtype=torch.uint8)
         if self.map is None:
-            return torch.frombuffer(bytearray(self.archive.read(member)), dtype=torch.uint8).clone()
+            return torch.frombuffer(self._content(member), dtype=torch.uint8)
         lengths = struct.unpack_from('<HH', self.map, member.header_offset + 26)
         start = member.header_offset + 30 + sum(lengths)
         return torch.frombuffer(self.map, dtype=torch.uint8, count=size, offset=start)
+
+    def _content(self, member: zipfile.ZipInfo) -> bytearray:
+        """Return the bytes of a member, of which there is never a second copy."""
+        content, start = bytearray(member.file_size), 0
+        with self.archive.open(member) as stream:
+            while chunk := stream.read(_CHUNK):
+                content[start : start + len(chunk)] = chunk
+                start += len(chunk)
+        return content

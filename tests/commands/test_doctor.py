@@ -9,6 +9,7 @@ import torch
 
 from helpers import ROOT, imagenet_weights, segmentor_file, tiny_config
 from polynext_mm.commands import doctor
+from polynext_mm.compat import torch_features
 
 NAME = 'upernet_cpolynext_t_ade20k'
 
@@ -69,10 +70,21 @@ def test_what_is_missing_but_not_needed(examine, monkeypatch):
 
 
 def test_a_torch_too_old_to_compile(examine, monkeypatch):
-    monkeypatch.setattr(torch, '__version__', torch.torch_version.TorchVersion('2.11.0+cu130'))
+    old = torch_features.COMPILE_CELLS._replace(is_there=False)
+    monkeypatch.setattr(torch_features, 'COMPILE_CELLS', old)
     code, printed = examine(only=['torch.compile'])
     assert code == 0
-    assert 'compile_cells needs torch 2.12, and this is 2.11.0+cu130' in printed
+    assert f'compile_cells needs torch 2.12 or newer, and this is {torch.__version__}' in printed
+
+
+def test_what_this_torch_lacks(examine, monkeypatch):
+    lacking = tuple(
+        f._replace(is_there=f is torch_features.EXPORT) for f in torch_features.OPTIONAL
+    )
+    monkeypatch.setattr(torch_features, 'OPTIONAL', lacking)
+    code, printed = examine(only=['torch'])
+    assert code == 0
+    assert 'compile_cells (torch 2.12)' in printed and 'export (torch' not in printed
 
 
 def test_an_error_in_a_check_is_a_finding(examine, monkeypatch):

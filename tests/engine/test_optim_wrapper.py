@@ -9,6 +9,8 @@ from mmengine.registry import OPTIM_WRAPPERS, PARAM_SCHEDULERS
 from torch import nn
 
 from helpers import CONFIG, Config, build, randomized
+from marks import needs
+from polynext_mm.compat.torch_features import FLOAT16_ON_CPUS
 from polynext_mm.engine import AutocastOptimWrapper
 
 
@@ -83,6 +85,7 @@ def test_float32_steps_as_mms_own_wrapper_does(x):
         assert torch.equal(value, runs[1][key]), key
 
 
+@needs(FLOAT16_ON_CPUS)
 @FUSED
 def test_float16_scales_unscales_and_clips(x, fused):
     model = randomized(build())
@@ -106,6 +109,7 @@ def test_float16_scales_unscales_and_clips(x, fused):
     assert grads[0] / 1024 < logged < math.inf  # of all gradients, unscaled, before clipping
 
 
+@needs(FLOAT16_ON_CPUS)
 @FUSED
 def test_float16_skips_what_overflows_and_lowers_the_scale(x, fused):
     model = randomized(build())
@@ -116,6 +120,7 @@ def test_float16_skips_what_overflows_and_lowers_the_scale(x, fused):
     assert wrapper.loss_scaler.get_scale() == 1.0
 
 
+@needs(FLOAT16_ON_CPUS)
 def test_the_state_goes_round_with_the_scale(x, tmp_path):
     model = randomized(build())
     wrapper = wrapper_of(model, dtype='float16', loss_scale=512.0)
@@ -132,6 +137,7 @@ def test_the_state_goes_round_with_the_scale(x, tmp_path):
         wrapper_of(model, dtype=other).load_state_dict(state)
 
 
+@needs(FLOAT16_ON_CPUS)
 def test_a_resumed_scale_reaches_the_per_cell_clip(x):
     model = randomized(build(grad_clip_norm=5.0))
     wrapper = wrapper_of(model, dtype='float16', loss_scale=512.0, accumulative_counts=2)

@@ -10,9 +10,15 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import ROOT, Config, build, build_model
+from polynext_mm.compat.torch_features import has_fused_optimizers
 from polynext_mm.engine import PolyNeXtOptimWrapperConstructor
 
 LR, DECAY = 1e-4, 0.05
+
+
+FUSED = pytest.mark.skipif(
+    not has_fused_optimizers('cpu'), reason='fused optimizers on CPUs: torch 2.4'
+)
 
 
 @pytest.fixture(scope='module', params=['cpolynext_t', 'apolynext_t'])
@@ -151,6 +157,7 @@ def take_steps(model, wrapper, count):
         wrapper.step()
 
 
+@FUSED
 @pytest.mark.parametrize('name', ['upernet_cpolynext_t_ade20k', 'mask_rcnn_cpolynext_t_coco_1x'])
 def test_a_step_of_the_recipes_is_a_few_calls(name):
     """However many tensors there are: clipping, and one call for each of the groups."""
@@ -169,6 +176,7 @@ def test_a_step_of_the_recipes_is_a_few_calls(name):
     assert sum(calls.counts.values()) < 30 < len(list(model.parameters()))
 
 
+@FUSED
 @pytest.mark.parametrize(('before', 'after'), [(None, True), (True, None), (True, True)])
 def test_resuming_keeps_the_implementation_of_the_config(before, after):
     """A checkpoint from before fused=True goes on fused, and with the same numbers."""

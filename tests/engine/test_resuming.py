@@ -122,6 +122,7 @@ def test_another_checkpoint_hook_is_refused(tmp_path):
         train(config('segmentation', tmp_path, **options))
 
 
+@pytest.mark.skipif(not hasattr(torch, 'accelerator'), reason='torch.accelerator: torch 2.6')
 @pytest.mark.parametrize('device', ['cuda', 'xpu', 'mps'])
 def test_the_generator_of_any_accelerator_is_kept(device, monkeypatch):
     generator = torch.Generator()  # in the place of the device's

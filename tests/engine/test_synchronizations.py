@@ -9,7 +9,7 @@ from synchronizations import Synchronizations
 
 from helpers import ROOT, TINY_ARCH, Config, build_model, python
 from marks import needs
-from polynext_mm.compat.torch_features import AUTOCAST_BY_DEVICE
+from polynext_mm.compat.torch_features import AUTOCAST_BY_DEVICE, FLOAT16_ON_CPUS
 from polynext_mm.nn import PolyNeXt
 
 
@@ -62,6 +62,7 @@ def batch():
     return dict(inputs=[torch.zeros(3, 64, 64, dtype=torch.uint8)] * 2, data_samples=samples)
 
 
+@needs(FLOAT16_ON_CPUS)  # with which fused optimizers came, too
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 @pytest.mark.parametrize('arch', ['cpolynext_t', 'apolynext_t'])
 def test_whole_steps_of_a_segmentor(arch, dtype):
