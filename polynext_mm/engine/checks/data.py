@@ -312,12 +312,18 @@ def _unread(
     known = {*images, *filter(None, labels)}
     folder, label_folder = _folder(source), source.data_prefix.get('seg_map_path')
     suffix = source.seg_map_suffix
+    beside = label_folder and Path(folder).resolve() in [
+        Path(label_folder).resolve(),
+        *Path(label_folder).resolve().parents,
+    ]
     others = [
         path
         for path in _files_below(folder)
-        if path.lower().endswith(_PICTURES) and path not in known and not path.endswith(suffix)
+        if path.lower().endswith(_PICTURES)
+        and path not in known
+        and not (beside and path.endswith(suffix))
     ]
-    # labels beside images, and pictures of another kind beside them, are told by longer suffixes
+    # a longer suffix, such as _image.png, chooses among pictures on purpose
     if images and others and source.img_suffix.lower() in _PICTURES:
         kinds = Counter(os.path.splitext(path)[1] for path in others)
         counts = listed(f'{count} {kind}' for kind, count in kinds.most_common())

@@ -94,7 +94,7 @@ def read_header(content: bytes, decoder: Decoder) -> Header:
         size = image.size
         orientation = _orientation(image, content, decoder)
         turned = size[::-1] if orientation >= 5 else size
-        mode = f'{image.mode}, {bits} bits' if bits > 8 and len(image.mode) > 1 else image.mode
+        mode = f'{image.mode}, {bits} bits' if bits > 8 and image.mode.isalpha() else image.mode
         return Header(turned, size, orientation, mode, bits, image.format)
 
 
