@@ -10,7 +10,7 @@ that :mod:`polynext_mm.nn` and :mod:`polynext_mm.weights` neither need it nor wa
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .compat import install_mmcv_ops, when_imported
+from .compat import install_coco_reader, install_mmcv_ops, when_imported
 
 if TYPE_CHECKING:
     from .backbones import MetaFormer, PolyNeXt
@@ -42,6 +42,7 @@ def __dir__() -> list[str]:
 
 def _register() -> None:
     install_mmcv_ops()
+    install_coco_reader()
     importlib.import_module(f'{__name__}.engine')  # and with it backbones
     importlib.import_module(f'{__name__}.engine.checkpoints').install_loader()
 

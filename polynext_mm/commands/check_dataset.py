@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         '--workers',
         type=not_negative,
         default=os.cpu_count(),
-        help='processes that read (default: one for each core)',
+        help='threads that read (default: one for each core)',
     )
     parser.add_argument(
         '--pictures',
@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.exit(f'{type(error).__name__}: {error}')
     pictures = []
     findings = [('', Finding(problem, 'the line says what to set')) for problem in problems]
+    findings += [('', finding) for finding in report.of_config(cfg)]
     findings += [('', finding) for finding in report.shared(splits)]
     for split in splits:
         print('\n' + '\n'.join(report.table(split)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from polynext_mm.engine import launch
 from polynext_mm.engine.checks import config as config_checks
 from polynext_mm.engine.checks import data as data_checks
 from polynext_mm.engine.checks.coco import CocoAudit, read_coco
+from polynext_mm.engine.checks.decoding import Decoder, image_decoder, label_decoder
 from polynext_mm.engine.checks.survey import (
     Survey,
     duplicates,
@@ -29,8 +30,6 @@ from polynext_mm.engine.checks.survey import (
     summary,
 )
 
-# fewer samples are read sooner than processes start
-_WORTH_PROCESSES = 2000
 _SIDE = 512
 _GREY = (128, 128, 128)
 
@@ -44,7 +43,8 @@ class Split:
     pairs: list[tuple[str, str | None]]
     findings: list[Finding]
     audit: CocoAudit | None
-    opencv: bool  # decodes the images in training
+    decoder: Decoder | None  # of images, in training
+    label_decoder: Decoder
     found: Survey = field(default_factory=Survey)
 
 
@@ -61,7 +61,8 @@ def splits_of(cfg: Config) -> Iterator[Split]:
                 continue
             seen.append(sources)
             launch.require_dataset(settings)
-            opencv = _by_opencv(settings)
+            steps = settings.get('pipeline') or ()
+            decoders = image_decoder(steps), label_decoder(steps)
             source = data_checks.lazily_built(cfg, settings, place)
             if source is None:
                 print(
@@ -70,21 +71,12 @@ def splits_of(cfg: Config) -> Iterator[Split]:
             elif hasattr(source, 'label_map'):
                 pairs, findings = data_checks.list_pairs(source, place)
                 pairs = [pair for pair in pairs if all(map(os.path.exists, filter(None, pair)))]
-                yield Split(place, source, pairs, findings, None, opencv)
+                yield Split(place, source, pairs, findings, None, *decoders)
             else:
                 audit = data_checks.audit(source, settings)
                 paths = [os.path.join(source.data_prefix['img'], name) for name in audit.files]
                 pairs = [(path, None) for path in paths if os.path.exists(path)]
-                yield Split(place, source, pairs, list(audit.findings), audit, opencv)
-
-
-def _by_opencv(settings: Mapping) -> bool:
-    """Whether the pipeline of a data set decodes its images with OpenCV."""
-    for step in settings.get('pipeline') or ():
-        kind = step.get('type')
-        if str(getattr(kind, '__name__', kind)).split('.')[-1] == 'LoadImageFromFile':
-            return step.get('imdecode_backend', 'cv2') == 'cv2'
-    return False
+                yield Split(place, source, pairs, list(audit.findings), audit, *decoders)
 
 
 def read(split: Split, workers: int) -> None:
@@ -97,9 +89,9 @@ def read(split: Split, workers: int) -> None:
     if split.audit is not None:
         folder = split.source.data_prefix['img']
         sizes = {os.path.join(folder, name): size for name, size in split.audit.files.items()}
-    if len(split.pairs) < _WORTH_PROCESSES:
-        workers = 0
-    split.found = survey(split.pairs, workers, bar.update, sizes, split.opencv)
+    split.found = survey(
+        split.pairs, workers, bar.update, sizes, split.decoder, split.label_decoder
+    )
     print(file=sys.stderr)
     source = split.source
     if split.audit is not None:
@@ -123,6 +115,12 @@ def read(split: Split, workers: int) -> None:
                 serious=False,
             )
         )
+
+
+def of_config(cfg: Config) -> Iterator[Finding]:
+    """What the config says of classes and pixels that cannot be right together."""
+    yield from data_checks.class_findings(cfg)
+    yield from data_checks.scale_findings(cfg)
 
 
 def shared(splits: Sequence[Split]) -> Iterator[Finding]:
@@ -162,6 +160,8 @@ def table(split: Split) -> Iterator[str]:
 
 
 def box_rows(audit: CocoAudit) -> Iterator[str]:
+    if audit.kept < audit.images:
+        yield f'  trained on      {audit.kept} of {audit.images} images, by filter_cfg'
     yield f'  boxes           {audit.boxes}, of which {sum(audit.usable.values())} usable'
     yield f'  {"class":<28}{"boxes":>10}{"images":>10}'
     for name, boxes in audit.usable.items():
@@ -195,8 +195,7 @@ def draw(split: Split, folder: Path, count: int) -> list[Path]:
         image, label = split.pairs[position]
         if image in split.found.broken:
             continue
-        with Image.open(image) as opened:
-            picture = opened.convert('RGB')
+        picture = (split.decoder or Decoder()).picture(Path(image).read_bytes())
         painted = paint(split, picture, image, label)
         both = Image.new('RGB', (picture.width * 2, picture.height))
         both.paste(picture)
@@ -215,15 +214,14 @@ def paint_label(split: Split, picture: Image.Image, image: str, label: str) -> I
     source = split.source
     palette = source.metainfo.get('palette') or []
     classes, _ = ids_of(len(palette), source.reduce_zero_label, source.label_map)
-    with Image.open(label) as opened:
-        ids = np.asarray(opened)
+    content = Path(label).read_bytes()
+    ids = split.label_decoder.decode(content)
     if ids.ndim != 2:
-        return Image.fromarray(ids[..., :3]).convert('RGB').resize(picture.size, Image.NEAREST)
-    colours = np.full((max(int(ids.max()), 255) + 1, 3), _GREY, np.uint8)
+        return split.label_decoder.picture(content).resize(picture.size, Image.NEAREST)
+    painted = np.full((*ids.shape, 3), _GREY, np.uint8)
     for value, index in classes.items():
-        if value < len(colours):
-            colours[value] = palette[index]
-    painted = Image.fromarray(colours[ids]).resize(picture.size, Image.NEAREST)
+        painted[ids == value] = palette[index]
+    painted = Image.fromarray(painted).resize(picture.size, Image.NEAREST)
     return Image.blend(picture, painted, 0.6)
 
 

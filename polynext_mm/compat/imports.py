@@ -11,7 +11,7 @@ from types import ModuleType
 
 
 def when_imported(name: str, action: Callable[[], object], failure: str) -> None:
-    """Call ``action`` right after a top-level module has been executed.
+    """Call ``action`` right after a module has been executed.
 
     If the module is imported already, that is now, and what ``action`` raises is raised. Later, the
     import of the module is somebody else's and must not fail for it: what ``action`` raises is then

@@ -1,4 +1,4 @@
-"""A segmentation data set of one's own, whose label files may hold ids that are no class.
+"""A segmentation data set of one's own, whose label files may hold other ids than 0, 1, 2, ...
 
 This module needs mmseg, and so is not imported with the package: configs that use the data set name
 it in ``custom_imports``, as ``configs/_base_/own_segmentation.py`` does.
@@ -6,7 +6,7 @@ it in ``custom_imports``, as ``configs/_base_/own_segmentation.py`` does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.registry import DATASETS
@@ -17,7 +17,7 @@ from ..engine.checks.findings import IGNORED, DataError
 
 @DATASETS.register_module()
 class OwnSegDataset(BaseSegDataset):
-    """mmseg's ``BaseSegDataset`` with ids that are ignored, wherever labels are loaded.
+    """mmseg's ``BaseSegDataset`` with ids that are mapped or ignored, wherever labels are loaded.
 
     Training, evaluation, test-time augmentation and the checks of data all follow, since the data
     set maps the ids, not a step of a pipeline.
@@ -25,14 +25,24 @@ class OwnSegDataset(BaseSegDataset):
     Args:
         ignored_ids: Ids in the label files that are no class and are read as 255, besides 255
             itself.
+        label_map: Classes of the ids in the label files, such as ``{0: 0, 255: 1}`` for binary
+            masks; 255 for ids that are ignored. Ids that it does not name are errors, except 255.
+            By default an id is the class of that number.
         options: As of ``BaseSegDataset``.
 
     Raises:
-        DataError: If an ignored id is the id of a class, or not within 0 to 255.
+        DataError: If an ignored id is the id of a class, or an id not within 0 to 255, or a class
+            not within those of the data set.
     """
 
-    def __init__(self, ignored_ids: Sequence[int] = (), **options: Any):
+    def __init__(
+        self,
+        ignored_ids: Sequence[int] = (),
+        label_map: Mapping[int, int] | None = None,
+        **options: Any,
+    ):
         self.ignored_ids = tuple(ignored_ids)
+        self._own_map = dict(label_map or {})
         self._first_id = int(options.get('reduce_zero_label', False))
         super().__init__(**options)
 
@@ -42,20 +52,44 @@ class OwnSegDataset(BaseSegDataset):
         Args:
             new_classes: Names of the classes.
         """
-        if not self.ignored_ids:
+        number = len(new_classes or ())
+        if self._own_map:
+            self._check_own_map(number)
+        elif not self.ignored_ids:
             return None
-        classes = range(self._first_id, self._first_id + len(new_classes or ()))
+        first = self._first_id
+        classes = self._own_map or {value: value - first for value in range(first, first + number)}
         for value in self.ignored_ids:
             if type(value) is not int or not 0 <= value <= IGNORED or value in classes:
                 raise DataError(
                     f'ignored_ids={list(self.ignored_ids)}: {value!r} must be within 0 to '
-                    f'{IGNORED} and no class; the ids of the {len(classes)} classes are '
-                    f'{classes.start} to {classes.stop - 1}'
+                    f'{IGNORED} and no class; the ids of the {number} classes are '
+                    f'{min(classes, default=0)} to {max(classes, default=0)}'
                 )
         # mmseg maps after it has taken 1 from ids (reduce_zero_label), 0 and 255 excepted
         ignored = {
-            value - self._first_id: IGNORED
+            value - first: IGNORED
             for value in self.ignored_ids
-            if value != IGNORED and value >= self._first_id
+            if value != IGNORED and value >= first
         }
-        return {value: value for value in range(len(classes))} | ignored
+        if not self._own_map:
+            return {value: value for value in range(number)} | ignored
+        # what is not named must not stay a class: the first number beyond them is an error
+        return {value: number for value in range(number)} | self._own_map | ignored
+
+    def _check_own_map(self, number: int) -> None:
+        if self._first_id:
+            raise DataError(
+                f'label_map={self._own_map} names ids as the files have them: set '
+                'reduce_zero_label=False, and 0: 255 in label_map if 0 is ignored'
+            )
+        for value, index in self._own_map.items():
+            if type(value) is not int or not 0 <= value <= IGNORED:
+                raise DataError(
+                    f'label_map={self._own_map}: {value!r} is no id, a number from 0 to {IGNORED}'
+                )
+            if type(index) is not int or not (0 <= index < number or index == IGNORED):
+                raise DataError(
+                    f'label_map={self._own_map}: {index!r} is no class, 0 to {number - 1}, nor '
+                    f'{IGNORED} for ignored'
+                )

@@ -94,6 +94,27 @@ def negative(annotation):
             r'.*other_001.png\)',
         ),
         (lambda c: c['annotations'][1].update(id=1), 'ids of annotations occur more than once'),
+        (lambda c: c['categories'][1].update(id=1), 'ids of categories occur more than once'),
+        (
+            lambda c: c['images'][1].update(file_name=c['images'][0]['file_name']),
+            r'1 files are listed as several images \(001.png\), and each is trained without',
+        ),
+        (
+            lambda c: c['annotations'][0].update(segmentation=[[1, 1, 9, 9]]),
+            r'1 of \d+ annotations have a segmentation that is neither .* \(ids 1\)',
+        ),
+        (
+            lambda c: c['annotations'][0].update(segmentation=[[[1, 1], [9, 1], [9, 9]]]),
+            r'1 of \d+ annotations have a segmentation that is neither .* \(ids 1\)',
+        ),
+        (
+            lambda c: c['annotations'][1]['segmentation'].update(size=[64, 128]),
+            r'1 of \d+ annotations have run lengths of another size .* \(ids 2\)',
+        ),
+        (
+            lambda c: each(c, lambda a: a.update(category_id=str(a['category_id']))),
+            r"name a category that the file does not list \('\d', ",
+        ),
         (lambda c: c['images'].clear(), 'lists no images'),
         (lambda c: c['annotations'].clear(), r'of 0 boxes none can be used for the 3 classes'),
         (
@@ -114,6 +135,12 @@ def negative(annotation):
         'unknown image',
         'other images',
         'repeated id',
+        'repeated category',
+        'a file under two ids',
+        'two points',
+        'nested points',
+        'run lengths of another size',
+        'text for a number',
         'no images',
         'no boxes',
         'no masks',
@@ -146,9 +173,47 @@ def test_an_unknown_class_is_told_with_those_of_the_file(path):
     assert 'num_classes' in message and 'none can be used' in message
 
 
-def test_the_order_of_the_file_counts(path):
-    message = serious(audited(path, ('ball', 'box', 'tent')))
-    assert 'in another order (box, ball, tent) than the classes' in message
+def test_the_order_of_the_classes_is_free(path):
+    audit = audited(path, ('tent', 'ball', 'box'))
+    assert not audit.findings and list(audit.usable) == ['tent', 'ball', 'box']
+    assert audit.usable['box'] == audited(path).usable['box']
+
+
+def test_images_that_filter_cfg_leaves_out_are_not_counted(path):
+    def narrow(content):
+        for image in content['images'][:5]:
+            image['width'] = 30
+
+    everything = audited(changed(path, narrow))
+    audit = audited(path, filter_cfg=dict(filter_empty_gt=False, min_size=32))
+    assert (everything.kept, audit.kept, audit.images) == (12, 7, 12)
+    assert not serious(audit)
+    assert '5 of 12 images have a side shorter than filter_cfg.min_size=32' in notes(audit)
+    assert sum(audit.usable.values()) < sum(everything.usable.values())
+    nothing = serious(audited(path, filter_cfg=dict(min_size=1000)))
+    assert re.search(r'none can be used .*are on images that filter_cfg leaves out', nothing)
+
+
+def test_images_without_boxes_are_left_out_where_asked_for(path):
+    def without(content):
+        content['annotations'] = [a for a in content['annotations'] if a['image_id'] > 2]
+
+    audit = audited(changed(path, without), filter_cfg=dict(filter_empty_gt=True, min_size=32))
+    assert audit.kept == 10 and not audit.findings
+
+
+def test_crowds_are_named_as_the_reason(path):
+    audit = audited(changed(path, lambda c: each(c, lambda a: a.update(iscrowd=1))))
+    assert re.search(r'of (\d+) boxes none can be used .*: \1 are crowds', serious(audit))
+
+
+def test_crowds_of_one_class_are_named_as_the_reason(path):
+    def crowds(content):
+        each(content, lambda a: a['category_id'] == 3 and a.update(iscrowd=1))
+
+    assert re.search(
+        r'no usable box of tent: \d+ are crowds', notes(audited(changed(path, crowds)))
+    )
 
 
 def test_categories_that_are_not_trained_are_a_note(path):
@@ -209,6 +274,27 @@ def test_what_cannot_be_read_is_one_error(path, text, told):
     path.write_text(path.read_text()[:-500] if text is None else text)
     with pytest.raises(DataError, match=told) as error:
         audited(path)
+    assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('section', 'key', 'value', 'told'),
+    [
+        ('images', 'width', 0, 'it must be a positive number of pixels'),
+        ('images', 'height', '128', 'it must be a positive number of pixels'),
+        ('annotations', 'bbox', ['1', '2', '3', '4'], 'it must be four numbers, x, y'),
+        ('annotations', 'bbox', [[1], [2], [3], [4]], 'it must be four numbers, x, y'),
+        ('annotations', 'bbox', [[1, 2], [3, 4]], 'it must be four numbers, x, y'),
+        ('annotations', 'area', '9', 'it must be a number'),
+        ('annotations', 'image_id', [1], 'it must be a number or a text'),
+        ('annotations', 'iscrowd', 'no', 'it must be 0 or 1'),
+        ('categories', 'name', 7, 'it must be a text'),
+    ],
+)
+def test_an_entry_of_another_kind_is_named(path, section, key, value, told):
+    changed(path, lambda c: c[section][0].update({key: value}))
+    with pytest.raises(DataError, match=rf'{section}\[0\] \(id 1\) has .*{told}') as error:
+        audited(path, with_mask=True)
     assert str(path) in str(error.value) and '\n' not in str(error.value)
 
 

@@ -3,10 +3,13 @@
 import json
 import re
 
+import cv2
 import numpy as np
 import pytest
+import tifffile
 from mmengine.config import Config
 from mmengine.dataset import Compose
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
@@ -14,6 +17,7 @@ from PIL import Image
 from coco_sample import make_coco
 from helpers import ROOT
 from polynext_mm.datasets import CheckedPipeline, DataError, check_loading
+from polynext_mm.datasets.own import OwnSegDataset  # noqa: F401 - registered
 from polynext_mm.engine.checks.data import check_samples
 from segmentation_sample import (
     constant,
@@ -46,8 +50,8 @@ def told(root, split='train', **options) -> str:
     return message
 
 
-def save(image: Image.Image, path) -> None:
-    image.save(path)
+def save(image: Image.Image, path, kind: str = 'PNG') -> None:
+    image.save(path, kind)
 
 
 def rgb_label(root, split):
@@ -111,6 +115,23 @@ MISTAKES = {
         lambda root, split: write_label(root, split, 1, constant(256)),
         ['01.png', 'has ids up to 256, and mmseg keeps 8 bits'],
     ),
+    'JPEG': (
+        lambda root, split: save(Image.new('L', (48, 40), 1), label_path(root, split, 1), 'JPEG'),
+        ['01.png', 'is a label in JPEG, whose compression changes ids', 'write the labels as PNG'],
+    ),
+}
+TIFF_LABELS = {
+    'ids up to 256': (np.full((40, 48), 256, np.uint16), 'has ids up to 256'),
+    'ids up to 70000': (np.full((40, 48), 70000, np.int32), 'has ids up to 70000'),
+    'no data': (np.full((40, 48), -32768, np.int16), 'has ids down to -32768'),
+    'nan': (np.full((40, 48), np.nan, np.float32), 'has pixels that are no number'),
+    'fractions': (np.full((40, 48), 0.5, np.float32), 'has the fraction 0.5 for an id'),
+}
+SOUND_LABELS = {
+    '16 bits': np.full((40, 48), 3, np.uint16),
+    '32 bits': np.full((40, 48), 3, np.int32),
+    'floats': np.full((40, 48), 3, np.float32),
+    '-1 is ignored': np.where(np.eye(40, 48), 3, -1).astype(np.int16),
 }
 
 
@@ -122,6 +143,117 @@ def test_a_bad_file_is_named_in_training_and_validation(root, mistake, split):
     message = told(root, split)
     for part in parts:
         assert part in message
+
+
+def as_tiff(root, label):
+    """Write a label in place of that of the second image, under its name."""
+    path = label_path(root, 'train', 1)
+    tifffile.imwrite(path.with_suffix('.tif'), label)
+    path.with_suffix('.tif').replace(path)
+
+
+@pytest.mark.parametrize('kind', TIFF_LABELS)
+def test_a_label_whose_ids_mmseg_would_change_is_named(root, kind):
+    label, part = TIFF_LABELS[kind]
+    as_tiff(root, label)
+    message = told(root)
+    assert '01.png (' in message and part in message and 'mmseg keeps 8 bits of an id' in message
+
+
+@pytest.mark.parametrize('kind', SOUND_LABELS)
+def test_labels_of_any_format_pass_if_their_ids_stay(root, kind):
+    label = SOUND_LABELS[kind]
+    as_tiff(root, label)
+    dataset = DATASETS.build(segmentation_config(root).train_dataloader.dataset)
+    dataset.pipeline.transforms = dataset.pipeline.transforms[:2]
+    check_loading(dataset)
+    assert (dataset[1]['gt_seg_map'] == label.astype(np.uint8)).all()
+
+
+def test_labels_of_a_single_pixel_are_named(root):
+    save(Image.new('RGB', (1, 1)), image_path(root, 'train', 1))
+    save(Image.new('L', (1, 1)), label_path(root, 'train', 1))
+    assert '01.png (' in (message := told(root)) and 'has a single row or column' in message
+
+
+def test_images_of_more_pixels_than_pillow_allows_are_read(root, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    dataset = DATASETS.build(segmentation_config(root).train_dataloader.dataset)
+    check_loading(dataset)
+    dataset[1]
+
+
+def tagged(path, orientation=6):
+    """Write a JPEG of 48x40 pixels that EXIF turns, under the name of an image."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.new('RGB', (48, 40)).save(path, 'JPEG', exif=exif)
+
+
+def test_labels_of_unturned_images_are_told_with_the_reason(root):
+    tagged(image_path(root, 'train', 1))
+    message = told(root)
+    assert 'has 48x40 pixels and its image 40x48, which EXIF turns' in message
+    assert "color_type='color_ignore_orientation'" in message
+    unturned = {'train_dataloader.dataset.pipeline.0.color_type': 'color_ignore_orientation'}
+    dataset = DATASETS.build(segmentation_config(root, **unturned).train_dataloader.dataset)
+    check_loading(dataset)
+    dataset[1]
+
+
+def test_labels_of_turned_images_pass(root):
+    tagged(image_path(root, 'train', 1))
+    save(Image.new('L', (40, 48)), label_path(root, 'train', 1))
+    dataset = DATASETS.build(segmentation_config(root).train_dataloader.dataset)
+    check_loading(dataset)
+    dataset[1]
+
+
+def binary(root, split, count):
+    for index in range(count):
+        write_label(root, split, index, np.eye(40, 48) * 255)
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_binary_masks_of_0_and_255_are_told_before_the_first_step(root, split):
+    binary(root, split, 4 if split == 'train' else 3)
+    settings = segmentation_config(root)[f'{split}_dataloader']
+    with pytest.raises(DataError, match='hold nothing but 0 and 255, of which 255') as error:
+        check_samples(Runner.build_dataloader(settings))
+    assert f'images/{split}' in str(error.value)
+    assert "set type='OwnSegDataset' and label_map={0: 0, 255: 1}" in str(error.value)
+    settings.dataset.update(type='OwnSegDataset', label_map={0: 0, 255: 1})
+    loader = Runner.build_dataloader(settings)
+    check_samples(loader)
+    sample = loader.dataset[0]['data_samples'].gt_sem_seg.data
+    assert set(sample.unique().tolist()) <= {0, 1, 255}  # 255 of the padding
+
+
+def test_a_rare_class_is_looked_for_before_masks_are_called_binary(tmp_path, monkeypatch):
+    init_default_scope('mmseg')
+    root = make_segmentation(tmp_path, train=9)
+    binary(root, 'train', 9)
+    write_label(root, 'train', 3, np.eye(40, 48) * 2)
+    monkeypatch.setattr('polynext_mm.engine.checks.data.SAMPLES', 2)
+    check_samples(Runner.build_dataloader(segmentation_config(root).train_dataloader))
+
+
+def test_16_bits_are_told_before_the_first_step(root, caplog):
+    for index in range(4):
+        pixels = np.full((40, 48, 3), 4095, np.uint16)
+        cv2.imwrite(str(root / 'deep.png'), pixels)
+        (root / 'deep.png').replace(image_path(root, 'train', index))
+    logger = MMLogger.get_instance('deep')
+    logger.addHandler(caplog.handler)
+    settings = segmentation_config(root).train_dataloader
+    check_samples(Runner.build_dataloader(settings))
+    assert '00.jpg (' in caplog.text and 'has 16 bits a sample, values up to 4095' in caplog.text
+    caplog.clear()
+    settings.dataset.pipeline[0].update(color_type='unchanged', to_float32=True)
+    settings.dataset.pipeline[4:] = [dict(type='PackSegInputs')]
+    loader = Runner.build_dataloader(settings)
+    check_samples(loader)
+    assert 'bits' not in caplog.text and loader.dataset[0]['inputs'].max() == 4095
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
@@ -213,6 +345,31 @@ def test_a_truncated_image_of_a_detection_set_is_named(detection):
     with pytest.raises(DataError, match=r'002\.png \(\d+ bytes, PNG, 128x128, mode RGB\) is cut'):
         for index in range(len(dataset)):
             dataset[index]
+
+
+def test_boxes_of_unturned_pixels_are_told(detection):
+    """As are sizes that belong to another image; both would train boxes beside their objects."""
+    root, settings = detection
+    path = root / 'train2017' / '001.png'
+    tagged(path)
+    for change, part in (
+        (dict(width=48, height=40), 'listed as 48x40; EXIF turns it, and the boxes may be those'),
+        (dict(width=96, height=80), 'listed as 96x80): check that width, height and boxes'),
+        (dict(width=40, height=48), None),
+    ):
+        annotations = root / 'annotations' / 'instances_train2017.json'
+        content = json.loads(annotations.read_text())
+        content['images'][0].update(change)
+        annotations.write_text(json.dumps(content))
+        steps = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
+        dataset = DATASETS.build(dict(settings, filter_cfg=None, pipeline=steps))
+        check_loading(dataset)
+        if part is None:
+            dataset[0]
+        else:
+            with pytest.raises(DataError, match=r'001\.png \(40x48, ') as error:
+                dataset[0]
+            assert part in str(error.value)
 
 
 def test_a_box_of_a_class_beyond_the_last_is_named(detection):

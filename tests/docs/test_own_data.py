@@ -13,7 +13,7 @@ from PIL import Image
 
 from coco_sample import SHAPES, make_coco
 from helpers import TINY_ARCH, build, build_model, call_tool
-from polynext_mm.datasets import DataError
+from polynext_mm.datasets import DataError, check_loading
 from polynext_mm.datasets.own import OwnSegDataset
 from polynext_mm.engine.checks.config import check_config
 from polynext_mm.engine.checks.normalization import find_mismatch
@@ -153,6 +153,46 @@ def test_ignored_ids_are_255_in_every_pipeline(segmentation, reduce_zero_label):
 def test_ids_that_cannot_be_ignored_are_refused(ids, tmp_path):
     with pytest.raises(DataError, match='the ids of the 4 classes are 0 to 3'):
         OwnSegDataset(ids, metainfo=dict(classes=CLASSES), lazy_init=True)
+
+
+@pytest.mark.parametrize(
+    ('options', 'told'),
+    [
+        (dict(label_map={0: 0, 255: 4}), '4 is no class, 0 to 3, nor 255 for ignored'),
+        (dict(label_map={0: 0, 256: 1}), '256 is no id, a number from 0 to 255'),
+        (dict(label_map={'0': 0}), "'0' is no id"),
+        (dict(label_map={1: 0}, reduce_zero_label=True), 'set reduce_zero_label=False, and 0: 255'),
+        (dict(label_map={7: 0}, ignored_ids=[7]), 'ignored_ids=.7.: 7 must be .* and no class'),
+    ],
+)
+def test_a_label_map_that_cannot_be_is_refused(options, told):
+    with pytest.raises(DataError, match=told):
+        OwnSegDataset(metainfo=dict(classes=CLASSES), lazy_init=True, **options)
+
+
+def test_an_id_that_label_map_does_not_name_is_an_error(segmentation):
+    """Also one that is the number of a class: 1 here."""
+    cfg = Config.fromfile(segmentation)
+    init_default_scope('mmseg')
+    settings = dict(cfg.train_dataloader.dataset, pipeline=cfg.test_pipeline)
+    settings.update(ignored_ids=[11], label_map={0: 2, 2: 0})
+    dataset = DATASETS.build(settings)
+    check_loading(dataset)
+    with pytest.raises(DataError, match='has the ids 1, which label_map does not name'):
+        dataset[0]
+    dataset = DATASETS.build({**settings, 'label_map': {0: 2, 1: 1, 2: 0}})
+    check_loading(dataset)
+    ids = np.asarray(Image.open(dataset.get_data_info(0)['seg_map_path']))
+    expected = np.select([ids == 0, ids == 1, ids == 2], [2, 1, 0], 255)
+    assert (dataset[0]['data_samples'].gt_sem_seg.data[0].numpy() == expected).all()
+
+
+def test_a_label_map_is_the_same_once_written_and_read(segmentation, tmp_path):
+    cfg = Config.fromfile(segmentation)
+    cfg.train_dataloader.dataset.label_map = {0: 0, 255: 1}
+    cfg.dump(tmp_path / 'written.py')
+    read = Config.fromfile(tmp_path / 'written.py').train_dataloader.dataset.label_map
+    assert dict(read) == {0: 0, 255: 1}
 
 
 def test_fine_tuning_resets_heads_of_other_classes(segmentation):

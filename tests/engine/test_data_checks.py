@@ -172,11 +172,16 @@ def test_a_cut_annotation_file_is_told(detection):
     assert 'instances_val2017.json' in message and 'is cut short or no JSON' in message
 
 
-def test_a_data_set_of_which_nothing_is_left_is_told(detection, tmp_path, quick_configs):
+def test_a_data_set_of_which_nothing_is_left_is_told(
+    detection, tmp_path, quick_configs, monkeypatch
+):
     _, cfg = detection
     cfg.train_dataloader.dataset.filter_cfg.min_size = 1000
+    assert 'are on images that filter_cfg leaves out' in refused(cfg)
     cfg.model.backbone.init_cfg = None
     runner = runner_of(cfg, tmp_path)
+    # as of a data set whose annotations are not looked through
+    monkeypatch.setattr(data_checks, 'check_sources', lambda *_: None)
     data_checks.check_before_data(runner, 'train')
     with pytest.raises(DataError, match='CocoDataset .* has no samples: .*filter_cfg'):
         runner.build_dataloader(cfg.train_dataloader)
@@ -264,3 +269,84 @@ def test_the_tool_checks_what_workers_load(tmp_path):
     printed = launched(cfg, tmp_path, succeeds=False)
     assert 'Traceback' not in printed and 'DataError: ' in printed
     assert '01.png' in printed.splitlines()[-1] and 'has the ids 76' in printed.splitlines()[-1]
+
+
+@pytest.mark.parametrize('task', ['val', 'test'])
+def test_classes_in_another_order_than_those_of_training_are_told(detection, task):
+    """Each split in the order of its file, which trains and makes AP wrong."""
+    _, cfg = detection
+    cfg[f'{task}_dataloader'].dataset.metainfo = dict(classes=('ball', 'box', 'tent'))
+    message = refused(cfg)
+    assert f'{task}_dataloader.dataset has classes in another order than' in message
+    assert "(class 0 is 'ball' and 'box')" in message
+    assert 'give all data sets the same metainfo.classes in the same order' in message
+    cfg[f'{task}_dataloader'].dataset.metainfo = dict(classes=CLASSES)
+    assert not data_checks.inspect_sources(cfg, ('train', 'val'))[1]
+
+
+def test_files_may_list_their_categories_in_other_orders(detection):
+    root, cfg = detection
+    rewrite(root, 'val', lambda c: c['categories'].reverse())
+    assert not data_checks.inspect_sources(cfg, ('train', 'val'))[1]
+
+
+def test_classes_of_other_names_in_validation_are_told(root):
+    cfg = segmentation_config(root)
+    classes = cfg.val_dataloader.dataset.metainfo.classes
+    cfg.val_dataloader.dataset.metainfo = dict(classes=(*classes[:-1], 'bush'))
+    assert (
+        'val_dataloader.dataset has classes of other names than train_dataloader.dataset (class 3 '
+        "is 'bush' and 'tree')"
+    ) in refused(cfg)
+
+
+def test_a_class_that_is_named_twice_is_told(root):
+    cfg = segmentation_config(root)
+    for task in ('train', 'val', 'test'):
+        cfg[f'{task}_dataloader'].dataset.metainfo = dict(classes=('a', 'b', 'a', 'c'))
+    assert "metainfo.classes has 'a' more than once" in refused(cfg)
+
+
+def test_mean_and_std_of_pixels_from_0_to_1_are_told(root):
+    cfg = segmentation_config(root)
+    cfg.model.data_preprocessor.update(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    message = refused(cfg)
+    assert 'are of pixels from 0 to 1' in message and message.endswith('multiply both by 255')
+    # a step of somebody's own may divide by 255, and so may what OpenCV is not asked to convert
+    pipeline = list(cfg.train_dataloader.dataset.pipeline)
+    cfg.train_dataloader.dataset.pipeline.insert(1, dict(type='Normalize', mean=[0], std=[255]))
+    cfg.val_dataloader.dataset.pipeline[0].color_type = 'unchanged'
+    cfg.test_dataloader.dataset.pipeline[0].color_type = 'unchanged'
+    assert not list(data_checks.scale_findings(cfg))
+    cfg.train_dataloader.dataset.pipeline = pipeline
+    cfg.model.data_preprocessor.update(mean=[0.0] * 3, std=[1.0] * 3)  # no normalization
+    assert not list(data_checks.scale_findings(cfg))
+
+
+def test_images_of_another_suffix_and_labels_without_images_are_noted(root):
+    for index, suffix in enumerate(('.JPG', '.png')):
+        path = image_path(root, 'train', index)
+        path.rename(path.with_suffix(suffix))
+    lines, findings = data_checks.inspect_sources(segmentation_config(root), ('train', 'val'))
+    assert lines[0].startswith('train_dataloader.dataset: 2 images')
+    images, labels = findings
+    assert not images.serious and not labels.serious
+    assert '2 images in' in images.what and '(1 .JPG, 1 .png)' in images.what
+    assert 'do not end in .jpg and are left out' in images.what
+    assert '2 labels in' in labels.what and '00.png, ' in labels.what
+
+
+def test_labels_beside_their_images_are_no_images(root):
+    for index in range(4):
+        label = label_path(root, 'train', index)
+        label.rename(image_path(root, 'train', index).with_suffix('.png'))
+    cfg = segmentation_config(root)
+    cfg.train_dataloader.dataset.data_prefix.seg_map_path = 'images/train'
+    assert not data_checks.inspect_sources(cfg, ('train',))[1]
+
+
+def test_a_list_of_images_names_all_that_are_meant(root):
+    (root / 'train.txt').write_text('00\n01\n')
+    cfg = segmentation_config(root)
+    cfg.train_dataloader.dataset.ann_file = 'train.txt'
+    assert not data_checks.inspect_sources(cfg, ('train',))[1]

@@ -1,10 +1,13 @@
 """tools/check_dataset.py: the table, the findings, the pictures and the exit code."""
 
+import json
 import re
 import shutil
 
+import cv2
 import numpy as np
 import pytest
+import tifffile
 from mmengine.config import Config
 from PIL import Image
 
@@ -243,7 +246,7 @@ def test_a_broken_image_takes_no_other_from_the_pictures(root, check, tmp_path):
     assert sorted(name[-7:] for name in drawn) == [f'one ({index})' for index in range(1, 6)]
 
 
-def test_processes_find_what_one_process_finds(root):
+def test_threads_find_what_one_thread_finds(root):
     pairs = [
         (str(image_path(root, 'train', i)), str(label_path(root, 'train', i))) for i in range(6)
     ] * 12
@@ -254,8 +257,97 @@ def test_processes_find_what_one_process_finds(root):
 
 def test_ids_of_sixteen_bits_are_counted_whole(root):
     path = write_label(root, 'train', 0, constant(1000))
-    facts = examine((str(image_path(root, 'train', 0)), str(path)))
+    facts = examine(str(image_path(root, 'train', 0)), str(path))
     assert facts.ids == {1000: 48 * 40} and facts.label_mode == 'I;16'
+
+
+def binary_masks(root):
+    for split, count in (('train', 6), ('val', 3)):
+        for index in range(count):
+            write_label(root, split, index, np.eye(40, 48) * 255)
+
+
+def test_binary_masks_are_an_error_whose_remedy_works(root, check):
+    binary_masks(root)
+    cfg = segmentation_config(root)
+    code, printed = check(cfg, '--fix-hints')
+    assert code == 1 and printed.count('labels hold nothing but 0 and 255, of which 255') == 2
+    assert "set type='OwnSegDataset' and label_map={0: 0, 255: 1}" in printed
+    for task in ('train', 'val', 'test'):
+        cfg[f'{task}_dataloader'].dataset.update(type='OwnSegDataset', label_map={0: 0, 255: 1})
+    cfg.custom_imports.imports.append('polynext_mm.datasets.own')
+    code, printed = check(cfg)
+    assert code == 0 and '0 errors' in printed  # from a file that the config was written to
+    assert rows(printed)['road'][0] == '255' and rows(printed)['ground'][0] == '0'
+
+
+def test_labels_of_one_bit_are_counted_and_drawn(root, check):
+    Image.fromarray(np.eye(40, 48, dtype=bool)).save(label_path(root, 'val', 0))
+    code, printed = check(segmentation_config(root))
+    assert code == 0 and 'L 2, 1 1' in printed
+
+
+def test_floats_that_are_no_ids_are_an_error(root, check):
+    path = label_path(root, 'val', 0)
+    Image.fromarray(np.full((40, 48), np.nan, np.float32)).save(path, 'TIFF')
+    code, printed = check(segmentation_config(root))
+    assert code == 1 and '1 errors' in printed and 'has pixels that are no number' in printed
+
+
+def turned(path, orientation, size=(48, 40)):
+    """Write a picture with a red left half, turned or mirrored by EXIF."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    picture = Image.new('RGB', size)
+    picture.paste((250, 0, 0), (0, 0, size[0] // 2, size[1]))
+    picture.save(path, 'JPEG', exif=exif)
+
+
+def test_labels_and_pictures_are_those_of_turned_images(root, check, tmp_path):
+    """As training sees them, and as viewers show them."""
+    turned(image_path(root, 'train', 0), 6)
+    write = Image.fromarray(np.where(np.arange(48)[:, None] < 24, 1, 0).repeat(40, 1).astype('u1'))
+    write.save(label_path(root, 'train', 0))
+    code, printed = check(segmentation_config(root), '--samples', '1')
+    assert code == 0 and '0 errors, 0 notes' in printed
+    picture = np.asarray(Image.open(tmp_path / 'pictures' / 'train_0_00.png'))
+    assert picture.shape[:2] == (48, 80)
+    assert picture[10, 20, 0] > 200 > 50 > picture[40, 20, 0]  # its upper half is red
+
+
+def test_a_half_turn_is_a_note(root, check):
+    turned(image_path(root, 'train', 0), 3)
+    code, printed = check(segmentation_config(root))
+    assert code == 0 and '0 errors, 1 notes' in printed
+    assert re.search(r'1 images are turned or mirrored by EXIF .*00\.jpg', printed)
+
+
+def test_images_of_16_bits_are_a_note(root, check):
+    cv2.imwrite(str(root / 'deep.png'), np.full((40, 48, 3), 4095, np.uint16))
+    (root / 'deep.png').replace(image_path(root, 'train', 0))
+    code, printed = check(segmentation_config(root))
+    assert code == 0 and '1 images of more than 8 bits a sample: ' in printed
+    assert '00.jpg (' in printed and 'values up to 4095' in printed
+
+
+def test_images_of_five_channels_are_read_as_the_pipeline_reads_them(root, check, tmp_path):
+    path = image_path(root, 'train', 0)
+    pixels = np.random.default_rng(0).integers(0, 4000, (40, 48, 5), np.uint16)
+    tifffile.imwrite(root / 'deep.tif', pixels, photometric='minisblack', planarconfig='contig')
+    cfg = segmentation_config(root)
+    for index in range(6):
+        shutil.copy(root / 'deep.tif', image_path(root, 'train', index))
+    assert check(cfg)[0] == 1
+    load = cfg.train_dataloader.dataset.pipeline[0]
+    load.update(color_type='unchanged', imdecode_backend='tifffile', to_float32=True)
+    code, printed = check(cfg)
+    assert code == 0 and '6 read, 0 broken' in printed and '5 x uint16 6' in printed
+    assert Image.open(tmp_path / 'pictures' / f'train_0_{path.stem}.png').size == (96, 40)
+
+
+def test_large_images_are_read(root, check, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    assert check(segmentation_config(root))[0] == 0
 
 
 @pytest.fixture
@@ -292,6 +384,29 @@ def test_mistakes_of_a_detection_set(detection, check):
     assert re.search(r'004\.png \(\d+ bytes, PNG, 128x128, mode RGB\) is cut short', printed)
     assert re.search(r'001\.png \(128x128, listed as 256x128\)', printed)
     assert '1 images of val_dataloader.dataset are in train_dataloader.dataset' in printed
+
+
+def test_boxes_of_unturned_images_are_an_error(detection, check):
+    root, cfg = detection
+    path = root / 'train2017' / '001.png'
+    turned(path, 6, (128, 96))
+    annotations = root / 'annotations' / 'instances_train2017.json'
+    content = json.loads(annotations.read_text())
+    content['images'][0].update(width=128, height=96)
+    annotations.write_text(json.dumps(content))
+    code, printed = check(cfg, '--fix-hints')
+    assert code == 1 and '1 errors' in printed
+    assert '001.png (96x128, listed as 128x96; EXIF turns it, and the boxes may be' in printed
+    assert "set color_type='color_ignore_orientation' in every LoadImageFromFile" in printed
+    cfg.train_dataloader.dataset.pipeline[0].color_type = 'color_ignore_orientation'
+    assert check(cfg)[0] == 0
+
+
+def test_classes_of_splits_in_another_order_are_an_error(detection, check):
+    _, cfg = detection
+    cfg.val_dataloader.dataset.metainfo = dict(classes=SHAPES[::-1])
+    code, printed = check(cfg)
+    assert code == 1 and 'val_dataloader.dataset has classes in another order than' in printed
 
 
 def test_a_cut_annotation_file_is_one_message(detection, check):

@@ -8,6 +8,7 @@ hook.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import random
@@ -20,23 +21,34 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS, HOOKS
+from mmengine.registry import DATASETS, HOOKS, TRANSFORMS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ...compat.mmengine import loops as built_loops
 from .coco import CocoAudit, audit_coco, read_coco
-from .config import check_config, datasets_of
-from .findings import DataError, Finding, is_local, listed
+from .config import TASKS, check_config, datasets_of, metainfo_of
+from .decoding import Decoder, count_ids, image_decoder, read_header
+from .findings import (
+    UNREADABLE,
+    DataError,
+    Finding,
+    binary_fault,
+    bits_finding,
+    is_local,
+    listed,
+)
 from .loading import CheckedPipeline, check_loading, leaves
 from .survey import spread
 
 # Of each data set, read before the first step, spread over all of it. Tenths of a second.
 SAMPLES = 32
+_BINARY = 1000  # as many labels are read where all of SAMPLES look like binary masks
+_SCALING = ('Albu', 'Normalize')
+_PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 _TASKS = dict(train=('train', 'val'), val=('val',), test=('test',))
 _checked: weakref.WeakSet[Runner] = weakref.WeakSet()
 
@@ -136,7 +148,7 @@ def check_sources(cfg: Config, tasks: Iterable[str]) -> None:
 def inspect_sources(cfg: Config, tasks: Iterable[str]) -> tuple[list[str], list[Finding]]:
     """Counts, as lines to print, and findings of the data sets of some loaders."""
     lines: list[str] = []
-    findings: list[Finding] = []
+    findings: list[Finding] = [*class_findings(cfg), *scale_findings(cfg)]
     for task in tasks:
         loader = cfg.get(f'{task}_dataloader')
         dataset = loader.get('dataset') if isinstance(loader, Mapping) else None
@@ -216,15 +228,22 @@ def audit(source: Any, settings: Mapping) -> CocoAudit:
     with_mask = any(
         isinstance(step, Mapping) and step.get('with_mask') for step in settings.get('pipeline', ())
     )
-    folder = source.data_prefix.get('img')
-    return audit_coco(source.ann_file, source.metainfo.get('classes'), folder, with_mask)
+    return audit_coco(
+        source.ann_file,
+        source.metainfo.get('classes'),
+        source.data_prefix.get('img'),
+        with_mask,
+        None if source.test_mode else source.filter_cfg,
+    )
 
 
 def _box_table(place: str, audit: CocoAudit) -> str:
     total = sum(audit.usable.values())
     width = max([len(str(name)) for name in audit.usable] + [5])
+    left_out = audit.images - audit.kept
+    filtered = f' ({left_out} of them left out by filter_cfg)' if left_out else ''
     lines = [
-        f'{place}: {audit.images} images, {total} of {audit.boxes} boxes usable',
+        f'{place}: {audit.images} images{filtered}, {total} of {audit.boxes} boxes usable',
         f'  {"class":<{width}} {"boxes":>8} {"images":>8}',
     ]
     for name, boxes in audit.usable.items():
@@ -252,6 +271,7 @@ def list_pairs(source: Any, place: str) -> tuple[list[tuple[str, str | None]], l
     images = [entry['img_path'] for entry in entries if is_local(entry.get('img_path'))]
     labels = [entry.get('seg_map_path') for entry in entries if is_local(entry.get('img_path'))]
     pairs = list(zip(images, labels))
+    findings = list(_unread(source, place, images, labels))
     if not entries:
         suffixes = Counter(path.suffix for path in Path(folder).rglob('*') if path.is_file())
         there = listed(f'{count} {suffix}' for suffix, count in suffixes.most_common()) or 'none'
@@ -260,7 +280,6 @@ def list_pairs(source: Any, place: str) -> tuple[list[tuple[str, str | None]], l
             'check data_root, data_prefix.img_path and img_suffix of the data set',
         )
         return pairs, [finding]
-    findings = []
     missing = _absent(images)
     if missing:
         findings.append(
@@ -282,6 +301,56 @@ def list_pairs(source: Any, place: str) -> tuple[list[tuple[str, str | None]], l
             )
         )
     return pairs, findings
+
+
+def _unread(
+    source: Any, place: str, images: Sequence[str], labels: Sequence[str | None]
+) -> Iterator[Finding]:
+    """Images in the folder whose names do not end in img_suffix, and labels without an image."""
+    if source.ann_file and not os.path.isdir(source.ann_file):
+        return  # it says which files are meant
+    known = {*images, *filter(None, labels)}
+    folder, label_folder = _folder(source), source.data_prefix.get('seg_map_path')
+    suffix = source.seg_map_suffix
+    beside = label_folder and Path(folder).resolve() in [
+        Path(label_folder).resolve(),
+        *Path(label_folder).resolve().parents,
+    ]
+    others = [
+        path
+        for path in _files_below(folder)
+        if path.lower().endswith(_PICTURES)
+        and path not in known
+        and not (beside and path.endswith(suffix))
+    ]
+    # a longer suffix, such as _image.png, chooses among pictures on purpose
+    if images and others and source.img_suffix.lower() in _PICTURES:
+        kinds = Counter(os.path.splitext(path)[1] for path in others)
+        counts = listed(f'{count} {kind}' for kind, count in kinds.most_common())
+        yield Finding(
+            f'{place}: {len(others)} images in {folder} do not end in {source.img_suffix} and are '
+            f'left out ({counts})',
+            f'give all the suffix {source.img_suffix}, or make a second data set of another '
+            'img_suffix and join both by ConcatDataset',
+            serious=False,
+        )
+    if not label_folder:
+        return
+    alone = [
+        path for path in _files_below(label_folder) if path.endswith(suffix) and path not in known
+    ]
+    if alone and suffix.lower() in _PICTURES and images:
+        yield Finding(
+            f'{place}: {len(alone)} labels in {label_folder} are without an image '
+            f'({listed(sorted(alone))})',
+            f'check that their images are in {folder} and end in {source.img_suffix}',
+            serious=False,
+        )
+
+
+def _files_below(folder: str) -> Iterator[str]:
+    for root, _, names in os.walk(folder, followlinks=True):
+        yield from (os.path.join(root, name) for name in names)
 
 
 def _absent(paths: Sequence[str]) -> list[str]:
@@ -321,6 +390,79 @@ def _evaluator_findings(cfg: Config, task: str, audits: Sequence[CocoAudit]) -> 
             yield Finding(f'{what}: {len(strange)} images of it are not in the former', remedy)
 
 
+def class_findings(cfg: Config) -> Iterator[Finding]:
+    """Data sets whose classes have other names or another order, and names that occur twice.
+
+    Labels are places in this list, so that other lists make other classes of the same labels.
+    """
+    model = cfg.get('model')
+    if isinstance(model, Mapping) and 'tracker' in model:  # tested on another data set
+        return
+    first: tuple[str, list] | None = None
+    for task in TASKS:
+        loader = cfg.get(f'{task}_dataloader')
+        dataset = loader.get('dataset') if isinstance(loader, Mapping) else None
+        for place, settings in datasets_of(dataset, f'{task}_dataloader.dataset'):
+            classes = metainfo_of(cfg, settings).get('classes')
+            if classes is None or settings.get('return_classes'):
+                continue
+            classes = list(classes)
+            twice = [name for name, count in Counter(classes).items() if count > 1]
+            if twice:
+                yield Finding(
+                    f'{place}: metainfo.classes has {listed(map(repr, twice))} more than once',
+                    'give each class a name of its own',
+                )
+            first = first or (place, classes)
+            if len(classes) != len(first[1]):  # compared with the heads, which says more
+                continue
+            other = next((pair for pair in zip(first[1], classes) if pair[0] != pair[1]), None)
+            if other:
+                how = 'in another order' if set(classes) == set(first[1]) else 'of other names'
+                yield Finding(
+                    f'{place} has classes {how} than {first[0]} (class {first[1].index(other[0])} '
+                    f'is {other[1]!r} and {other[0]!r}), and labels are places in this list',
+                    'give all data sets the same metainfo.classes in the same order; files in '
+                    "COCO's format may list their categories in any",
+                )
+
+
+def scale_findings(cfg: Config) -> Iterator[Finding]:
+    """Mean and std of pixels from 0 to 1, where the pipeline gives pixels from 0 to 255."""
+    model = cfg.get('model')
+    preprocessor = model.get('data_preprocessor') if isinstance(model, Mapping) else None
+    if not isinstance(preprocessor, Mapping):
+        return
+    mean, std = preprocessor.get('mean'), preprocessor.get('std')
+    if not mean or not std or max(mean) > 1 or max(std) >= 1:
+        return
+    for task in TASKS:
+        loader = cfg.get(f'{task}_dataloader')
+        dataset = loader.get('dataset') if isinstance(loader, Mapping) else None
+        for place, settings in datasets_of(dataset, f'{task}_dataloader.dataset'):
+            steps = settings.get('pipeline') or ()
+            decoder = image_decoder(steps)
+            if decoder and decoder.flag != 'unchanged' and not _may_scale(cfg, steps):
+                yield Finding(
+                    f'model.data_preprocessor has mean={list(mean)} and std={list(std)}, which are '
+                    f'of pixels from 0 to 1, and {place} gives pixels from 0 to 255',
+                    'multiply both by 255',
+                )
+                return
+
+
+def _may_scale(cfg: Config, steps: Iterable[Mapping]) -> bool:
+    """Whether a step of a pipeline may bring pixels to another range: any but mm's own."""
+    with TRANSFORMS.switch_scope_and_registry(cfg.get('default_scope') or 'mmengine') as registry:
+        for step in steps:
+            kind = step.get('type')
+            factory = registry.get(kind) if isinstance(kind, str) else kind
+            package = str(getattr(factory, '__module__', '')).partition('.')[0]
+            if package not in ('mmcv', 'mmseg', 'mmdet') or factory.__name__ in _SCALING:
+                return True
+    return False
+
+
 # As soon as a data set is built
 
 
@@ -351,16 +493,49 @@ def _load_some(leaf: Any, pipeline: CheckedPipeline) -> None:
     if not loading:
         return
     positions = spread(SAMPLES, len(leaf))
-    trial = CheckedPipeline(
-        Compose(steps[: loading[-1] + 1]),
-        pipeline.num_classes,
-        pipeline.is_segmentation,
-        pipeline.reduce_zero_label,
-        len(positions),
-        pipeline.ignore_index,
-    )
+    trial = copy.copy(pipeline)
+    trial.transforms = steps[: loading[-1] + 1]
+    trial.patience = len(positions)
+    ids = _ids_of(leaf, trial, positions)
+    if binary_fault(ids, pipeline.num_classes):
+        # a class that is rare may be in others
+        for position in spread(_BINARY, len(leaf)):
+            ids |= _ids_of(leaf, trial, [position])
+            if not binary_fault(ids, pipeline.num_classes):
+                break
+        else:
+            fault = binary_fault(ids, pipeline.num_classes)
+            raise DataError(f'the labels of {_folder(leaf)} {fault}')
+    decoder = image_decoder(steps)
+    if decoder and decoder.flag != 'unchanged' and is_main_process():
+        _tell_of_pixels(leaf, positions, decoder)
+
+
+def _ids_of(leaf: Any, trial: CheckedPipeline, positions: Sequence[int]) -> set[int]:
+    """Load samples; return the ids in their labels, if they have some."""
+    ids: set[int] = set()
     for position in positions:
-        trial(leaf.get_data_info(position))
+        data = trial(leaf.get_data_info(position))
+        if trial.is_segmentation and data and 'gt_seg_map' in data:
+            ids.update(count_ids(data['gt_seg_map']))
+    return ids
+
+
+def _tell_of_pixels(leaf: Any, positions: Sequence[int], decoder: Decoder) -> None:
+    """Say of the first image of which the decoder loses bits that it does."""
+    for position in positions:
+        path = leaf.get_data_info(position).get('img_path')
+        if not is_local(path):
+            return
+        with open(path, 'rb') as file:
+            content = file.read()
+        try:
+            bits = read_header(content, decoder).bits
+        except UNREADABLE:  # another decoder reads it
+            continue
+        if bits > 8:
+            print_log(str(bits_finding(path, bits)), logger='current', level=logging.WARNING)
+            return
 
 
 @contextlib.contextmanager

@@ -10,9 +10,13 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from .decoding import LABELS, Decoder, is_turned_by_exif
+
 IGNORED = 255
 _POINTER = b'version https://git-lfs'
 _SHOWN = 5
+# What Pillow raises where it cannot read a file.
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 class DataError(ValueError):
@@ -62,7 +66,7 @@ def described(path: str | os.PathLike) -> str:
     try:
         with Image.open(path) as image:
             facts += [image.format, f'{image.width}x{image.height}', f'mode {image.mode}']
-    except (OSError, ValueError, SyntaxError):  # what it is not, file_fault says
+    except UNREADABLE:  # what it is not, file_fault says
         pass
     return f'{path} ({", ".join(facts)})'
 
@@ -87,7 +91,7 @@ def file_fault(path: str | os.PathLike) -> Finding | None:
     except UnidentifiedImageError:
         kind = 'a text or web page' if head.lstrip()[:1] in b'<{[' else 'no image of a known format'
         return Finding(f'{name} is {kind}', again)
-    except (OSError, ValueError, SyntaxError) as error:
+    except UNREADABLE as error:
         return Finding(f'{name} is cut short or damaged ({error})', again)
     return None
 
@@ -136,7 +140,12 @@ def label_fault(
         ignored: Ids that are no class and are ignored by the loss.
         reduce_zero_label: Whether ids of the file were counted down by one.
     """
-    if label.ndim != 2:
+    if label.ndim < 2:  # mmseg drops dimensions of 1
+        return Finding(
+            'has a single row or column of pixels, and mmseg needs two of each',
+            'take it and its image out of the data set',
+        )
+    if label.ndim > 2:
         return Finding(
             f'is a picture of {label.shape[-1]} channels, and a label has one class id for each '
             'pixel',
@@ -178,18 +187,98 @@ def id_remedy(ids: Collection[int], num_classes: int, reduce_zero_label: bool) -
     )
 
 
-def bits_lost(path: str | os.PathLike) -> Finding | None:
-    """Ids beyond 255: mmseg keeps the last 8 bits of a label, which makes other classes of them."""
+def size_fault(
+    path: str | os.PathLike, size: tuple[int, int], listed_size: tuple[int, int]
+) -> Finding:
+    """What to say of an image that has another width and height than the annotations give it."""
+    what = f'{path} ({times(size)}, listed as {times(listed_size)}'
+    if size == tuple(listed_size[::-1]) and is_turned_by_exif(path):
+        return Finding(
+            f'{what}; EXIF turns it, and the boxes may be those of the unturned pixels)',
+            "set color_type='color_ignore_orientation' in every LoadImageFromFile if the boxes are "
+            'of the pixels as they are stored, or list width and height as turned if they are of '
+            'the turned picture',
+        )
+    return Finding(
+        f'{what})', 'check that width, height and boxes are those of the image that is loaded'
+    )
+
+
+def times(size: Sequence[int]) -> str:
+    return f'{size[0]}x{size[1]}'
+
+
+def storage_fault(path: str | os.PathLike, decoder: Decoder = LABELS) -> Finding | None:
+    """Why the ids that mmseg reads are not those of a label file: JPEG, or more than 8 bits."""
     with open(path, 'rb') as file:
         head = file.read(26)
     # PNG says the bits of a sample in the 25th byte
-    if not head.startswith(b'\x89PNG') or head[24:25] != b'\x10':
+    if head.startswith(b'\x89PNG') and head[24] <= 8:
         return None
-    with Image.open(path) as image:
-        largest = int(np.asarray(image).max())
-    if largest <= IGNORED:
+    if head.startswith(b'\xff\xd8'):
+        return lossy_label(path)
+    with open(path, 'rb') as file:
+        fault = value_fault(decoder.decode(file.read()))
+    return fault and Finding(f'{described(path)} {fault.what}', fault.remedy)
+
+
+def lossy_label(path: str | os.PathLike) -> Finding:
+    return Finding(
+        f'{described(path)} is a label in JPEG, whose compression changes ids',
+        'write the labels as PNG, from their source and not from the JPEG',
+    )
+
+
+def value_fault(label: np.ndarray) -> Finding | None:
+    """What mmseg would lose of a label, of which it keeps 8 bits, without the name of the file.
+
+    -1 passes, for it becomes 255, which is ignored.
+    """
+    if label.dtype in (np.uint8, np.bool_):
+        return None
+    if not np.isfinite(label).all():
+        what = 'has pixels that are no number (nan or infinite)'
+    elif (label != label.astype(np.int64)).any():
+        what = f'has the fraction {label[label != label.astype(np.int64)][0]} for an id'
+    elif label.min() < (-1 if label.dtype.kind == 'i' else 0):
+        what = f'has ids down to {int(label.min())}'
+    elif label.max() > IGNORED:
+        what = f'has ids up to {int(label.max())}'
+    else:
         return None
     return Finding(
-        f'{described(path)} has ids up to {largest}, and mmseg keeps 8 bits of an id',
-        'write labels of 8 bits, ids of more than 255 mapped to classes',
+        f'{what}, and mmseg keeps 8 bits of an id',
+        f'write labels of 8 bits, ids mapped to classes and {IGNORED} where a pixel has none',
+    )
+
+
+def binary_fault(ids: Collection[int], num_classes: int | None) -> Finding | None:
+    """What is wrong with labels that have 0 and 255 alone, without their name.
+
+    Args:
+        ids: That occur in the labels, classes mapped.
+        num_classes: Of the data set; None if it does not say.
+    """
+    if num_classes is None or num_classes < 2 or set(ids) != {0, IGNORED}:
+        return None
+    return Finding(
+        f'hold nothing but 0 and {IGNORED}, of which {IGNORED} is ignored, so that class 1 never '
+        'occurs and every prediction of 0 is right',
+        f"if {IGNORED} is class 1, set type='OwnSegDataset' and label_map={{0: 0, {IGNORED}: 1}} "
+        'in the data sets (docs/own_data.md)',
+    )
+
+
+def bits_finding(path: str | os.PathLike, bits: int) -> Finding:
+    """What to say of an image of which the pipeline keeps 8 bits of each sample."""
+    with open(path, 'rb') as file:
+        content = file.read()
+    stored = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    highest = '' if stored is None else f', values up to {stored.max()}'
+    return Finding(
+        f'{described(path)} has {bits} bits a sample{highest}, and the pipeline keeps 8 of them',
+        "set color_type='unchanged' and to_float32=True in every LoadImageFromFile and mean and "
+        'std of data_preprocessor in the units of the data, or write images of 8 bits '
+        '(docs/own_data.md)',
+        serious=False,
     )

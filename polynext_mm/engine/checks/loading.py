@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 from mmengine.dataset import Compose
 
-from .findings import IGNORED, DataError, bits_lost, described, is_local, label_fault, loading_error
+from .decoding import allow_large_images, count_ids, is_turned_by_exif, label_decoder
+from .findings import (
+    IGNORED,
+    DataError,
+    described,
+    is_local,
+    label_fault,
+    listed,
+    loading_error,
+    size_fault,
+    storage_fault,
+)
 
 # Samples in a row of which every pixel is ignored before that is an error: single ones are common.
 PATIENCE = 50
@@ -28,6 +39,7 @@ class CheckedPipeline(Compose):
         reduce_zero_label: Whether the data set counts ids down by one, for messages.
         patience: Samples in a row without a pixel to learn from that are an error.
         ignore_index: An id that is ignored besides 255.
+        has_boxes: Whether ``height`` and ``width`` are those to which boxes belong.
     """
 
     def __init__(
@@ -38,6 +50,7 @@ class CheckedPipeline(Compose):
         reduce_zero_label: bool = False,
         patience: int = PATIENCE,
         ignore_index: int = IGNORED,
+        has_boxes: bool = False,
     ):
         self.transforms = pipeline.transforms
         self.num_classes = num_classes
@@ -45,43 +58,78 @@ class CheckedPipeline(Compose):
         self.reduce_zero_label = reduce_zero_label
         self.patience = patience
         self.ignore_index = ignore_index
+        self.has_boxes = has_boxes
         self._ignored_in_a_row = 0
 
     def __call__(self, data: dict) -> dict | None:
-        paths = [path for path in (data.get('img_path'), data.get('seg_map_path')) if path]
+        allow_large_images()
         for transform in self.transforms:
-            if not type(transform).__name__.startswith('Load'):
+            name = type(transform).__name__
+            if not name.startswith('Load'):
                 data = transform(data)
                 if data is None:
                     return None
                 continue
+            paths = [data.get('img_path'), data.get('seg_map_path')]
+            if self.is_segmentation and name in ('LoadImageFromFile', 'LoadAnnotations'):
+                paths = paths[:1] if name == 'LoadImageFromFile' else paths[1:]
             try:
                 data = transform(data)
             except Exception as error:  # noqa: BLE001 - decoders raise anything at all
-                raise loading_error(paths, error) from error
+                raise loading_error(list(filter(None, paths)), error) from error
             if data is None:
                 return None
             # loaders of volumes and other formats have names and rules of their own
-            if type(transform).__name__ == 'LoadAnnotations' and self.is_segmentation:
-                self._check_label(data)
+            if name == 'LoadAnnotations' and self.is_segmentation:
+                self._check_label(data, transform)
+            if name == 'LoadImageFromFile' and self.has_boxes:
+                self._check_size(data)
             self._check_boxes(data)
         return data
 
-    def _check_label(self, data: dict) -> None:
+    def _check_size(self, data: dict) -> None:
+        """Compare an image with the size that its boxes belong to."""
+        (height, width), path = data['ori_shape'][:2], data.get('img_path')
+        listed_size = data.get('width'), data.get('height')
+        if None not in listed_size and (width, height) != listed_size and is_local(path):
+            raise DataError(str(size_fault(path, (width, height), listed_size)))
+
+    def _check_label(self, data: dict, step: Any) -> None:
         label, path = np.asarray(data['gt_seg_map']), data.get('seg_map_path')
+        size, label_map = data.get('ori_shape'), data.get('label_map')
+        decoder = label_decoder([step])
+        if is_local(path):
+            fault = storage_fault(path, decoder)
+            if fault:
+                raise DataError(str(fault))
         fault = label_fault(
             label,
-            data.get('ori_shape'),
+            size,
             self.num_classes,
             {IGNORED, self.ignore_index},
             reduce_zero_label=self.reduce_zero_label,
         )
         if fault:
+            image = data.get('img_path')
+            if size and label.shape == tuple(size[1::-1]) and is_turned_by_exif(image):
+                raise DataError(
+                    f'{described(path)} {fault.what}, which EXIF turns: draw the labels on the '
+                    "turned picture, or set color_type='color_ignore_orientation' in every "
+                    'LoadImageFromFile'
+                )
+            # OwnSegDataset maps what its label_map does not name to the number beyond the classes
+            if label_map and self.num_classes in label_map.values() and is_local(path):
+                with open(path, 'rb') as file:
+                    ids = count_ids(decoder.decode(file.read()))
+                missing = [
+                    i for i in ids if label_map.get(i, i) in range(self.num_classes, IGNORED)
+                ]
+                if missing:
+                    raise DataError(
+                        f'{described(path)} has the ids {listed(missing)}, which label_map does '
+                        f'not name: add them to it, with {IGNORED} where they are no class'
+                    )
             raise DataError(f'{described(path)} {fault}')
-        if is_local(path):
-            fault = bits_lost(path)
-            if fault:
-                raise DataError(str(fault))
         self._count_ignored(label, path)
 
     def _count_ignored(self, label: np.ndarray, path: Any) -> None:
@@ -156,6 +204,7 @@ def check_loading(dataset: Any) -> list[Any]:
             bool(getattr(leaf, 'reduce_zero_label', False)),
             min(PATIENCE, len(leaf)),
             getattr(leaf, 'ignore_index', IGNORED),
+            hasattr(leaf, 'COCOAPI'),
         )
         new.append(leaf)
     return new

@@ -1,33 +1,58 @@
-"""Everything read once, in parallel: what `tools/check_dataset.py` makes its table of."""
+"""Everything read once, in parallel: what `polynext-mm check-dataset` makes its table of."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
-import multiprocessing
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from .findings import IGNORED, Finding, described, file_fault, id_remedy, listed, opencv_fault
+from .decoding import (
+    LABELS,
+    Decoder,
+    Header,
+    allow_large_images,
+    count_ids,
+    read_header,
+)
+from .findings import (
+    IGNORED,
+    UNREADABLE,
+    Finding,
+    binary_fault,
+    bits_finding,
+    described,
+    file_fault,
+    id_remedy,
+    label_fault,
+    listed,
+    lossy_label,
+    opencv_fault,
+    size_fault,
+    times,
+    value_fault,
+)
 
 _CHUNK = 32
+_AHEAD = 4  # chunks that each thread may be ahead of what is counted
 _SHOWN = 3
+_IMAGES = Decoder()
 
 
 class Facts(NamedTuple):
     """What was read of a sample.
 
     Attributes:
-        size: Width and height of the image.
+        size: Width and height of the image as training sees it.
         mode: Of the image, as Pillow names it.
+        bits: Of a sample of the image, of which training keeps 8; 0 if it keeps all.
+        may_be_turned: Whether EXIF turns or mirrors the image in a way that no size shows.
         digest: Of the bytes of the image file.
         label_size: Width and height of the label.
         label_mode: Of the label.
@@ -37,6 +62,8 @@ class Facts(NamedTuple):
 
     size: tuple[int, int] | None = None
     mode: str = ''
+    bits: int = 0
+    may_be_turned: bool = False
     digest: bytes = b''
     label_size: tuple[int, int] | None = None
     label_mode: str = ''
@@ -59,7 +86,10 @@ class Survey:
         repeated: Images of the same content.
         faults: Files that cannot be read.
         broken: Images that cannot be read, or whose labels cannot.
-        misfits: Images of another size than their label or their annotations.
+        misfits: Labels of another size than their image.
+        misplaced: Images of another size than their annotations give.
+        deep: Images of which training loses bits, and their bits.
+        turned: Images that EXIF turns or mirrors in a way that no size shows.
         coloured: Labels with more than one channel.
         only: Labels with one or two ids, and these.
         examples: Of each id, a file that has it.
@@ -76,6 +106,9 @@ class Survey:
     faults: list[Finding] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
     misfits: list[str] = field(default_factory=list)
+    misplaced: list[Finding] = field(default_factory=list)
+    deep: list[tuple[str, int]] = field(default_factory=list)
+    turned: list[str] = field(default_factory=list)
     coloured: list[str] = field(default_factory=list)
     only: list[tuple[str, frozenset[int]]] = field(default_factory=list)
     examples: dict[int, str] = field(default_factory=dict)
@@ -106,9 +139,12 @@ class Survey:
             return
         self.sizes[facts.size] += 1
         self.modes[facts.mode] += 1
-        # a camera held upright writes the turn beside the pixels, and annotators see them turned
-        if listed_size and sorted(listed_size) != sorted(facts.size):
-            self.misfits.append(f'{image} ({_times(facts.size)}, listed as {_times(listed_size)})')
+        if facts.bits:
+            self.deep.append((image, facts.bits))
+        if facts.may_be_turned:
+            self.turned.append(image)
+        if listed_size and tuple(listed_size) != facts.size:
+            self.misplaced.append(size_fault(image, facts.size, listed_size))
         if facts.label_mode:
             self.label_modes[facts.label_mode] += 1
         if facts.ids is None:
@@ -117,7 +153,7 @@ class Survey:
             return
         if facts.label_size != facts.size:
             self.misfits.append(
-                f'{label} ({_times(facts.label_size)}, its image {_times(facts.size)})'
+                f'{label} ({times(facts.label_size)}, its image {times(facts.size)})'
             )
         self.pixels.update(facts.ids)
         self.images_with.update(facts.ids.keys())
@@ -127,60 +163,103 @@ class Survey:
             self.examples.setdefault(identity, label)
 
 
-def _times(size: tuple[int, int]) -> str:
-    return f'{size[0]}x{size[1]}'
-
-
-def examine(pair: tuple[str, str | None], opencv: bool = True) -> Facts:
-    """Read an image and, if there is one, its label.
+def examine(
+    image: str,
+    label: str | None = None,
+    decoder: Decoder | None = _IMAGES,
+    label_decoder: Decoder = LABELS,
+) -> Facts:
+    """Read an image and, if there is one, its label, as training does.
 
     Args:
-        pair: Their paths.
-        opencv: Whether the image must be one that OpenCV can decode.
+        image: Its path.
+        label: Its label's path.
+        decoder: Of the image; None if training reads it in a way that is not known.
+        label_decoder: Of the label.
     """
-    image, label = pair
+    allow_large_images()
     try:
         with open(image, 'rb') as file:
             content = file.read()
-        with Image.open(image) as header:
-            size, mode = header.size, header.mode
-    except (OSError, ValueError, SyntaxError):
+    except OSError:
         return Facts(fault=_fault(image))
     digest = hashlib.blake2b(content, digest_size=16).digest()
-    # an eighth of the resolution is a quarter of the time, and needs all of the file as well
-    reduced = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
-    if reduced is None:
-        fault = file_fault(image) or (opencv_fault(image) if opencv else None)
-        if fault:
-            return Facts(digest=digest, fault=fault)
-    if label is None:
-        return Facts(size, mode, digest)
+    facts = _image_facts(image, content, decoder)._replace(digest=digest)
+    if label is None or facts.fault:
+        return facts
+    return facts._replace(**_label_facts(label, label_decoder))
+
+
+def _image_facts(image: str, content: bytes, decoder: Decoder | None) -> Facts:
     try:
-        with Image.open(label) as picture:
-            label_size, label_mode = picture.size, picture.mode
-            ids = np.asarray(picture)
-    except (OSError, ValueError, SyntaxError):
-        return Facts(size, mode, digest, fault=_fault(label))
-    counted = _histogram(ids) if ids.ndim == 2 else None
-    return Facts(size, mode, digest, label_size, label_mode, counted)
+        header: Header | None = read_header(content, decoder or _IMAGES)
+    except UNREADABLE:
+        header = None
+    if decoder is None:
+        return Facts(header.size, header.mode) if header else Facts()
+    if header and decoder == _IMAGES:
+        # an eighth of the resolution is a quarter of the time, and needs all of the file as well
+        reduced = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
+        if reduced is None:
+            return Facts(fault=file_fault(image) or opencv_fault(image) or _unreadable(image))
+        size = header.size
+    else:
+        try:
+            pixels = decoder.decode(content)
+        except Exception as error:  # noqa: BLE001 - decoders raise anything at all
+            return Facts(fault=file_fault(image) or _unreadable(image, error))
+        if pixels is None:
+            return Facts(fault=file_fault(image) or opencv_fault(image) or _unreadable(image))
+        size = pixels.shape[1], pixels.shape[0]
+        if header is None:
+            channels = pixels.shape[2] if pixels.ndim > 2 else 1
+            return Facts(size, f'{channels} x {pixels.dtype}')
+    bits = header.bits if header.bits > 8 and decoder.flag != 'unchanged' else 0
+    return Facts(size, header.mode, bits, header.may_be_turned)
+
+
+def _label_facts(label: str, decoder: Decoder) -> dict:
+    try:
+        with open(label, 'rb') as file:
+            content = file.read()
+        pixels = decoder.decode(content)
+    except Exception as error:  # noqa: BLE001 - decoders raise anything at all
+        return dict(fault=file_fault(label) or _unreadable(label, error))
+    if pixels is None:
+        return dict(fault=file_fault(label) or opencv_fault(label) or _unreadable(label))
+    try:
+        header: Header | None = read_header(content, decoder)
+    except UNREADABLE:
+        header = None
+    if header and header.format in ('JPEG', 'MPO'):
+        return dict(fault=lossy_label(label))
+    size = pixels.shape[1], pixels.shape[0]
+    found = dict(label_size=size, label_mode=header.mode if header else str(pixels.dtype))
+    pixels = pixels.squeeze()
+    if pixels.ndim > 2:
+        return found
+    # whole numbers beyond 8 bits are counted, and named as ids that are no class
+    fault = label_fault(pixels, None, None)
+    if fault is None and pixels.dtype.kind == 'f':
+        fault = value_fault(pixels)
+    if fault:
+        return dict(fault=Finding(f'{described(label)} {fault.what}', fault.remedy))
+    ids = count_ids(pixels)
+    if -1 in ids:  # what mmseg makes of it
+        ids[IGNORED] = ids.get(IGNORED, 0) + ids.pop(-1)
+    return dict(found, ids=ids)
 
 
 def _fault(path: str) -> Finding:
-    return file_fault(path) or Finding(f'{described(path)} cannot be read', 'get the file again')
+    return file_fault(path) or _unreadable(path)
 
 
-def _histogram(ids: np.ndarray) -> dict[int, int]:
-    if ids.dtype == np.uint8:
-        # cv2 counts ten times as fast as numpy
-        counts = cv2.calcHist([np.ascontiguousarray(ids)], [0], None, [256], [0, 256]).ravel()
-        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-    values, counts = np.unique(ids.astype(np.int64), return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist()))
-
-
-def _examine_chunk(pairs: Sequence[tuple[str, str | None]], opencv: bool) -> list[Facts]:
-    cv2.setNumThreads(0)
-    return [examine(pair, opencv) for pair in pairs]
+def _unreadable(path: str, error: Exception | None = None) -> Finding:
+    reason = '' if error is None else f' ({type(error).__name__}: {" ".join(str(error).split())})'
+    return Finding(
+        f'{described(path)} cannot be read by the decoder that the pipeline names{reason}',
+        'set imdecode_backend of the loading step to one that reads it',
+    )
 
 
 def survey(
@@ -188,36 +267,51 @@ def survey(
     workers: int = 0,
     progress: Callable[[int], None] = lambda done: None,
     sizes: Mapping[str, tuple[int, int]] | None = None,
-    opencv: bool = True,
+    decoder: Decoder | None = _IMAGES,
+    label_decoder: Decoder = LABELS,
 ) -> Survey:
     """Read every image and label once.
 
     Args:
         pairs: Paths of images and of their labels (None: there are none).
-        workers: Processes to read with; 0 reads in this one.
+        workers: Threads to read with; 0 reads in this one.
         progress: Called with how many samples were read since the last call.
         sizes: Width and height that the annotations give each image.
-        opencv: Whether training decodes the images with OpenCV.
+        decoder: Of the images; None if training reads them in a way that is not known.
+        label_decoder: Of the labels.
     """
     sizes = sizes or {}
     found = Survey()
-    for chunk, facts in _results(pairs, workers, opencv):
+
+    def examine_chunk(chunk: Sequence[tuple[str, str | None]]) -> list[Facts]:
+        return [examine(image, label, decoder, label_decoder) for image, label in chunk]
+
+    chunks = [pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK)]
+    for chunk, facts in zip(chunks, _in_order(examine_chunk, chunks, workers)):
         for (image, label), fact in zip(chunk, facts):
             found.add(image, label, fact, sizes.get(image))
         progress(len(chunk))
     return found
 
 
-def _results(pairs: Sequence, workers: int, opencv: bool) -> Iterator[tuple[Sequence, list[Facts]]]:
-    examine_chunk = functools.partial(_examine_chunk, opencv=opencv)
-    chunks = [pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK)]
+def _in_order(work: Callable, items: Iterable, workers: int) -> Iterator:
+    """Map in threads, in which decoders and hashes run beside each other."""
     if not workers:
-        yield from ((chunk, examine_chunk(chunk)) for chunk in chunks)
+        yield from map(work, items)
         return
-    # fork would copy torch's threads and locks into the readers
-    context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from zip(chunks, pool.map(examine_chunk, chunks))
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(0)  # those of the pool are enough
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            waiting: deque = deque()
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > workers * _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def label_findings(
@@ -236,7 +330,7 @@ def label_findings(
         label_map: As the data set has it, where classes of its own were chosen.
         ignore_index: An id that is ignored besides 255.
     """
-    findings = list(found.faults)
+    findings = [*found.faults, *_image_findings(found)]
     if found.coloured:
         findings.append(
             Finding(
@@ -248,7 +342,7 @@ def label_findings(
     if found.misfits:
         findings.append(
             Finding(
-                f'{len(found.misfits)} images have another size than their labels or annotations '
+                f'{len(found.misfits)} images have another size than their labels '
                 f'({listed(found.misfits)})',
                 'check that they belong together; label images are resized with nearest neighbour',
             )
@@ -275,10 +369,37 @@ def label_findings(
                 + listed(sorted(found.pixels)),
             )
         )
+    mapped = {classes.get(value, value) for value in found.pixels}
+    binary = binary_fault(mapped, num_classes)
+    if binary:
+        findings.append(Finding(f'{found.samples} labels {binary.what}', binary.remedy))
     findings += _unlearnable(found, classes, ignored, wrong)
     if label_map is None:
         findings += _reduce_zero_label_advice(found, num_classes, reduce_zero_label)
     return findings
+
+
+def _image_findings(found: Survey) -> Iterator[Finding]:
+    if found.misplaced:
+        first = found.misplaced[0]
+        yield Finding(
+            f'{len(found.misplaced)} images have another size than their annotations say '
+            f'({listed(finding.what for finding in found.misplaced)})',
+            first.remedy,
+        )
+    if found.turned:
+        yield Finding(
+            f'{len(found.turned)} images are turned or mirrored by EXIF in a way that their size '
+            f'does not show ({listed(found.turned)})',
+            'look at the pictures: labels and boxes must lie on their objects there, as they do in '
+            "training; color_type='color_ignore_orientation' in LoadImageFromFile leaves the "
+            'images unturned',
+            serious=False,
+        )
+    if found.deep:
+        first = bits_finding(*found.deep[0])
+        count = len(found.deep)
+        yield first._replace(what=f'{count} images of more than 8 bits a sample: {first.what}')
 
 
 def ids_of(
@@ -291,7 +412,8 @@ def ids_of(
     """
     first = int(reduce_zero_label)
     mapped = label_map or {value: value for value in range(num_classes)}
-    classes = {old + first: new for old, new in mapped.items() if new != IGNORED}
+    # OwnSegDataset maps ids that are errors to the number beyond the classes
+    classes = {old + first: new for old, new in mapped.items() if new < num_classes}
     ignored = {IGNORED} | {old + first for old, new in mapped.items() if new == IGNORED}
     return classes, ignored | ({0} if reduce_zero_label else set())
 
