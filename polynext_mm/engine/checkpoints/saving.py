@@ -250,6 +250,9 @@ class AtomicCheckpointHook(CheckpointHook):
         ValueError: For ``backend_args`` or ``file_client_args``.
     """
 
+    # of mmseg's and mmdet's metrics, those that mmengine does not know
+    _default_greater_keys = [*CheckpointHook._default_greater_keys, 'Fscore', 'recall', 'IoU', 'PQ']
+
     def before_train(self, runner: Runner) -> None:
         if self.backend_args not in (None, {'backend': _ATOMIC}) or self.file_client_args:
             raise ValueError(
