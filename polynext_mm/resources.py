@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from . import runs
+
 _PACKAGE = Path(__file__).resolve().parent
 _FOLDERS = ('configs', 'tools', 'benchmarks', 'demo')
 
@@ -64,12 +66,21 @@ def find_config(argument: str | Path) -> str:
     """Return the path of the config that a command line names.
 
     Args:
-        argument: A path, with or without ``.py``, or else the name of one of ours.
+        argument: A path, with or without ``.py``; a work dir, which has the config of its
+            training; or the name of one of ours.
 
     Raises:
-        ConfigNotFoundError: If there is neither.
+        ConfigNotFoundError: If there is none of these.
     """
     for path in (str(argument), f'{argument}.py'):
         if Path(path).is_file():
             return path
+    if Path(argument).is_dir():
+        found = runs.config_of(argument)
+        if found is not None:
+            return found
+        if Path(argument).name not in config_names():
+            raise ConfigNotFoundError(
+                f'{argument} has no config (*.py): a work dir has that of its training'
+            )
     return config_file(str(argument))

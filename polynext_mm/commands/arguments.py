@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from polynext_mm.resources import ConfigNotFoundError, find_config
 
@@ -17,18 +18,84 @@ class UsageError(ValueError):
 
 
 class KeyValues(argparse.Action):
-    """mmengine's ``DictAction``, imported when the option is used."""
+    """Settings of a config, ``KEY=VALUE``, gathered in a dict. :func:`setting` reads the values."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        from mmengine.config import DictAction
+        found = dict(getattr(namespace, self.dest, None) or {})
+        for text in values:
+            key, equals, value = text.partition('=')
+            if not equals:
+                parser.error(f'{option_string} takes key=value, got {text!r}')
+            try:
+                found[key] = setting(value)
+            except ValueError as error:
+                parser.error(f'{option_string} {key}: {error}')
+        setattr(namespace, self.dest, found)
 
-        for value in values:
-            if '=' not in value:
-                parser.error(f'{option_string} takes key=value, got {value!r}')
+
+_PATHS = ('/', './', '../', '~')
+
+
+def setting(text: str) -> Any:
+    """Read the value of a setting as mm's tools do: numbers, words, ``a,b``, ``[a,(1,2)]``.
+
+    Paths stay as they are, whatever characters they have, and so does what stands in quotes.
+
+    Raises:
+        ValueError: If brackets are not closed.
+    """
+    value = text.strip()
+    if len(value) > 1 and value[0] == value[-1] and value[0] in '\'"':
+        return value[1:-1]
+    if _is_path(value):
+        return value
+    if value[:1] + value[-1:] in ('[]', '()') and len(_split(value)) == 1:
+        items = [setting(part) for part in _split(value[1:-1])]
+        return tuple(items) if value[0] == '(' else items
+    if ',' in value:
+        return [setting(part) for part in _split(value)]
+    for convert in (int, float):
         try:
-            DictAction(self.option_strings, self.dest)(parser, namespace, values, option_string)
-        except AssertionError as error:  # how mmengine tells brackets that are not closed
-            parser.error(f'{option_string}: {error}')
+            return convert(value)
+        except ValueError:
+            pass
+    words = {'true': True, 'false': False}
+    return None if value == 'None' else words.get(value.lower(), value)
+
+
+def _is_path(value: str) -> bool:
+    """Return whether a value is one path, and no list of paths or of metrics such as coco/mAP."""
+    if value.startswith(('[', '(')):
+        return os.path.exists(value)
+    parts = [part.strip() for part in value.split(',')]
+    if value.startswith(_PATHS):
+        return len(parts) == 1 or not all(part.startswith(_PATHS) for part in parts)
+    if '/' not in parts[0]:
+        return len(parts) > 1 and os.path.exists(value)
+    return not all('/' in part for part in parts)
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas that are in no brackets and no quotes; one may follow the last part."""
+    closing = {']': '[', ')': '('}
+    parts, inside, quote, part = [], [], '', ''
+    for char in text:
+        if char == ',' and not inside and not quote:
+            parts.append(part)
+            part = ''
+            continue
+        if quote:
+            quote = '' if char == quote else quote
+        elif char in '\'"' and not part.strip():  # an apostrophe within a word is none
+            quote = char
+        elif char in '[(':
+            inside.append(char)
+        elif char in closing and (not inside or inside.pop() != closing[char]):
+            raise ValueError(f'brackets are not balanced in {text}')
+        part += char
+    if inside or quote:
+        raise ValueError(f'brackets or quotes are not closed in {text}')
+    return [*parts, part] if part.strip() else parts
 
 
 def positive(text: str) -> int:
@@ -55,7 +122,10 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('config', help='config: a file, or the name of one of `polynext-mm list`')
+    parser.add_argument(
+        'config',
+        help='a file, the name of one of `polynext-mm list`, or the work dir of a training',
+    )
 
 
 def add_cfg_options(parser: argparse.ArgumentParser, more: str = '') -> None:

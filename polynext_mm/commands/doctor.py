@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polynext_mm.resources import find_config, folder
+from polynext_mm.runs import find_checkpoint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,7 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
         description='Say what is installed and what works; for bug reports. Exit code 1 if '
         'something is broken',
     )
-    parser.add_argument('config', nargs='?', help='a config whose model is built, too')
+    parser.add_argument(
+        'config', nargs='?', help='a config, or a work dir, whose model is built, too'
+    )
     parser.add_argument('checkpoint', nargs='?', help='a checkpoint that must fit the config')
     return parser
 
@@ -426,11 +429,13 @@ def check_model(config: str, checkpoint: str | None) -> Iterator[Check]:
 
         import polynext_mm.backbones  # noqa: F401 - registers
         from polynext_mm.analysis import build_model
+        from polynext_mm.engine.checks import config as checks
 
         path = find_config(config)
         cfg = Config.fromfile(path)
         if 'model' not in cfg:
             return Check('config', 'FAIL', f'{path} has no model')
+        checks.check_config(cfg)
         model = build_model(cfg, 'cpu')
         built.extend((cfg, model))
         millions = sum(param.numel() for param in model.parameters()) / 1e6
@@ -441,8 +446,10 @@ def check_model(config: str, checkpoint: str | None) -> Iterator[Check]:
     if built:
         cfg, model = built
         yield _tried('data', lambda: check_data(cfg))
-        if checkpoint is not None:
-            yield _tried('checkpoint', lambda: check_checkpoint(model, checkpoint))
+        if checkpoint is not None or Path(config).is_dir():
+            yield _tried(
+                'checkpoint', lambda: check_checkpoint(model, find_checkpoint(config, checkpoint))
+            )
 
 
 def check_data(cfg) -> Check:

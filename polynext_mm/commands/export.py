@@ -18,7 +18,17 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .arguments import UsageError, add_cfg_options, add_config, image_size, read_config
+from polynext_mm.runs import find_checkpoint
+from polynext_mm.written import OverwriteError, require_apart
+
+from .arguments import (
+    UsageError,
+    add_cfg_options,
+    add_config,
+    config_path,
+    image_size,
+    read_config,
+)
 
 SIZES = ((32, 32), (97, 131), (256, 192))
 BATCHES = (1, 2)
@@ -32,7 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_config(parser)
     parser.add_argument(
         'checkpoint',
-        help="checkpoint: ours, or one of the authors'; for features, of the backbone alone, too",
+        nargs='?',
+        help="checkpoint: ours, or one of the authors'; for features, of the backbone alone, too. "
+        "In a work dir, 'best', 'last' or none for the best, else the newest",
     )
     parser.add_argument(
         '--out',
@@ -141,10 +153,12 @@ def export(args: argparse.Namespace) -> None:
 
 def load(args: argparse.Namespace):
     """Return the model, and the names of its classes where it has any."""
+    path = config_path(args)
+    args.checkpoint = find_checkpoint(args.config, args.checkpoint)
+    require_apart([('--out', args.out)], [path, args.checkpoint])
     config = read_config(args)
     from polynext_mm.deployment.models import load_backbone
-
-    from .predict_outputs import TASKS, build_model
+    from polynext_mm.inference.predictor import TASKS, build_model
 
     if args.output == 'features':
         model, report = load_backbone(config, args.checkpoint)
@@ -188,14 +202,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     with quiet():
         from polynext_mm.deployment import ExportError, UnsupportedModelError
+        from polynext_mm.engine.checks.config import ConfigError
         from polynext_mm.weights import CheckpointError
 
         try:
             export(args)
         except (
             CheckpointError,
+            ConfigError,
             ExportError,
             OSError,
+            OverwriteError,
             UnsupportedModelError,
             UsageError,
         ) as error:

@@ -1,12 +1,10 @@
-"""Draw a model's predictions: ``polynext-mm predict INPUT... CONFIG CHECKPOINT``.
+"""Draw a model's predictions: ``polynext-mm predict INPUT... WORK_DIR``.
 
 INPUT is an image, a folder, a pattern such as ``'photos/*.jpg'``, a video or the number of a
-camera. The config may be a segmentor's or a detector's. Images that cannot be read are named and
-left out, and the exit code is then 1.
+camera. The model is a segmentor or a detector: a work dir, or a config and a checkpoint. Images
+that cannot be read are named and left out, and the exit code is then 1.
 
-MMSegInferencer and DetInferencer are not used: they choose the names of the files they write,
-MMSegInferencer holds the logits of a whole folder before it draws, and the images that they return
-are resampled by matplotlib.
+:class:`polynext_mm.Predictor` does the work; here are the arguments, the files, and the progress.
 """
 
 from __future__ import annotations
@@ -17,25 +15,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from polynext_mm.resources import find_config
+from polynext_mm.runs import find_checkpoint, is_work_dir
+from polynext_mm.written import OverwriteError, require_apart
 
-from .arguments import UsageError, add_cfg_options, add_config, positive
-from .predict_inputs import Clip, Picture, find_inputs
+from .arguments import UsageError, add_cfg_options, positive
+from .predict_inputs import Picture, find_inputs, label_stems, sources
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog='polynext-mm predict', description="Draw a model's predictions into images"
+        prog='polynext-mm predict',
+        usage='%(prog)s INPUT... WORK_DIR [CHECKPOINT] [options]\n'
+        '       %(prog)s INPUT... CONFIG CHECKPOINT [options]',
+        description="Draw a model's predictions into images",
+        epilog='example: %(prog)s photos/ work_dirs/my_config --json found.json',
     )
     parser.add_argument(
-        'inputs',
+        'arguments',
         nargs='+',
-        metavar='INPUT',
-        help="an image, a folder, a pattern ('photos/*.jpg'), a video, or the number of a camera",
+        metavar='INPUT... MODEL',
+        help="INPUT: an image, a folder, a pattern ('photos/*.jpg'), a video, or the number of a "
+        'camera. MODEL: a work dir, with its best checkpoint, else its newest, unless one follows; '
+        "or a config and a checkpoint: a file, 'best', 'last', or one of the authors' segmentors",
     )
-    add_config(parser)
-    parser.add_argument('checkpoint', help="checkpoint: ours, or one of the authors' segmentors")
     parser.add_argument(
         '--out',
         type=Path,
@@ -46,18 +50,21 @@ def build_parser() -> argparse.ArgumentParser:
     drawing.add_argument(
         '--opacity',
         type=_fraction,
-        help="of what is drawn, 0 to 1 (default: the config's visualizer's alpha, or 0.8)",
+        default=0.5,
+        help='of what is drawn, 0 to 1 (default: %(default)s)',
     )
     drawing.add_argument(
         '--legend',
-        action='store_true',
-        help='name the classes in a strip below the picture instead of in it (segmentors)',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='name the classes: in a strip below the picture (segmentors), or at each box',
     )
     drawing.add_argument(
         '--score-thr',
         type=float,
         default=0.3,
-        help='lowest score of a detection that is drawn or written (default: %(default)s)',
+        help='detections with scores up to this are neither drawn nor written '
+        '(default: %(default)s)',
     )
     results = parser.add_argument_group('results besides pictures')
     results.add_argument(
@@ -76,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument('--batch-size', type=positive, default=1, help='images at once (default: 1)')
     how.add_argument('--device', help='default: a GPU if there is one, else cpu')
     how.add_argument('--dtype', choices=DTYPES, default='float32', help='half types by autocast')
+    how.add_argument('--tta', action='store_true', help='average over flips and scales')
     how.add_argument(
         '--slide',
         type=positive,
@@ -99,32 +107,79 @@ def _fraction(text: str) -> float:
     return value
 
 
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], str, str | None]:
+    """Tell inputs, config or work dir, and checkpoint apart.
+
+    Raises:
+        UsageError: If there are too few.
+    """
+    if len(arguments) > 1 and is_work_dir(arguments[-1]):
+        return list(arguments[:-1]), arguments[-1], None
+    if len(arguments) < 3:
+        last = Path(arguments[-1])
+        why = f'; {last} is a folder without a config (*.py)' if last.is_dir() else ''
+        raise UsageError(f'predict takes INPUT... WORK_DIR, or INPUT... CONFIG CHECKPOINT{why}')
+    return list(arguments[:-2]), arguments[-2], arguments[-1]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
-        inputs = find_inputs(args.inputs, args.out)
-        path = find_config(args.config)
-    except (UsageError, FileNotFoundError) as error:
+        inputs, model, name = split_arguments(args.arguments)
+        found = find_inputs(inputs, args.out)
+        stems = label_stems(found)
+        config, checkpoint = find_config(model), find_checkpoint(model, name)
+        targets = [('--out', one.target) for one in found]
+        if args.labels is not None:
+            targets += [
+                ('--labels', args.labels / f'{stems[one]}.png')
+                for one in found
+                if isinstance(one, Picture)
+            ]
+        if args.json is not None:
+            targets.append(('--json', args.json))
+        require_apart(targets, [*sources(found), config, checkpoint])
+    except (UsageError, OverwriteError, FileNotFoundError) as error:
         sys.exit(f'{type(error).__name__}: {error}')
 
+    from polynext_mm.engine.checks.config import ConfigError
+    from polynext_mm.engine.checks.findings import DataError
+    from polynext_mm.engine.results import all_files_of
+    from polynext_mm.inference import Predictor
     from polynext_mm.weights import CheckpointError
 
-    from . import predict_outputs as outputs
+    from .predict_outputs import Writer
 
     try:
-        predictor = outputs.load(path, args)
-        writer = outputs.Writer(predictor, args, inputs)
-        broken = writer.draw_pictures([found for found in inputs if isinstance(found, Picture)])
-    except (UsageError, CheckpointError, FileNotFoundError) as error:
+        predictor = Predictor(
+            config,
+            checkpoint,
+            args.device,
+            args.dtype,
+            batch_size=args.batch_size,
+            tta=args.tta,
+            slide=args.slide,
+            score_thr=args.score_thr,
+            cfg_options=args.cfg_options,
+        )
+        if predictor.detects and args.labels is not None:
+            raise UsageError(f'--labels is for segmentors, and {config} is a detector')
+        require_apart(targets, all_files_of(predictor.model.cfg, with_images=False))
+    except (
+        UsageError,
+        OverwriteError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        FileNotFoundError,
+    ) as error:
         sys.exit(f'{type(error).__name__}: {error}')
-    for clip in inputs:
-        if isinstance(clip, Clip):
-            try:
-                writer.draw_clip(clip, args.max_frames)
-            except UsageError as error:
-                broken.append(str(error))
-    writer.finish()
+    writer = Writer(predictor, args, stems)
+    try:
+        broken = writer.write(found)
+    finally:
+        writer.finish()  # what was found until then
     if broken:
-        print(f'left out {len(broken)} of {len(inputs)}:', file=sys.stderr)
+        print(f'left out {len(broken)} of {len(found)}:', file=sys.stderr)
         print('\n'.join(f'  {fault}' for fault in broken), file=sys.stderr)
     return 1 if broken else 0

@@ -98,15 +98,14 @@ def find_inputs(inputs: Sequence[str], out: Path | None) -> list[Picture | Clip]
         out: File for a single image, video or camera, else folder; None for ``predictions/``.
 
     Raises:
-        UsageError: If something does not exist, ``out`` is not of the kind that is written, two
-            inputs would be written to one file, or one over an input.
+        UsageError: If something does not exist, or ``out`` is not of the kind that is written.
     """
     if len(inputs) == 1:
-        return _apart(_find_one(inputs[0], out))
+        return _find_one(inputs[0], out)
     folder, found = out or _OUT, []
     for argument in inputs:
         found += _find_one(argument, folder, several=True)
-    return _apart(found)
+    return found
 
 
 def _find_one(argument: str, out: Path | None, several: bool = False) -> list[Picture | Clip]:
@@ -162,25 +161,15 @@ def _clip_to(clip: Clip, out: Path | None, several: bool) -> Clip:
     return Clip(clip.source, out or clip.target)
 
 
-def _apart(found: list[Picture | Clip]) -> list[Picture | Clip]:
-    """Check that every input is written to a file of its own, and none over an input.
-
-    Raises:
-        UsageError: If not.
-    """
-    inputs, targets = files(found), set()
-    for one in found:
-        if one.target.resolve() in inputs:
-            raise UsageError(
-                f'{one.target} is an input and would be overwritten: set another --out'
-            )
-        if one.target in targets:
-            raise UsageError(f'two inputs would be written to {one.target}: rename one')
-        targets.add(one.target)
-    return found
+def sources(found: Sequence[Picture | Clip]) -> list[Path]:
+    """Return the files that are read, cameras excepted."""
+    paths = (one.path if isinstance(one, Picture) else one.source for one in found)
+    return [Path(path) for path in paths if not isinstance(path, int)]
 
 
-def files(inputs: Sequence[Picture | Clip]) -> set[Path]:
-    """Return the files that are read, cameras excepted, without symbolic links."""
-    sources = (one.path if isinstance(one, Picture) else one.source for one in inputs)
-    return {Path(source).resolve() for source in sources if not isinstance(source, int)}
+def label_stems(found: Sequence[Picture | Clip]) -> dict[Picture | Clip, str]:
+    """Return what label maps are called below their folder: as the inputs, without a suffix."""
+    if len(found) == 1:
+        return {found[0]: found[0].name}
+    top = os.path.commonpath([one.target.parent for one in found])
+    return {one: str(one.target.relative_to(top).with_suffix('')) for one in found}

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..runs import find_checkpoint
 from ..startup import end_with_launcher, keep_standard_streams
+from ..written import OverwriteError, require_apart
 from .arguments import UsageError, add_config, add_run_arguments
 
 if TYPE_CHECKING:
@@ -20,7 +22,12 @@ def build_parser() -> argparse.ArgumentParser:
         prog='polynext-mm test', description='Evaluate a segmentor or a detector'
     )
     add_config(parser)
-    parser.add_argument('checkpoint', help="checkpoint: ours, or one of the authors' segmentors")
+    parser.add_argument(
+        'checkpoint',
+        nargs='?',
+        help="checkpoint: ours, or one of the authors' segmentors; in a work dir, 'best', 'last' "
+        'or none for the best, else the newest',
+    )
     add_run_arguments(parser)
     parser.add_argument(
         '--out',
@@ -42,8 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
 def load_config(args: argparse.Namespace) -> Config:
     from polynext_mm.engine import launch
 
+    args.checkpoint = find_checkpoint(args.config, args.checkpoint)
     cfg = launch.read_config(args)
     cfg.load_from = args.checkpoint
+    root = require_results_apart(cfg, args)
     cfg.resume = False
     if args.show or args.show_dir:
         draw_predictions(cfg, args)
@@ -53,8 +62,32 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = dict(cfg.tta_model, module=cfg.model)
     if args.out is not None:
-        keep_predictions(cfg, args.out)
+        keep_predictions(cfg, args.out, root)
     return cfg
+
+
+def require_results_apart(cfg: Config, args: argparse.Namespace) -> str | None:
+    """Check that nothing that is read is written over; return the folder of the images.
+
+    Raises:
+        OverwriteError: If something would be, naming it.
+    """
+    if args.out is None and args.show_dir is None:
+        return None
+    from polynext_mm.engine.results import all_files_of, files_of, label_file, root_of
+
+    detects = cfg.default_scope == 'mmdet'
+    shows = detects and args.show_dir is not None
+    images, _ = files_of(cfg, 'test', with_images=shows)
+    root = root_of(images)
+    targets = []
+    if args.out is not None:
+        files = [Path(args.out)] if detects else [label_file(args.out, root, i) for i in images]
+        targets += [('--out', path) for path in files]
+    if shows:  # mmdet names pictures as the images, without their folders
+        targets += [('--show-dir', Path(args.show_dir) / Path(image).name) for image in images]
+    require_apart(targets, [*all_files_of(cfg, shows), args.config, args.checkpoint])
+    return root
 
 
 def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
@@ -67,7 +100,7 @@ def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
             cfg.visualizer.save_dir = args.show_dir
 
 
-def keep_predictions(cfg: Config, out: str) -> None:
+def keep_predictions(cfg: Config, out: str, root: str | None) -> None:
     evaluators = cfg.test_evaluator
     evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
     if cfg.default_scope == 'mmdet':
@@ -75,8 +108,7 @@ def keep_predictions(cfg: Config, out: str) -> None:
             raise UsageError(f'--out must end in .pkl for detections, got {out}')
         cfg.test_evaluator = [*evaluators, dict(type='DumpDetResults', out_file_path=out)]
     else:
-        for evaluator in evaluators:
-            evaluator.update(output_dir=out, keep_results=True)
+        cfg.test_evaluator = [*evaluators, dict(type='LabelImages', out=out, root=root)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +120,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         cfg = load_config(args)
-    except (UsageError, launch.config_checks.ConfigError, FileNotFoundError) as error:
+    except (
+        UsageError,
+        OverwriteError,
+        launch.config_checks.ConfigError,
+        FileNotFoundError,
+    ) as error:
         sys.exit(f'{type(error).__name__}: {error}')
     launch.run(cfg, args, 'test', ('test_dataloader',))
     return 0

@@ -213,7 +213,7 @@ def _override(cfg: Config, cfg_options: Mapping | None) -> None:
     if cfg_options is not None:
         if 'data_root' in cfg_options:
             _move_data(cfg, str(cfg_options['data_root']))
-        cfg.merge_from_dict(cfg_options)
+        config_checks.override(cfg, cfg_options)
 
 
 def _move_data(cfg: Config, new_root: str) -> None:

@@ -79,18 +79,6 @@ def read_as_it_is(source: str | os.PathLike, map_location: containers.MapLocatio
     return whole
 
 
-def read_meta(source: str | os.PathLike) -> Mapping:
-    """Return the ``meta`` of a checkpoint, without reading its weights; empty if it has none."""
-    source = os.fspath(source)
-    path = local_path(source.removeprefix(UNSAFE))
-    if source.startswith(UNSAFE) or path.suffix == '.safetensors':
-        content = _content(source, 'cpu')[0]
-    else:
-        content = containers.outline(path)
-    meta = content.get('meta') if isinstance(content, Mapping) else None
-    return meta if isinstance(meta, Mapping) else {}
-
-
 def _content(source: str | os.PathLike, map_location: containers.MapLocation) -> tuple[Any, Path]:
     source = os.fspath(source)
     path = local_path(source.removeprefix(UNSAFE))

@@ -56,7 +56,7 @@ def test_a_config_whose_data_are_moved(capsys):
 def test_brackets_that_are_not_closed(capsys):
     with pytest.raises(SystemExit):
         config.main(['upernet_cpolynext_s_ade20k', '--cfg-options', 'crop_size=[1,2'])
-    assert '--cfg-options: Imbalanced brackets' in capsys.readouterr().err
+    assert 'brackets or quotes are not closed' in capsys.readouterr().err
 
 
 def test_the_path_of_a_config(capsys):

@@ -1,79 +1,30 @@
 """polynext-mm predict: every kind of input, and what is written besides pictures."""
 
 import json
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from PIL import Image
 from pycocotools.coco import COCO
 
-from helpers import ROOT, TINY_ARCH, build_model, contents
+from helpers import contents
 from polynext_mm.commands.predict import main
 from polynext_mm.commands.predict_inputs import Clip, find_inputs
-
-CLASSES = ('field', 'wood', 'water')
-PALETTE = [[200, 180, 90], [20, 120, 40], [40, 80, 220]]
-
-
-def write_model(folder: Path, text: str) -> tuple[Path, Path]:
-    """Write a config and a checkpoint of a model that has learned nothing."""
-    config = folder / 'config.py'
-    config.write_text(text)
-    cfg = Config.fromfile(config)
-    torch.manual_seed(0)
-    weights = folder / 'weights.pth'
-    meta = dict(dataset_meta=dict(classes=CLASSES, palette=PALETTE))
-    torch.save(dict(state_dict=build_model(cfg).state_dict(), meta=meta), weights)
-    return config, weights
+from small_models import CLASSES, PALETTE, write_detector, write_segmentor
 
 
 @pytest.fixture(scope='module')
 def segmentor(tmp_path_factory):
-    return write_model(
-        tmp_path_factory.mktemp('segmentor'),
-        f"""
-_base_ = '{ROOT}/configs/upernet_cpolynext_t_ade20k.py'
-model = dict(
-    backbone=dict(_delete_=True, type='PolyNeXt', arch={TINY_ARCH!r}),
-    decode_head=dict(in_channels=[8, 16, 16, 24], channels=8, num_classes=3),
-    auxiliary_head=dict(in_channels=16, channels=8, num_classes=3),
-    test_cfg=dict(_delete_=True, mode='whole'))
-test_pipeline = [dict(type='LoadImageFromFile'),
-                 dict(type='Resize', scale=(128, 64), keep_ratio=True),
-                 dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
-test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-""",
-    )
+    return write_segmentor(tmp_path_factory.mktemp('segmentor'))
 
 
 @pytest.fixture(scope='module')
 def detector(tmp_path_factory):
-    """Mask R-CNN, tiny."""
-    return write_model(
-        tmp_path_factory.mktemp('detector'),
-        f"""
-_base_ = '{ROOT}/configs/mask_rcnn_cpolynext_t_coco_1x.py'
-model = dict(
-    backbone=dict(_delete_=True, type='PolyNeXt', arch={TINY_ARCH!r}),
-    neck=dict(in_channels=[8, 16, 16, 24], out_channels=16),
-    rpn_head=dict(in_channels=16, feat_channels=16),
-    roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=16), mask_roi_extractor=dict(out_channels=16),
-        bbox_head=dict(in_channels=16, fc_out_channels=16, num_classes=3),
-        mask_head=dict(in_channels=16, conv_out_channels=16, num_classes=3)),
-    test_cfg=dict(rcnn=dict(score_thr=0.0, max_per_img=5)))
-test_pipeline = [dict(type='LoadImageFromFile'),
-                 dict(type='Resize', scale=(96, 96), keep_ratio=True),
-                 dict(type='PackDetInputs',
-                      meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))]
-test_dataloader = dict(dataset=dict(
-    pipeline=test_pipeline, metainfo=dict(classes={CLASSES!r}, palette={PALETTE!r})))
-""",
-    )
+    return write_detector(tmp_path_factory.mktemp('detector'))
 
 
 def write_image(path: Path, size=(64, 96), seed: int = 0) -> Path:
@@ -148,7 +99,8 @@ def test_broken_pictures_are_named_and_left_out(photos, segmentor, capsys):
 
 
 def test_a_video(video, segmentor):
-    assert predict(segmentor, video, ['--labels', 'labels', '--json', 'results.json']) == 0
+    options = ['--labels', 'labels', '--json', 'results.json', '--no-legend']
+    assert predict(segmentor, video, options) == 0
     written = cv2.VideoCapture('predictions/clip.mp4')
     assert written.get(cv2.CAP_PROP_FRAME_COUNT) == 5
     assert written.get(cv2.CAP_PROP_FPS) == 10
@@ -202,22 +154,42 @@ def test_ctrl_c_ends_a_recording(video, segmentor, monkeypatch, capsys):
     [
         (['nothing/*.jpg'], None, r'no image or video matches nothing/\*\.jpg'),
         (['clip.avi'], 'drawn.png', '--out must end in one of .avi'),
-        (['photos/0.png', 'other/0.png'], None, 'two inputs would be written to predictions/0.png'),
         (['photos/0.png', 'absent.png'], None, 'there is no image absent.png'),
-        (['photos/0.png'], 'photos/0.png', 'photos/0.png is an input and would be overwritten'),
-        (['photos'], 'photos', 'photos/0.png is an input and would be overwritten'),
-        (['photos/*.png'], 'photos', 'photos/0.png is an input and would be overwritten'),
-        (['clip.avi'], 'clip.avi', 'clip.avi is an input and would be overwritten'),
-        (['link.png'], 'photos/0.png', 'photos/0.png is an input and would be overwritten'),
-        (['clip.*'], None, 'two inputs would be written to predictions/clip.mp4'),
     ],
 )
 def test_inputs_that_cannot_be(photos, video, inputs, out, message):
-    write_image(Path('other/0.png'))
-    Path('link.png').symlink_to('photos/0.png')
-    Path('clip.mov').write_bytes(video.read_bytes())
     with pytest.raises(ValueError, match=message):
         find_inputs(inputs, out and Path(out))
+
+
+@pytest.mark.parametrize(
+    ('inputs', 'options', 'message'),
+    [
+        (['photos/0.png', 'other/0.png'], [], 'two inputs would be written to predictions/0.png'),
+        (['clip.*'], [], 'two inputs would be written to predictions/clip.mp4'),
+        (['photos/0.png'], ['--out', 'photos/0.png'], 'photos/0.png is an input and would be'),
+        (['photos'], ['--out', 'photos'], 'photos/0.png is an input and would be overwritten'),
+        (['photos/*.png'], ['--out', 'photos'], 'photos/0.png is an input and would be'),
+        (['clip.avi'], ['--out', 'clip.avi'], 'clip.avi is an input and would be overwritten'),
+        (['link.png'], ['--out', 'photos/0.png'], 'photos/0.png is an input and would be'),
+        (['photos/0.png'], ['--out', 'hard.png'], 'hard.png is an input and would be'),
+        (['photos'], ['--labels', 'photos'], 'photos/0.png is an input .* take another --labels'),
+        (['photos'], ['--out', 'o', '--labels', 'o'], '--out and --labels would be written to o/'),
+        (['photos'], ['--json', 'photos/1.png'], 'photos/1.png is an input .* another --json'),
+        (['photos/0.png'], ['--json', 'CONFIG'], 'is an input and would be .* another --json'),
+        (['photos/0.png'], ['--json', 'WEIGHTS'], 'is an input and would be .* another --json'),
+    ],
+)
+def test_results_replace_nothing(photos, video, segmentor, inputs, options, message):
+    write_image(Path('other/0.png'))
+    Path('link.png').symlink_to('photos/0.png')
+    os.link('photos/0.png', 'hard.png')
+    Path('clip.mov').write_bytes(video.read_bytes())
+    before = contents(Path('.'))
+    model = dict(zip(('CONFIG', 'WEIGHTS'), segmentor))
+    with pytest.raises(SystemExit, match=message):
+        predict(segmentor, *inputs, [model.get(option, option) for option in options])
+    assert contents(Path('.')) == before
 
 
 def test_links_are_drawn_under_their_own_names(photos):
@@ -249,11 +221,7 @@ def test_label_maps_and_shares(photos, segmentor):
         assert (image['width'], image['height']) == (96, 64)
 
 
-def test_label_maps_replace_no_input_and_no_other(photos, video, segmentor):
-    before = contents(photos)
-    with pytest.raises(SystemExit, match='photos/0.png is an input and would be overwritten'):
-        predict(segmentor, photos, ['--labels', photos])
-    assert contents(photos) == before
+def test_label_maps_of_clips_stay_apart(video, segmentor):
     for name in ('a', 'b'):
         Path(name).mkdir()
         (Path(name) / 'clip.avi').write_bytes(video.read_bytes())
@@ -357,11 +325,59 @@ def test_detections_in_half_precision(photos, detector):
     ('options', 'message'),
     [
         (['--labels', 'ids'], '--labels is for segmentors'),
-        (['--slide', '64'], '--slide is for segmentors'),
-        (['--device', 'abacus'], '--device abacus cannot be used'),
+        (['--slide', '64'], 'slide is for segmentors'),
+        (['--device', 'abacus'], 'device abacus cannot be used'),
     ],
 )
 def test_options_that_do_not_go_with_a_detector(photos, detector, options, message):
     config, weights = detector
     with pytest.raises(SystemExit, match=message):
         main(['photos', str(config), str(weights), *options])
+
+
+def test_labels_of_the_data_set_are_not_written_over(photos, segmentor):
+    config, weights = segmentor
+    for index in range(3):
+        write_image(Path(f'data/images/{index}.jpg'))
+        write_image(Path(f'data/truth/{index}.png'))
+    before = contents(Path('data'))
+    mine = Path('mine.py')
+    mine.write_text(
+        f"_base_ = '{config}'\n"
+        "test_dataloader = dict(dataset=dict(_delete_=True, type='BaseSegDataset',"
+        " data_root='data', data_prefix=dict(img_path='images', seg_map_path='truth'),"
+        ' pipeline=_base_.test_pipeline, metainfo=dict(classes=("a", "b", "c"))))\n'
+    )
+    with pytest.raises(SystemExit, match='data/truth/0.png is an input .* another --labels'):
+        predict((mine, weights), photos, ['--labels', 'data/truth'])
+    assert contents(Path('data')) == before
+
+
+def test_a_work_dir_is_config_and_checkpoint(photos, segmentor):
+    config, weights = segmentor
+    folder = Path('work_dirs/mine')
+    folder.mkdir(parents=True)
+    (folder / 'mine.py').write_text(f"_base_ = '{config}'\n")
+    (folder / 'best_mIoU_iter_5.pth').write_bytes(weights.read_bytes())
+    assert main(['photos', str(folder), '--device', 'cpu']) == 0
+    assert len(list(Path('predictions/photos').iterdir())) == 3
+    with pytest.raises(SystemExit, match='no checkpoint iter_7.pth; .* has best_mIoU_iter_5.pth'):
+        main(['photos', str(folder), 'iter_7.pth'])
+    with pytest.raises(SystemExit, match='photos is a folder without a config'):
+        main(['photos'])
+
+
+def test_a_tiny_picture_stops_nothing(photos, segmentor, detector):
+    write_image(photos / '1.png', (5, 40))
+    (photos / '2.png').write_text('<html>not found</html>')
+    for model in (segmentor, detector):
+        assert predict(model, photos, ['--json', 'found.json']) == 1
+        images = json.loads(Path('found.json').read_text())['images']
+        assert [(image['width'], image['height']) for image in images] == [(96, 64), (40, 5)]
+
+
+def test_few_boxes_are_said_to_be_few(photos, detector, capsys):
+    assert predict(detector, photos, ['--score-thr', 0.99]) == 0
+    printed = capsys.readouterr()
+    assert 'found 0 boxes in 3 images' in printed.out
+    assert 'a lower --score-thr shows more' in printed.err

@@ -14,7 +14,6 @@ from torch import nn
 
 from helpers import ARCH, CONFIG, ROOT, TINY_ARCH, build, imagenet_weights
 from marks import some_slow
-from polynext_mm.commands import predict_outputs
 from polynext_mm.commands.export import main
 from polynext_mm.deployment import (
     FORMATS,
@@ -25,6 +24,7 @@ from polynext_mm.deployment import (
     make_network,
     programs,
 )
+from polynext_mm.inference.predictor import build_model as build_trained
 
 SHAPES = [(1, 32, 32), (2, 33, 70), (3, 96, 64)]
 # One stage of convolutions and one of attention
@@ -69,7 +69,7 @@ def exported(segmentor, tmp_path_factory):
 
 def load(segmentor):
     cfg = Config.fromfile(segmentor[0])
-    return predict_outputs.build_model(cfg, str(segmentor[1]), 'cpu')
+    return build_trained(cfg, str(segmentor[1]), 'cpu')
 
 
 def test_onnx_of_a_segmentor(segmentor, exported):

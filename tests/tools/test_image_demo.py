@@ -38,8 +38,11 @@ def test_one_image(config, image, tmp_path):
     weights = checkpoint(config, tmp_path / 'weights.pth')
     out = tmp_path / 'new' / 'drawn.png'
     tool = ROOT / 'tools' / 'image_demo.py'
-    printed = python(tool, image, config, weights, '--out', out, '--score-thr', 0)
-    assert printed.split()[-1] == str(out)
+    options = ['--score-thr', 0, '--no-legend']
+    if config == DETECTOR:
+        options += ['--cfg-options', 'model.test_cfg.score_thr=0.0']
+    printed = python(tool, image, config, weights, '--out', out, *options)
+    assert str(out) in printed.split()
     drawn = np.asarray(Image.open(out))
     assert drawn.shape == (96, 112, 3)
     assert (drawn != np.asarray(Image.open(image))).any()
@@ -64,7 +67,6 @@ def test_a_visualizer_of_the_process_is_left_alone(image, tmp_path):
     assert call_tool('image_demo', *arguments) is None
     assert out.is_file()
     assert VISUALIZERS.build(cfg.visualizer) is earlier
-    assert earlier.get_backend('LastImage') is None
 
 
 @pytest.mark.parametrize(

@@ -312,6 +312,8 @@ class AtomicCheckpointHook(CheckpointHook):
         ValueError: For ``backend_args`` or ``file_client_args``.
     """
 
+    # of mmseg's and mmdet's metrics, those that mmengine does not know
+    _default_greater_keys = [*CheckpointHook._default_greater_keys, 'Fscore', 'recall', 'IoU', 'PQ']
     _continuation: Continuation | None = None
     _to_read_back: dict | None = None
     _was_read_back = False

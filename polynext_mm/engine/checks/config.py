@@ -12,35 +12,41 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import logging
 import math
 import re
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
-from mmengine.logging import print_log
-from mmengine.registry import (
-    DATA_SAMPLERS,
-    DATASETS,
-    HOOKS,
-    LOG_PROCESSORS,
-    LOOPS,
-    METRICS,
-    MODELS,
-    OPTIM_WRAPPERS,
-    OPTIMIZERS,
-    PARAM_SCHEDULERS,
-    Registry,
-)
+from mmengine.registry import METRICS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ...compat.mmengine import settings_of
+from .model import (
+    channel_problems,
+    class_problems,
+    palette_problems,
+    weight_problems,
+)
+from .model import (
+    metainfo_of as metainfo_of,
+)
+from .schedule import saving_problems, schedule_problems
+from .walk import (
+    DEFAULT_HOOKS,
+    TASKS,
+    ConfigError,
+    each,
+    find_type,
+    settings_built,
+)
+from .walk import (
+    datasets_of as datasets_of,
+)
 
-TASKS = ('train', 'val', 'test')
 # What mm's runners, inferencers and tools read besides the Runner's own arguments.
 _READ_BY_TOOLS = (
     'activation_checkpointing',
@@ -76,14 +82,6 @@ _CARRIED_OVER = ('data_root',)
 _ALIKE = (
     0.88  # of difflib: 'load_form' and 'load_from' are, 'tta_pipeline' and 'val_pipeline' are not
 )
-_DEFAULT_HOOKS = dict(
-    runtime_info='RuntimeInfoHook',
-    timer='IterTimerHook',
-    sampler_seed='DistSamplerSeedHook',
-    logger='LoggerHook',
-    param_scheduler='ParamSchedulerHook',
-    checkpoint='CheckpointHook',
-)
 _ENV_OPTIONS = ('cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit')
 _DICTS = (
     'auto_scale_lr',
@@ -100,17 +98,43 @@ _LARGEST_SEED = 2**32 - 1  # of NumPy
 _DATALOADER_OPTIONS = {'dataset', 'num_batch_per_epoch', 'disable_subprocess_warning'} | set(
     inspect.signature(DataLoader.__init__).parameters
 )
-# Constructors that pass what they are given besides `optimizer` to the wrapper.
-_PLAIN_CONSTRUCTORS = (
-    None,
-    'DefaultOptimWrapperConstructor',
-    'LearningRateDecayOptimizerConstructor',
-    'PolyNeXtOptimWrapperConstructor',
-)
 
 
-class ConfigError(ValueError):
-    """A config that asks for something that does not exist. One line for each such setting."""
+def override(cfg: Config, options: Mapping | None) -> None:
+    """Merge settings of a command line into a config, in place.
+
+    A setting that is None takes options, as an empty dict does.
+
+    Args:
+        options: Keys with dots; numbers are places in lists.
+
+    Raises:
+        ConfigError: If a key leads beyond a list, or into what holds no settings.
+    """
+    for key, value in (options or {}).items():
+        *outer, _ = key.split('.')
+        node, path = settings_of(cfg), ''
+        for part in outer:
+            node = _inside(node, part, path, f'{key}={value}')
+            path = f'{path}.{part}' if path else part
+            if node is None:
+                cfg.merge_from_dict({path: dict(_delete_=True)})
+                break
+        else:
+            _inside(node, key.split('.')[-1], path, f'{key}={value}')
+        cfg.merge_from_dict({key: value})
+
+
+def _inside(node: Any, part: str, path: str, wanted: str) -> Any:
+    """Return what a part of a key names in a setting: {} where there is nothing yet."""
+    if isinstance(node, (list, tuple)):
+        if part.isdecimal() and int(part) < len(node):
+            return node[int(part)]
+        last = f'the last is {path}.{len(node) - 1}' if node else 'it is empty'
+        raise ConfigError(f'{wanted}: {path} is a list of {len(node)}, counted from 0; {last}')
+    if not isinstance(node, Mapping):
+        raise ConfigError(f'{wanted}: {path}={node!r} has no settings inside')
+    return node.get(part, {})
 
 
 def read_keys() -> set[str]:
@@ -139,13 +163,17 @@ def check_config(
         *_misspelt_keys(cfg, overrides or {}),
         *_unknown_options(cfg),
         *_impossible_numbers(cfg),
-        *_contradictions(cfg),
+        *schedule_problems(cfg),
+        *saving_problems(cfg),
         *class_problems(cfg),
+        *channel_problems(cfg),
+        *weight_problems(cfg),
+        *palette_problems(cfg),
     ]
     if problems:
         raise ConfigError(
             '\n  '.join(
-                [f'{len(problems)} of the settings cannot be as they are meant:', *problems]
+                [f'{len(problems)} invalid setting{"s" if len(problems) > 1 else ""}:', *problems]
             )
         )
 
@@ -182,7 +210,7 @@ def _wrong_kinds(cfg: Config) -> Iterator[str]:
         )
     for task in TASKS:
         evaluators = cfg.get(f'{task}_evaluator')
-        for path, evaluator, *_ in _each(f'{task}_evaluator', evaluators, METRICS):
+        for path, evaluator, *_ in each(f'{task}_evaluator', evaluators, METRICS):
             metrics = evaluator.get('iou_metrics', ())
             if isinstance(metrics, str) or not _words(metrics):
                 yield f'{path}.iou_metrics={metrics!r}: it must be a list of names'
@@ -260,13 +288,11 @@ def _unknown_overrides(
             continue
         if name not in file_keys:
             yield f'{key}={value}: nothing reads {name}; {_suggest(name, key, cfg, known)}'
-        elif name not in _RENAMED:
-            print_log(
+        elif name not in _RENAMED and _uses(cfg).count(name) > 1:
+            yield (
                 f'{key}={value}: {name} is a variable of the config file, which was read before '
-                'the command line: settings made from it keep their old values. Set those '
-                'themselves',
-                logger='current',
-                level=logging.WARNING,
+                'the command line, so what is made from it keeps its old values; '
+                f'{_places(name, cfg)}'
             )
 
 
@@ -274,13 +300,26 @@ def _misspelt_keys(cfg: Config, overrides: Mapping) -> Iterator[str]:
     """Of the config file: what mm does not read, but nearly, and the file does not use either."""
     known = read_keys()
     given = {key.split('.')[0] for key in overrides}
-    words = re.findall(r'\w+', cfg.text or '')
+    words = _uses(cfg)
     for name in cfg.keys():
         if name in known or name in _VARIABLES or name in given or words.count(name) > 1:
             continue
         nearest = difflib.get_close_matches(name, known, 1, _ALIKE)
         if nearest:
             yield f'{name}: nothing reads it; did you mean {nearest[0]}?'
+
+
+def _uses(cfg: Config) -> list[str]:
+    """Return the words of a config file and those that it inherits from, comments left out."""
+    return re.findall(r'\w+', re.sub('#.*', '', cfg.text or ''))
+
+
+def _places(name: str, cfg: Config) -> str:
+    """Say where a variable of that name most likely went."""
+    inside = [path for path in _paths(cfg) if path.split('.')[-1] == name and path != name]
+    if not inside:
+        return 'set these instead, or change it in the file'
+    return f'set {" and ".join(inside[:3])} instead, or change it in the file'
 
 
 def _suggest(name: str, key: str, cfg: Config, known: Collection[str]) -> str:
@@ -297,15 +336,24 @@ def _suggest(name: str, key: str, cfg: Config, known: Collection[str]) -> str:
     return f'mm reads {", ".join(sorted(known))}'
 
 
-def _paths(node: Any, path: str = '', depth: int = 4) -> Iterator[str]:
-    """Names of settings inside others, with dots; those inside lists are left out."""
+def _paths(cfg: Config) -> Iterator[str]:
+    """Names of what mm reads from a config and of the settings inside, with dots."""
+    known = read_keys()
+    for name, value in settings_of(cfg).items():
+        if name in known:
+            yield name
+            yield from _inner_paths(value, name)
+
+
+def _inner_paths(node: Any, path: str, depth: int = 5) -> Iterator[str]:
+    items: Iterable = ()
     if depth and isinstance(node, Mapping):
-        for key, value in node.items():
-            inner = f'{path}.{key}' if path else str(key)
-            yield inner
-            yield from _paths(value, inner, depth - 1)
-    elif depth and isinstance(node, Config):
-        yield from _paths(settings_of(node), path, depth)
+        items = node.items()
+    elif depth and isinstance(node, (list, tuple)):
+        items = enumerate(node)
+    for key, value in items:
+        yield f'{path}.{key}'
+        yield from _inner_paths(value, f'{path}.{key}', depth - 1)
 
 
 # Options of what is built
@@ -337,13 +385,13 @@ def accepted(factory: Any) -> set[str] | None:
 
 def _unknown_options(cfg: Config) -> Iterator[str]:
     for name, hook in (cfg.get('default_hooks') or {}).items():
-        if isinstance(hook, Mapping) and 'type' not in hook and name not in _DEFAULT_HOOKS:
-            nearest = difflib.get_close_matches(name, _DEFAULT_HOOKS, 1)
+        if isinstance(hook, Mapping) and 'type' not in hook and name not in DEFAULT_HOOKS:
+            nearest = difflib.get_close_matches(name, DEFAULT_HOOKS, 1)
             remedy = f'did you mean default_hooks.{nearest[0]}?' if nearest else 'give it one'
             yield f'default_hooks.{name} has no type; {remedy}'
-    for path, options, registry, also in _built(cfg):
+    for path, options, registry, also in settings_built(cfg):
         kind = options.get('type')
-        factory = _find(registry, kind, cfg) if isinstance(kind, str) else kind
+        factory = find_type(registry, kind, cfg) if isinstance(kind, str) else kind
         names = accepted(factory) if callable(factory) else None
         if names is not None:
             yield from _compare(path, options, names | set(also) | {'type', '_scope_'}, factory)
@@ -398,280 +446,3 @@ def _annotation(factory: Any, option: str) -> Any:
             except (NameError, TypeError):  # annotations that only a type checker resolves
                 return None
     return None
-
-
-def _built(cfg: Config) -> Iterator[tuple[str, Mapping, Registry, tuple[str, ...]]]:
-    """Yield what mm will build.
-
-    Yields:
-        Its place in the config, its settings, the registry of its type, and the options that are
-        taken out before it is built.
-    """
-    for name, hook in (cfg.get('default_hooks') or {}).items():
-        if isinstance(hook, Mapping):
-            hook = {'type': _DEFAULT_HOOKS.get(name), **hook}
-            yield f'default_hooks.{name}', hook, HOOKS, ('priority',)
-    yield from _each('custom_hooks', cfg.get('custom_hooks'), HOOKS, ('priority',))
-    for task in TASKS:
-        loop = cfg.get(f'{task}_cfg')
-        if isinstance(loop, Mapping):
-            yield f'{task}_cfg', {**loop, 'type': _loop_type(task, loop)}, LOOPS, ('by_epoch',)
-        loader = cfg.get(f'{task}_dataloader')
-        if isinstance(loader, Mapping):
-            yield from _each(f'{task}_dataloader.sampler', loader.get('sampler'), DATA_SAMPLERS)
-            yield from _each(
-                f'{task}_dataloader.batch_sampler', loader.get('batch_sampler'), DATA_SAMPLERS
-            )
-            yield from (
-                (path, dataset, DATASETS, ('lazy_init',))
-                for path, dataset in datasets_of(
-                    loader.get('dataset'), f'{task}_dataloader.dataset', wrappers=True
-                )
-            )
-        # mm's own tools set keep_results
-        yield from _each(
-            f'{task}_evaluator', cfg.get(f'{task}_evaluator'), METRICS, ('keep_results',)
-        )
-    yield from _schedulers(cfg.get('param_scheduler'))
-    yield from _each('log_processor', cfg.get('log_processor'), LOG_PROCESSORS)
-    wrapper = cfg.get('optim_wrapper')
-    if isinstance(wrapper, Mapping) and wrapper.get('constructor') in _PLAIN_CONSTRUCTORS:
-        also = ('optimizer', 'constructor', 'paramwise_cfg')
-        yield 'optim_wrapper', {'type': 'OptimWrapper', **wrapper}, OPTIM_WRAPPERS, also
-        yield from _each('optim_wrapper.optimizer', wrapper.get('optimizer'), OPTIMIZERS)
-
-
-def _each(
-    path: str, settings: Any, registry: Registry, also: tuple[str, ...] = ()
-) -> Iterator[tuple[str, Mapping, Registry, tuple[str, ...]]]:
-    if isinstance(settings, Mapping):
-        yield path, settings, registry, also
-    elif isinstance(settings, (list, tuple)):
-        for index, item in enumerate(settings):
-            if isinstance(item, Mapping):
-                yield f'{path}.{index}', item, registry, also
-
-
-def _schedulers(settings: Any) -> Iterator[tuple[str, Mapping, Registry, tuple[str, ...]]]:
-    also = ('convert_to_iter_based',)
-    if isinstance(settings, Mapping) and 'type' not in settings:  # one list for each optimizer
-        for name, inner in settings.items():
-            yield from _each(f'param_scheduler.{name}', inner, PARAM_SCHEDULERS, also)
-    else:
-        yield from _each('param_scheduler', settings, PARAM_SCHEDULERS, also)
-
-
-def _loop_type(task: str, loop: Mapping) -> Any:
-    if 'type' in loop:
-        return loop['type']
-    if task == 'train':
-        return 'EpochBasedTrainLoop' if loop.get('by_epoch', True) else 'IterBasedTrainLoop'
-    return {'val': 'ValLoop', 'test': 'TestLoop'}[task]
-
-
-def _find(registry: Registry, kind: str, cfg: Config) -> Any:
-    """Return a class by its name in a config's scope; None if there is none: mm reports it best."""
-    with registry.switch_scope_and_registry(cfg.get('default_scope') or 'mmengine') as scoped:
-        return scoped.get(kind)
-
-
-def datasets_of(dataset: Any, path: str, wrappers: bool = False) -> Iterator[tuple[str, Mapping]]:
-    """Settings of the data sets of a loader, inside whatever wraps them, and their places.
-
-    Args:
-        dataset: The ``dataset`` of a data loader.
-        path: Its place in the config.
-        wrappers: Give the wrappers as well.
-    """
-    if not isinstance(dataset, Mapping):
-        return
-    inner = [(f'{path}.dataset', dataset['dataset'])] if 'dataset' in dataset else []
-    if isinstance(dataset.get('datasets'), Sequence):
-        inner += [(f'{path}.datasets.{i}', part) for i, part in enumerate(dataset['datasets'])]
-    if not inner or wrappers:
-        yield path, dataset
-    for place, part in inner:
-        yield from datasets_of(part, place, wrappers)
-
-
-# Settings that contradict each other
-
-
-def _contradictions(cfg: Config) -> Iterator[str]:
-    loop = cfg.get('train_cfg')
-    hook = (cfg.get('default_hooks') or {}).get('checkpoint')
-    if not isinstance(loop, Mapping) or not isinstance(hook, Mapping):
-        return
-    interval = hook.get('interval')
-    if isinstance(interval, (int, float)) and interval > 1 and hook.get('by_epoch', True):
-        if _loop_type('train', loop) == 'IterBasedTrainLoop':
-            yield (
-                f'default_hooks.checkpoint.interval={interval} counts epochs, of which '
-                'training by iterations has one: nothing would be saved before its end; set '
-                'default_hooks.checkpoint.by_epoch=False'
-            )
-    yield from _unknown_metrics(cfg, hook.get('save_best'))
-
-
-def _unknown_metrics(cfg: Config, save_best: Any) -> Iterator[str]:
-    """``save_best`` is looked up after the first validation, which may be hours away."""
-    names = metric_names(cfg.get('val_evaluator'))
-    wanted = [save_best] if isinstance(save_best, str) else save_best or ()
-    for name in wanted:
-        if names and name != 'auto' and name not in names:
-            nearest = difflib.get_close_matches(name, names, 1, 0.5)
-            remedy = f'did you mean {nearest[0]}?' if nearest else f'there are {", ".join(names)}'
-            yield f'default_hooks.checkpoint.save_best={name}: no such metric; {remedy}'
-
-
-def metric_names(evaluators: Any) -> list[str] | None:
-    """Names under which IoUMetric and CocoMetric report; None with other metrics among them."""
-    evaluators = [evaluators] if isinstance(evaluators, Mapping) else evaluators
-    names: list[str] = []
-    for evaluator in evaluators or ():
-        kind = str(evaluator.get('type')).split('.')[-1] if isinstance(evaluator, Mapping) else None
-        prefix = f'{evaluator.get("prefix")}/' if kind and evaluator.get('prefix') else ''
-        if kind == 'IoUMetric':
-            found = ['aAcc']
-            for metric in evaluator.get('iou_metrics', ['mIoU']):
-                found += {
-                    'mIoU': ['mIoU', 'mAcc'],
-                    'mDice': ['mDice', 'mAcc'],
-                    'mFscore': ['mFscore', 'mPrecision', 'mRecall'],
-                }.get(metric, [])
-        elif kind == 'CocoMetric' and not evaluator.get('classwise'):
-            prefix = prefix or 'coco/'
-            metrics = evaluator.get('metric', 'bbox')
-            metrics = [metrics] if isinstance(metrics, str) else metrics
-            if set(metrics) - {'bbox', 'segm'} or evaluator.get('metric_items'):
-                return None
-            sizes = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
-            found = [f'{metric}_{size}' for metric in metrics for size in sizes]
-        else:
-            return None
-        names += [prefix + name for name in found]
-    return names or None
-
-
-# Classes
-
-
-def class_problems(cfg: Config) -> Iterator[str]:
-    """Compare the number of classes of the data of every loader with that of every head."""
-    yield from _wrong_rpn(cfg)
-    heads = list(heads_of(cfg))
-    told = set()
-    for task in TASKS:
-        loader = cfg.get(f'{task}_dataloader')
-        loader = loader if isinstance(loader, Mapping) else {}
-        for place, dataset in datasets_of(loader.get('dataset'), f'{task}_dataloader.dataset'):
-            metainfo = metainfo_of(cfg, dataset)
-            classes = metainfo.get('classes')
-            if classes is None or dataset.get('return_classes'):
-                continue
-            right = {len(classes), len(metainfo.get('thing_classes') or classes)}
-            for path, value in heads:
-                if value not in right and (path, len(classes)) not in told:
-                    told.add((path, len(classes)))
-                    yield (
-                        f'{path}={value}, but {place} ({dataset.get("type")}) has {len(classes)} '
-                        f'classes ({_shortened(classes)}): set {path}={len(classes)}, or metainfo '
-                        'of the data set to the classes that are meant'
-                    )
-
-
-def metainfo_of(cfg: Config, dataset: Mapping) -> dict[str, Any]:
-    """What a data set will say of itself (``classes``), as far as that is known before it is built.
-
-    Raises:
-        ConfigError: If ``metainfo`` or ``classes`` is no such thing: one word, whose letters would
-            be the classes.
-    """
-    kind = dataset.get('type')
-    factory = _find(DATASETS, kind, cfg) if isinstance(kind, str) else kind
-    load = getattr(factory, '_load_metainfo', None)
-    if load is None:
-        return {}
-    metainfo = dataset.get('metainfo')
-    if isinstance(metainfo, (str, int, float, list, tuple)):
-        raise ConfigError(f"metainfo={metainfo!r}: write a dict, metainfo=dict(classes=('a', 'b'))")
-    loaded = load(dict(metainfo) if isinstance(metainfo, Mapping) else metainfo)
-    classes = loaded.get('classes')
-    if isinstance(classes, str):
-        raise ConfigError(
-            f"metainfo.classes={classes!r} is one word, not a list of names: write ('{classes}',)"
-        )
-    if classes is not None and not isinstance(classes, Sequence):
-        raise ConfigError(f'metainfo.classes={classes!r} is no list of names')
-    return loaded
-
-
-def heads_of(cfg: Config) -> Iterator[tuple[str, int]]:
-    """Return ``num_classes`` of what has one class for each of the data's, by its place."""
-    model = cfg.get('model')
-    # trackers are trained on one data set and tested on another
-    if isinstance(model, Mapping) and 'tracker' not in model:
-        for path, settings in _parts(model, 'model'):
-            value = _num_classes(cfg, settings)
-            if isinstance(value, int):
-                yield f'{path}.num_classes', value
-
-
-# Parts of models whose classes are not those of the data: image classifiers, objects against
-# background, the stuff around objects, what identifies persons, words of a text.
-_OTHER_CLASSES = (
-    'backbone',
-    'data_preprocessor',
-    'language_model',
-    'reid',
-    'rpn_head',
-    'semantic_head',
-    'teacher',
-)
-_OTHER_HEADS = ('STDCHead',)  # of edges
-
-
-def _parts(node: Any, path: str) -> Iterator[tuple[str, Mapping]]:
-    if isinstance(node, Mapping):
-        if 'type' in node:
-            yield path, node
-        for key, value in node.items():
-            if key not in _OTHER_CLASSES:
-                yield from _parts(value, f'{path}.{key}')
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            yield from _parts(value, f'{path}.{index}')
-
-
-def _num_classes(cfg: Config, settings: Mapping) -> int | None:
-    """Of a part: as set, or, of a head, by default."""
-    kind = settings.get('type')
-    if kind in _OTHER_HEADS:
-        return None
-    if 'num_classes' in settings:
-        return settings['num_classes']
-    if not str(getattr(kind, '__name__', kind)).endswith('Head'):
-        return None
-    factory = _find(MODELS, kind, cfg) if isinstance(kind, str) else kind
-    for base in getattr(factory, '__mro__', ()):
-        init = base.__dict__.get('__init__')
-        parameter = init and inspect.signature(init).parameters.get('num_classes')
-        if parameter:
-            return parameter.default if isinstance(parameter.default, int) else None
-    return None
-
-
-def _wrong_rpn(cfg: Config) -> Iterator[str]:
-    model = cfg.get('model')
-    head = model.get('rpn_head') if isinstance(model, Mapping) else None
-    if isinstance(head, Mapping) and str(head.get('type')).endswith('RPNHead'):
-        value = head.get('num_classes', 1)
-        if value != 1:
-            yield (
-                f'model.rpn_head.num_classes={value}: it tells objects from background, which is 1 '
-                'class whatever the data: leave it out'
-            )
-
-
-def _shortened(names: Sequence[str]) -> str:
-    return ', '.join(map(str, names[:3])) + (', ...' if len(names) > 3 else '')

@@ -42,6 +42,7 @@ from .findings import (
     listed,
 )
 from .loading import CheckedPipeline, check_loading, leaves
+from .sizes import size_findings
 from .survey import spread
 
 # Of each data set, read before the first step, spread over all of it. Tenths of a second.
@@ -166,6 +167,8 @@ def inspect_sources(cfg: Config, tasks: Iterable[str]) -> tuple[list[str], list[
                 pairs, missing = list_pairs(source, place)
                 lines.append(f'{place}: {len(pairs)} images in {_folder(source)}')
                 findings += missing
+                if task != 'train' and not missing:
+                    findings += size_findings(cfg, task, settings, [image for image, _ in pairs])
         findings += _evaluator_findings(cfg, task, audits)
     return lines, list(dict.fromkeys(findings))
 

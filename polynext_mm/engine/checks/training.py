@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sized
 
+from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapperDict
@@ -12,11 +14,13 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from ...backbones.polynext import PolyNeXt
 from ...compat.mmengine import accumulative_counts
 from .. import models
 from ..optim import AutocastOptimWrapper
+from .walk import ConfigError
 
 
 # the second name is in configs from before the first
@@ -24,7 +28,8 @@ from ..optim import AutocastOptimWrapper
 class TrainingCheckHook(Hook):
     """Stop a training that cannot work before its first optimizer step.
 
-    - A batch of one image per process where batch normalization needs more.
+    - A batch of one image per process, be it the last of an epoch, where batch normalization needs
+      more.
     - A per-cell gradient clip (``grad_clip_norm``) under an optimizer wrapper that scales the loss
       without telling the backbone.
     - Outputs of the backbone that nothing uses, with DistributedDataParallel, which would stop with
@@ -38,25 +43,23 @@ class TrainingCheckHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._refuse_batch_of_one(runner)
+        _spread_class_weights(models.unwrapped(runner.model))
         self._refuse_unknown_loss_scale(runner)
         self._watch_first_step(runner)
 
     @staticmethod
     def _refuse_batch_of_one(runner: Runner) -> None:
-        batch_size = runner.train_dataloader.batch_size
         model = models.unwrapped(runner.model)
         synced = any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
-        if batch_size != 1 or (synced and runner.world_size > 1):
+        single = _batch_of_one(runner.train_dataloader, runner.max_iters)
+        if single is None or (synced and runner.world_size > 1):
             return
+        what, remedy = single
         for name, module in model.named_modules():
-            # mmseg's pyramid pooling: after a 1x1 pool BN has one value per channel and image
-            if 1 in getattr(module, 'pool_scales', ()) and any(
-                isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()
-            ):
-                raise ValueError(
-                    f'training with a batch of 1 cannot work: {name} pools each image to 1x1, and '
-                    'batch normalization needs more than one value per channel. Set '
-                    'train_dataloader.batch_size=2 or more, or train on several GPUs (SyncBN)'
+            if isinstance(module, nn.Sequential) and _normalizes_single_pixels(module):
+                raise ConfigError(
+                    f'{what}: {name} pools each image to 1x1, and batch normalization needs more '
+                    f'than one value per channel. Set {remedy}, or train on several GPUs (SyncBN)'
                 )
 
     @staticmethod
@@ -88,6 +91,46 @@ class TrainingCheckHook(Hook):
 
         for one in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
             one.optimizer.register_step_pre_hook(check)
+
+
+def _batch_of_one(loader: DataLoader, iterations: int) -> tuple[str, str] | None:
+    """Return what says that a batch of one image will come, and the setting that prevents it."""
+    more = 'train_dataloader.batch_size=2 or more'
+    if loader.batch_size == 1:
+        return 'training with a batch of 1 cannot work', more
+    batches = loader.batch_sampler
+    size, sampler = getattr(batches, 'batch_size', None), getattr(batches, 'sampler', None)
+    # an InfiniteSampler has a length too, and its batches are full
+    if isinstance(sampler, InfiniteSampler) or not isinstance(sampler, Sized) or not size:
+        return None
+    if getattr(batches, 'drop_last', False) or len(sampler) % size != 1 or iterations < len(loader):
+        return None
+    return (
+        f'the last batch of every epoch has 1 image ({len(sampler)} images in batches of {size})',
+        'train_dataloader.drop_last=True',
+    )
+
+
+def _normalizes_single_pixels(module: nn.Sequential) -> bool:
+    """Return whether batch normalization follows a global pool, as in pyramid pooling and ASPP."""
+    pools = (part for part in module if isinstance(part, nn.AdaptiveAvgPool2d))
+    return any(pool.output_size in (1, (1, 1)) for pool in pools) and any(
+        isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()
+    )
+
+
+def _spread_class_weights(model: nn.Module) -> None:
+    """Let mmseg's binary cross entropy weigh the classes of (B, C, H, W), not the columns."""
+    for module in model.modules():
+        criterion = getattr(module, 'cls_criterion', None)
+        weights = getattr(module, 'class_weight', None)
+        if (
+            getattr(module, 'use_sigmoid', False)
+            and getattr(criterion, '__module__', '').startswith('mmseg.')
+            and isinstance(weights, (list, tuple))
+            and all(isinstance(weight, (int, float)) for weight in weights)
+        ):
+            module.class_weight = [[[weight]] for weight in weights]
 
 
 def _report_unused_outputs(model: nn.Module, optimizer: Optimizer) -> None:

@@ -1,0 +1,96 @@
+"""Predictions that an evaluation keeps, each in a file of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS
+from PIL import Image
+
+from .checks.coco import read_coco
+from .checks.data import lazily_built, list_pairs
+from .checks.findings import is_local
+from .checks.walk import TASKS, datasets_of
+
+
+def label_file(out: str | Path, root: str | None, image: str) -> Path:
+    """Return where the label image of an image goes.
+
+    Args:
+        out: Folder of all of them.
+        root: Folder of the images: theirs below it becomes the one below ``out``; None for none.
+        image: Path of the image.
+    """
+    name = Path(image).name if root is None else os.path.relpath(image, root)
+    return Path(out) / Path(name).with_suffix('.png')
+
+
+@METRICS.register_module()
+class LabelImages(BaseMetric):
+    """Keep predictions of a segmentor as label images, in folders as the images are.
+
+    Ids are those of the data set's own label files: counted from 1 with ``reduce_zero_label``.
+
+    Args:
+        out: Folder to write to.
+        root: Folder of the images; None keeps their names alone.
+    """
+
+    def __init__(self, out: str, root: str | None = None):
+        super().__init__()
+        self.out, self.root = out, root
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        for sample in data_samples:
+            ids = sample['pred_sem_seg']['data'].squeeze().cpu().numpy().astype(np.int64)
+            ids += bool(sample.get('reduce_zero_label'))
+            path = label_file(self.out, self.root, sample['img_path'])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(ids.astype(np.uint8 if ids.max() < 256 else np.uint16)).save(path)
+            self.results.append(None)
+
+    def compute_metrics(self, results: list) -> dict:
+        return {}
+
+
+def files_of(cfg: Config, task: str, with_images: bool = True) -> tuple[list[str], list[str]]:
+    """Return the images of the data sets of a loader, and their label and annotation files.
+
+    Args:
+        task: 'train', 'val' or 'test'.
+        with_images: Whether annotation files in COCO's format are read for their images.
+    """
+    images: list[str] = []
+    others: list[str] = []
+    dataset = (cfg.get(f'{task}_dataloader') or {}).get('dataset')
+    for place, settings in datasets_of(dataset, f'{task}_dataloader.dataset'):
+        source = lazily_built(cfg, settings, place)
+        if source is None or (source.ann_file and not os.path.exists(source.ann_file)):
+            continue
+        if hasattr(source, 'label_map'):
+            pairs, _ = list_pairs(source, place)
+            images += [image for image, _ in pairs]
+            others += [label for _, label in pairs if label]
+        elif is_local(source.ann_file):
+            others.append(source.ann_file)
+            if with_images:
+                folder = source.data_prefix.get('img') or ''
+                names = (entry['file_name'] for entry in read_coco(source.ann_file)['images'])
+                images += [os.path.join(folder, name) for name in names]
+    return images, others
+
+
+def all_files_of(cfg: Config, with_images: bool) -> list[str]:
+    """Return every file that the data sets of a config read, as far as that is known."""
+    return [path for task in TASKS for part in files_of(cfg, task, with_images) for path in part]
+
+
+def root_of(images: Sequence[str]) -> str | None:
+    """Return the folder that holds all images, directly or in folders; None for no images."""
+    return os.path.commonpath([os.path.dirname(path) for path in images]) if images else None

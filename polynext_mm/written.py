@@ -1,0 +1,49 @@
+"""The one rule for files that commands write: never over what is read, never over each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class OverwriteError(ValueError):
+    """A result would be written over a file that is read, or over another result."""
+
+
+def require_apart(targets: Iterable[tuple[str, Path]], inputs: Iterable[str | os.PathLike]) -> None:
+    """Check that every result gets a file of its own, and none replaces what is read.
+
+    Symbolic and hard links count as the files that they lead to.
+
+    Args:
+        targets: What writes each file (an option of the command, such as '--out'), and its path.
+        inputs: Everything that is read: images, labels, annotations, config, checkpoint.
+
+    Raises:
+        OverwriteError: If not, naming the file and the option.
+    """
+    read = {identity for path in inputs for identity in _identities(Path(path))}
+    taken: dict[object, str] = {}
+    for option, path in targets:
+        identities = _identities(path)
+        if not read.isdisjoint(identities):
+            raise OverwriteError(
+                f'{path} is an input and would be overwritten: take another {option}'
+            )
+        earlier = next((taken[key] for key in identities if key in taken), None)
+        if earlier is not None:
+            what = 'two inputs' if earlier == option else f'{earlier} and {option}'
+            remedy = 'rename one' if earlier == option else f'take another {option}'
+            raise OverwriteError(f'{what} would be written to {path}: {remedy}')
+        taken.update(dict.fromkeys(identities, option))
+
+
+def _identities(path: Path) -> list[object]:
+    """Return what tells a file from others: its path without links, and its inode if it exists."""
+    found: list[object] = [os.path.realpath(path)]
+    try:
+        status = path.stat()
+    except OSError:  # is not there yet, or is a url
+        return found
+    return [*found, (status.st_dev, status.st_ino)]
