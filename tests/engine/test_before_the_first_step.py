@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.optim import OptimWrapper
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
@@ -115,16 +116,15 @@ def test_other_batches_pass():
     TrainingCheckHook._refuse_batch_of_one(plain)
 
 
-def test_weights_of_classes_with_sigmoid_weigh_classes(monkeypatch):
+def test_weights_of_classes_with_sigmoid_weigh_classes():
     from mmseg.models.losses import CrossEntropyLoss
 
     runner = Runner(6, 2)
     weights = [1.0, 3.0]
     loss = CrossEntropyLoss(use_sigmoid=True, class_weight=weights)
     runner.model['loss'] = loss
-    monkeypatch.setattr(
-        TrainingCheckHook, '_refuse_unknown_loss_scale', staticmethod(lambda runner: 0)
-    )
+    optimizer = torch.optim.SGD(runner.model.parameters(), 0.1)
+    runner.optim_wrapper = OptimWrapper(optimizer)
     TrainingCheckHook().before_train(runner)
     torch.manual_seed(0)
     scores, labels = torch.randn(2, 2, 4, 5), torch.randint(0, 2, (2, 4, 5))
