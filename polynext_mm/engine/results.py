@@ -74,6 +74,8 @@ def files_of(cfg: Config, task: str, with_images: bool = True) -> tuple[list[str
         if source is None or (source.ann_file and not os.path.exists(source.ann_file)):
             continue
         if hasattr(source, 'label_map'):
+            if not os.path.isdir(source.data_prefix.get('img_path') or ''):
+                continue
             pairs, _ = list_pairs(source, place)
             images += [image for image, _ in pairs]
             others += [label for _, label in pairs if label]
