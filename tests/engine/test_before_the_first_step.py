@@ -136,6 +136,8 @@ def test_weights_of_classes_with_sigmoid_weigh_classes():
         for i, weight in enumerate(weights)
     ]
     torch.testing.assert_close(loss(scores, labels), sum(parts) / 2)
+    one, ignored = torch.randn(2, 1, 4, 5), torch.full((2, 4, 5), 255)
+    assert loss(one, ignored, ignore_index=255) == 0
 
 
 # Results

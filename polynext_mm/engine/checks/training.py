@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 
 from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
@@ -11,7 +12,7 @@ from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -44,6 +45,7 @@ class TrainingCheckHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self._refuse_batch_of_one(runner)
         _spread_class_weights(models.unwrapped(runner.model))
+        _allow_ignored_batches(models.unwrapped(runner.model))
         self._refuse_unknown_loss_scale(runner)
         self._watch_first_step(runner)
 
@@ -131,6 +133,20 @@ def _spread_class_weights(model: nn.Module) -> None:
             and all(isinstance(weight, (int, float)) for weight in weights)
         ):
             module.class_weight = [[[weight]] for weight in weights]
+
+
+def _allow_ignored_batches(model: nn.Module) -> None:
+    """Let a single logit learn nothing from a batch without labels, where mmseg raises."""
+    for module in model.modules():
+        criterion = getattr(module, 'cls_criterion', None)
+        if getattr(criterion, '__module__', '').startswith('mmseg.') and module.use_sigmoid:
+            module.cls_criterion = functools.partial(_unless_all_ignored, criterion)
+
+
+def _unless_all_ignored(criterion: Callable, pred: Tensor, label: Tensor, *args, **options):
+    if pred.size(1) == 1 and (label == options.get('ignore_index', -100)).all():
+        return pred.sum() * 0
+    return criterion(pred, label, *args, **options)
 
 
 def _report_unused_outputs(model: nn.Module, optimizer: Optimizer) -> None:
