@@ -13,9 +13,8 @@ from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 from segmentors import assert_a_step_trains_everything, assert_it_predicts
 
-from helpers import CONFIG, ROOT, Config, build_model
+from helpers import ROOT, Config, build_model
 from polynext_mm.analysis import count_config
-from polynext_mm.engine.checks.config import check_config
 from polynext_mm.engine.launch import DatasetNotFoundError, require_dataset
 
 
@@ -102,17 +101,6 @@ def test_model_and_schedule(recipe):
         said.power,
         0.0,
     )
-
-
-@EACH
-def test_runs_are_checked_and_kept_as_all_others(recipe):
-    cfg, usual = config(recipe), Config.fromfile(CONFIG)
-    check_config(cfg)
-    assert cfg.custom_hooks == usual.custom_hooks
-    assert cfg.default_hooks.checkpoint.type == 'AtomicCheckpointHook'
-    assert cfg.optim_wrapper.type == 'AutocastOptimWrapper'
-    assert cfg.optim_wrapper.dtype == 'bfloat16'
-    assert cfg.custom_imports.imports[0] == 'polynext_mm'
 
 
 @EACH
