@@ -15,7 +15,7 @@ UPSTREAM = $(VENV)-openmmlab
 MMCV = $(or $(MMCV_WHEEL),mmcv-lite==2.1.0)
 UPSTREAM_INSTALLED = $(UPSTREAM)/.installed-$(notdir $(MMCV))
 
-.PHONY: install demo demo-detection tables lint test test-slow test-cuda test-openmmlab clean
+.PHONY: install demo demo-detection tables lint quick test test-slow test-cuda test-openmmlab clean
 .SILENT:
 
 install: $(INSTALLED)
@@ -53,6 +53,11 @@ lint: $(INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+# While working: no test that starts processes, trains, exports or interprets Triton.
+quick: $(INSTALLED)
+	echo '==> Running the quick tests (2 minutes)'
+	$(RUN) -m pytest -n $(JOBS) -m 'not heavy and not slow and not cuda'
 
 test: lint
 	echo '==> Running the tests, slow ones excepted (about 9 minutes)'

@@ -496,6 +496,7 @@ def test_an_average_of_the_weights_takes_the_size_of_the_crop():
 # Alone
 
 
+@pytest.mark.heavy
 def test_torch_and_timm_are_enough():
     program = """
     import polynext_mm.timm, timm

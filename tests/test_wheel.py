@@ -19,6 +19,8 @@ import polynext_mm
 from helpers import ROOT, as_arguments, python, run, sample_as_ade20k, tiny_options
 from polynext_mm.compat.packages import stack_name
 
+pytestmark = pytest.mark.heavy
+
 NAME = 'upernet_cpolynext_t_ade20k'
 FOLDERS = ('configs', 'tools', 'benchmarks')
 FILES = ('pyproject.toml', 'setup.py', 'MANIFEST.in', 'README.md', 'CHANGELOG.md', 'LICENSE')

@@ -44,6 +44,7 @@ def test_a_segmentor_is_counted_right():
     assert_counted_right(model, torch.randn(1, 3, 64, 96))
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(
     stack_name() == 'openmmlab', reason="upstream's tool passes mmengine both inputs and a shape"
 )

@@ -2,6 +2,8 @@
 
 import textwrap
 
+import pytest
+
 from helpers import ROOT, python
 
 PROGRAM = textwrap.dedent("""
@@ -38,6 +40,7 @@ PROGRAM = textwrap.dedent("""
 """)
 
 
+@pytest.mark.heavy
 def test_two_processes_average_to_the_gradients_of_one(tmp_path):
     program = tmp_path / 'program.py'
     program.write_text(PROGRAM)

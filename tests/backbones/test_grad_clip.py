@@ -144,6 +144,7 @@ def test_mms_amp_wrapper_is_refused_before_the_first_step():
     TrainingCheckHook().before_train(runner)
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures('quick_configs')
 @pytest.mark.parametrize(
     ('clip', 'counts', 'refused'), [(5.0, 2, True), (None, 2, False), (5.0, 1, False)]

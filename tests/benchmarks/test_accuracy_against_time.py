@@ -30,6 +30,7 @@ def small(monkeypatch):
     return [Setting(mode, (32, 32)) for mode in tool.MODES]
 
 
+@pytest.mark.heavy
 def test_measured_resumed_and_drawn(small, tmp_path):
     path, names = tmp_path / 'times.json', ['cpolynext_t', 'apolynext_t']
     tool.measure(path, names, small, rounds=1, warmup=1)
@@ -88,6 +89,7 @@ def test_peers_above_the_line(milliseconds, above):
     assert tool.above_our_line(kept, 'inference') == above
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('content', ['', '{}', '[1]', json.dumps(dict(networks=[]))])
 def test_files_that_hold_no_times(content, tmp_path):
     path = tmp_path / 'times.json'

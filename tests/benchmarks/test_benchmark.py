@@ -55,6 +55,7 @@ def assert_positive(records, *columns):
             assert math.isfinite(float(record[column])) and float(record[column]) > 0
 
 
+@pytest.mark.heavy
 def test_models_are_compared(tmp_path):
     modes = ('inference', 'train')
     report = run(
@@ -153,6 +154,7 @@ def test_peak_where_the_mark_cannot_be_set_back(monkeypatch):
     assert 3 * MIB <= peak < 4 * MIB
 
 
+@pytest.mark.heavy
 def test_more_than_there_is_does_not_fit():
     attention = Subject('matrix', 'attention', 'matrix', 'contiguous')
     assert peak_memory(attention, Setting('train', (200_000,))) == (None, 'did not fit')

@@ -31,6 +31,7 @@ def test_every_command_is_a_module_with_a_parser_of_its_name(name):
     assert callable(module.main)
 
 
+@pytest.mark.heavy
 def test_help_needs_neither_torch_nor_mm():
     program = f"""
         import sys
@@ -117,6 +118,7 @@ def test_an_absent_config_is_told(name, message):
         resources.find_config(name)
 
 
+@pytest.mark.heavy
 def test_configs_of_other_projects_inherit_wherever_ours_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # of the same name as ours: it must not inherit from itself

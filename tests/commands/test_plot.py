@@ -110,6 +110,7 @@ def test_a_folder_without_logs(tmp_path):
         main([str(tmp_path)])
 
 
+@pytest.mark.heavy
 def test_without_matplotlib_it_says_what_to_install(by_iteration):
     program = """
         import sys

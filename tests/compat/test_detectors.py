@@ -119,6 +119,7 @@ print(is_stand_in, losses.item(), gradient.item())
 """
 
 
+@pytest.mark.heavy
 def test_the_compiled_operators_are_used_and_give_the_same_loss():
     """To the last digit, gradients included, for the same random numbers."""
     try:

@@ -6,6 +6,8 @@ import pytest
 
 from helpers import python
 
+pytestmark = pytest.mark.heavy
+
 pytest.importorskip('mmcv')
 
 

@@ -49,6 +49,7 @@ def test_published_figure_and_drop_path_of_the_segmentor(arch):
     assert config(RECIPES[0], arch).model.backbone.drop_path_rate == rate
 
 
+@pytest.mark.heavy
 @EACH
 def test_a_segmentors_step_and_prediction(arch):
     model = assert_a_step_trains_everything(config(RECIPES[0], arch), 150)

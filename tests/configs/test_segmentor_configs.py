@@ -149,6 +149,7 @@ def test_parameter_groups(recipe):
     assert embeddings == (4 if said.head == 'Mask2FormerHead' else 0)
 
 
+@pytest.mark.heavy
 @EVERY
 @EACH
 def test_a_step_and_a_prediction(recipe, arch):

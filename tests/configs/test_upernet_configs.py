@@ -94,6 +94,7 @@ STEPPED = [*FOUR_STAGES, *(f'{arch}_bn' for arch in FULLY_POLYNOMIAL)]
 LONG = [arch for arch in STEPPED if arch.removesuffix('_bn')[-1] in 'sbl']
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('arch', some_slow(STEPPED, LONG))
 def test_a_step_of_training_and_a_prediction(arch):
     """With the heads of the recipe and a small crop."""
@@ -103,6 +104,7 @@ def test_a_step_of_training_and_a_prediction(arch):
     assert_it_predicts(model, 150)
 
 
+@pytest.mark.heavy
 def test_a_step_and_a_prediction_of_the_low_resolution_example():
     cfg = Config.fromfile(ROOT / 'configs' / 'upernet_cpolynext_lr_materials.py')
     model = assert_a_step_trains_everything(cfg, 6, 32)

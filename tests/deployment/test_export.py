@@ -26,6 +26,8 @@ from polynext_mm.deployment import (
 )
 from polynext_mm.inference.predictor import build_model as build_trained
 
+pytestmark = pytest.mark.heavy
+
 SHAPES = [(1, 32, 32), (2, 33, 70), (3, 96, 64)]
 # One stage of convolutions and one of attention
 TWO_STAGES = {

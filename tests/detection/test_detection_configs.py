@@ -31,6 +31,7 @@ FIRST = [recipe.format(f'cpolynext_{sizes[0]}') for recipe, sizes in RECIPES.ite
 REST = set(CONFIGS) - {*FIRST, 'retinanet_apolynext_t_coco_1x'}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('name', some_slow(CONFIGS, REST))
 def test_a_step_and_a_prediction(name):
     model, wrapper = build(load(name))

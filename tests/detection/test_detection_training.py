@@ -68,6 +68,7 @@ def test_two_processes(tmp_path):
     assert re.findall(r'Epoch\(train\) +(\[.\])\[2/2\]', log) == ['[2]']
 
 
+@pytest.mark.heavy
 def test_without_coco_one_screen_says_what_to_do(tmp_path):
     printed = python(ROOT / 'tools' / 'train.py', MASK_RCNN, cwd=tmp_path, succeeds=False)
     message = printed[printed.index('DatasetNotFoundError') :]
@@ -77,6 +78,7 @@ def test_without_coco_one_screen_says_what_to_do(tmp_path):
     assert not (tmp_path / 'work_dirs').exists()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('order', itertools.permutations(['mmseg', 'mmdet']), ids=' then '.join)
 def test_both_tasks_in_one_process(order, tmp_path):
     """A segmentor and a detector both work after both were built."""

@@ -43,6 +43,7 @@ def runner_of(backbone, world_size=1, counts=1):
     return SimpleNamespace(model=model, world_size=world_size, optim_wrapper=wrapper)
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures('quick_configs')
 def test_a_training_replays_the_first_shape(replayed, tmp_path):
     """With validation between the steps, and as it would have gone without."""

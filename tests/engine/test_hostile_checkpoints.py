@@ -11,7 +11,7 @@ from runs import config, saved, train
 from marks import some_slow
 from polynext_mm.weights import CheckpointError
 
-pytestmark = pytest.mark.usefixtures('quick_configs')
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures('quick_configs')]
 
 
 @pytest.fixture(scope='module')

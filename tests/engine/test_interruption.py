@@ -14,7 +14,7 @@ from helpers import ROOT
 from polynext_mm import startup
 from polynext_mm.engine import LostWorkerError
 
-pytestmark = pytest.mark.usefixtures('quick_configs')
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures('quick_configs')]
 
 # by epoch, hook point, iterations done by then, what is saved
 MOMENTS = [

@@ -199,6 +199,7 @@ def normalized(cfg: Config, settings: dict) -> Config:
 TASKS = pytest.mark.parametrize('task', [segmentor, detector])
 
 
+@pytest.mark.heavy
 @TASKS
 @pytest.mark.parametrize('settings', [CAFFE, dict()], ids=['caffe', 'yolox'])
 def test_training_from_imagenet_weights_with_another_normalization_is_refused(
@@ -213,6 +214,7 @@ def test_training_from_imagenet_weights_with_another_normalization_is_refused(
     assert runner.iter == 0
 
 
+@pytest.mark.heavy
 @TASKS
 def test_another_normalization_may_be_meant(task, tmp_path, imagenet_file):
     cfg = normalized(task(tmp_path), CAFFE)
@@ -223,6 +225,7 @@ def test_another_normalization_may_be_meant(task, tmp_path, imagenet_file):
     assert runner.iter >= 1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('settings', [LOW_RESOLUTION, IMAGENET], ids=['cifar10', 'imagenet'])
 def test_low_resolution_files_start_a_training_with_their_normalization(settings, tmp_path):
     """Also through ``load_from``; anything else is refused."""
@@ -251,6 +254,7 @@ def test_low_resolution_files_start_a_training_with_their_normalization(settings
                 runner.train()
 
 
+@pytest.mark.heavy
 def test_training_from_scratch_may_normalize_as_it_likes(tmp_path):
     cfg = normalized(segmentor(tmp_path), CAFFE)
     assert cfg.model.backbone.init_cfg is None
@@ -274,6 +278,7 @@ def evaluate(cfg: Config, content: dict, tmp_path, tta: bool = False) -> str:
     return '\n'.join(re.findall('WARNING - (.*)', log.read_text()))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('tta', [False, True])
 def test_the_authors_segmentor_with_another_normalization_is_refused(tta, tmp_path):
     cfg = segmentor(tmp_path)
@@ -282,6 +287,7 @@ def test_the_authors_segmentor_with_another_normalization_is_refused(tta, tmp_pa
         evaluate(normalized(cfg, CAFFE), content, tmp_path, tta)
 
 
+@pytest.mark.heavy
 def test_the_authors_weights_as_load_from_with_another_normalization_are_refused(
     tmp_path, imagenet_file
 ):
@@ -291,6 +297,7 @@ def test_the_authors_weights_as_load_from_with_another_normalization_are_refused
         Runner.from_cfg(cfg).train()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('settings', [IMAGENET, CAFFE], ids=['imagenet', 'caffe'])
 def test_evaluating_a_checkpoint_of_ones_own_warns(settings, tmp_path):
     cfg = normalized(segmentor(tmp_path), settings)

@@ -164,6 +164,7 @@ def test_ranks_end_with_a_launcher_that_is_killed_as_they_start(tmp_path, second
     assert all(gone(rank) for rank in ranks)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('tool', ['train', 'test'])
 def test_a_rank_whose_launcher_is_gone_starts_nothing(tool):
     environment = {'TORCHELASTIC_RUN_ID': 'none', 'POLYNEXT_LAUNCHER': '1'}

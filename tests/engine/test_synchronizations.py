@@ -41,6 +41,7 @@ def test_backbones_on_a_device(settings):
     assert all(param.grad is not None for param in model.parameters())
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(
     not hasattr(torch._C, '_ensureCUDADeviceGuardSet'),
     reason='this torch makes no CUDA tensors without CUDA, not even without numbers',

@@ -8,7 +8,7 @@ import pytest
 from mmengine.registry import HOOKS
 from runs import At, config, train
 
-pytestmark = pytest.mark.usefixtures('quick_configs')
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures('quick_configs')]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -72,6 +72,7 @@ def test_several_processes_stop_before_the_first_step(options, tmp_path):
     assert 'Iter(train)' not in printed
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures('quick_configs')
 def test_one_process_is_warned_and_trains(options, tmp_path):
     path, settings = options

@@ -58,6 +58,7 @@ def test_autocast_of_half_activations(dtype):
         assert (a - b).norm() < 8 * eps * b.norm()
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(
     not hasattr(torch._C, '_ensureCUDADeviceGuardSet'),
     reason='this torch makes no CUDA tensors without CUDA, not even without numbers',

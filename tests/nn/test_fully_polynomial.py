@@ -349,6 +349,7 @@ MOVEMENT = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     'size',
     [

@@ -212,6 +212,7 @@ def test_a_write_that_fails_leaves_the_old_file(convert, paths, monkeypatch):
     assert sorted(authors.parent.iterdir()) == [authors, ours]
 
 
+@pytest.mark.heavy
 def test_from_the_command_line(paths):
     authors, ours, _ = paths
     torch.save(imagenet_weights(), authors)

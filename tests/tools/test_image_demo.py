@@ -11,6 +11,8 @@ from PIL import Image
 
 from helpers import ROOT, build_model, call_tool, python
 
+pytestmark = pytest.mark.heavy
+
 DETECTOR = ROOT / 'configs' / 'atss_cpolynext_materials.py'
 SEGMENTOR = ROOT / 'configs' / 'upernet_cpolynext_materials.py'
 

@@ -59,6 +59,7 @@ def test_mmsegs_train(tmp_path):
     assert is_trained(tmp_path / 'work')
 
 
+@pytest.mark.heavy
 def test_mmdets_train_by_run(tmp_path):
     configs, train = (mm_folder('mmdet') / part for part in ('configs', 'tools/train.py'))
     data_root = make_coco(tmp_path / 'data', ('one', 'two'), train=2, val=1)
@@ -91,6 +92,7 @@ def test_mmdets_train_by_run(tmp_path):
 # python -m polynext_mm run
 
 
+@pytest.mark.heavy
 def test_run_gives_a_script_its_arguments_and_its_folder(tmp_path):
     (tmp_path / 'scripts').mkdir()
     (tmp_path / 'scripts' / 'neighbour.py').write_text('value = 3')

@@ -170,6 +170,7 @@ def test_init_model_takes_no_backbone_alone(tmp_path):
         )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('container', ['bare', 'averaged'])
 def test_load_from_starts_a_training(config, tmp_path, container):
     path = tmp_path / 'weights.pt'
@@ -184,6 +185,7 @@ def test_load_from_starts_a_training(config, tmp_path, container):
 # Whole segmentors
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     'prefix', ['backbone.', 'backbone._orig_mod.', 'module.backbone._orig_mod.']
 )
@@ -214,6 +216,7 @@ def test_a_segmentor_file_brings_backbone_norms_and_heads(config, tmp_path, pref
     assert report.startswith('EncoderDecoder heads: loaded ')
 
 
+@pytest.mark.heavy
 def test_resuming_executes_no_config_of_the_file(config, tmp_path):
     """mmengine would execute ``meta['config']`` as Python."""
     trace = tmp_path / 'executed'
@@ -236,6 +239,7 @@ def test_resuming_executes_no_config_of_the_file(config, tmp_path):
         assert not trace.exists()
 
 
+@pytest.mark.heavy
 def test_an_average_of_mms_hook_is_saved_and_resumed(config, tmp_path):
     config.custom_hooks.append(dict(type='EMAHook', momentum=0.5))
     config.default_hooks.checkpoint.interval = 1
@@ -280,6 +284,7 @@ def test_read_keeps_what_resuming_needs(config, tmp_path):
 # Torch alone
 
 
+@pytest.mark.heavy
 def test_reading_loading_and_converting_need_torch_alone(config, tmp_path):
     torch.save(dict(segmentor_file(config), **mm_extras()), tmp_path / 'segmentor.pth')
     torch.save(imagenet_weights(), tmp_path / 'imagenet.pt')
@@ -311,6 +316,7 @@ def test_reading_loading_and_converting_need_torch_alone(config, tmp_path):
     assert is_golden_and_normed(model.backbone)
 
 
+@pytest.mark.heavy
 def test_reading_imports_mmengine_only_for_what_is_mmengines(config, tmp_path):
     torch.save(dict(segmentor_file(config), **mm_extras()), tmp_path / 'segmentor.pth')
     torch.save(CONTAINERS['averaged'](), tmp_path / 'imagenet.pt')

@@ -187,6 +187,7 @@ def test_urls_of_mmengines_names_are_read_safely(cache, server, tmp_path, monkey
     assert not trace.exists()
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures('cache', 'release', 'quick_configs')
 def test_a_published_name_starts_a_training(tmp_path):
     config = tiny_config(
@@ -345,6 +346,7 @@ RANK = textwrap.dedent("""
 """)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('found', [True, False])
 def test_two_ranks_fetch_once_or_both_end(tmp_path, server, found):
     if found:

@@ -142,6 +142,7 @@ FOR_OUR_MODELS = [
 ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('way', FOR_OUR_MODELS)
 def test_the_keys_of_a_file_do_not_matter(tmp_path, trace, way):
     """Whoever writes a file chooses its keys: these are of no network of ours."""
@@ -160,6 +161,7 @@ def test_the_keys_of_a_file_do_not_matter(tmp_path, trace, way):
     assert not trace.exists() and path in str(caught.value)
 
 
+@pytest.mark.heavy
 def test_unsafe_in_last_checkpoint_does_not_count(tmp_path, trace):
     config = tiny_config(sample_as_ade20k(tmp_path), tmp_path / 'work')
     path = str(tmp_path / 'somebody.pth')
@@ -175,6 +177,7 @@ def test_storage_that_cannot_be_read_safely_is_refused(scheme):
         load_checkpoint(build(arch=ARCH), f'{scheme}bucket/weights.pth')
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ('way', 'zipped'),
     [

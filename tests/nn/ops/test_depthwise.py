@@ -96,6 +96,7 @@ def test_operations_are_counted_in_both_directions():
     assert (forward.get_total_flops(), backward.get_total_flops()) == (once, 2 * once)
 
 
+@pytest.mark.heavy
 @needs(EXPORT)
 def test_export_takes_torchs_convolution():
     class Convolution(torch.nn.Module):

@@ -17,6 +17,7 @@ require(TRITON_KERNELS)
 pytest.importorskip('triton')
 
 
+@pytest.mark.heavy
 def test_kernels_under_the_interpreter():
     program = Path(__file__).with_name('interpreted_kernels.py')
     python('-m', 'pytest', '-x', program, TRITON_INTERPRET='1')
@@ -87,6 +88,7 @@ def test_operators_have_the_shapes_dtypes_and_strides_of_their_results():
     assert features[0] == features[1]
 
 
+@pytest.mark.heavy
 def test_networks_work_where_triton_is_missing():
     python(
         '-c',

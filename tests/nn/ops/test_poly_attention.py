@@ -121,6 +121,7 @@ def test_memory_is_linear_in_tokens():
     assert sum(kept) <= 2 * 3 * 500 * (4 * 32 + 1)
 
 
+@pytest.mark.heavy
 @needs(EXPORT)
 def test_export_takes_the_plain_form():
     class Attention(torch.nn.Module):

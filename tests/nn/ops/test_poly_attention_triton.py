@@ -23,6 +23,7 @@ INTERPRETED = Path(__file__).with_name('interpreted_poly_attention.py')
 TRITON, TORCH = 'poly_attention_triton', 'poly_attention'
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('which', ['not slow', pytest.param('slow', marks=pytest.mark.slow)])
 def test_kernels_under_the_interpreter(which):
     python('-m', 'pytest', '-x', '-m', which, INTERPRETED, TRITON_INTERPRET='1')
@@ -114,6 +115,7 @@ def test_compiles_into_one_graph(fake_cuda):
     torch._dynamo.reset()
 
 
+@pytest.mark.heavy
 def test_works_where_triton_is_missing():
     python(
         '-c',
