@@ -14,6 +14,7 @@ from PIL import Image
 from segmentors import assert_a_step_trains_everything, assert_it_predicts
 
 from helpers import ROOT, Config, build_model
+from marks import some_slow
 from polynext_mm.analysis import count_config
 from polynext_mm.engine.launch import DatasetNotFoundError, require_dataset
 
@@ -70,7 +71,6 @@ RECIPES = {
 }
 FAMILIES = ('cpolynext_s', 'apolynext_s')
 EACH = pytest.mark.parametrize('recipe', RECIPES)
-EVERY = pytest.mark.parametrize('arch', FAMILIES)
 DATA = {recipe: RECIPES[recipe].classes for recipe in RECIPES if 'upernet' in recipe}
 
 
@@ -150,7 +150,7 @@ def test_parameter_groups(recipe):
 
 
 @pytest.mark.heavy
-@EVERY
+@pytest.mark.parametrize('arch', some_slow(FAMILIES, FAMILIES[1:]))
 @EACH
 def test_a_step_and_a_prediction(recipe, arch):
     cfg, classes = config(recipe, arch), RECIPES[recipe].classes
