@@ -56,7 +56,7 @@ def main() -> None:
     torch.cuda.is_bf16_supported = lambda **_: True
     torch.amp.is_autocast_available = lambda device: True
     for name in ('kaiming_uniform_', 'kaiming_normal_'):  # they want a generator of CUDA's
-        setattr(torch.nn.init, name, lambda weight, *_, **__: weight)
+        setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
     for case in itertools.product(('bfloat16', 'float16'), (None, dict(max_norm=1.0))):
         check(*case)
     print('all cases passed')
