@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import ROOT, python
-from marks import some_slow
 from polynext_mm.compat import install_mmcv_ops
+from tests.helpers.files import ROOT
+from tests.helpers.programs import python
+from tests.marks import some_slow
 
 mmdet = pytest.importorskip('mmdet')
 install_mmcv_ops()
