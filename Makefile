@@ -15,7 +15,7 @@ UPSTREAM = $(VENV)-openmmlab
 MMCV = $(or $(MMCV_WHEEL),mmcv-lite==2.1.0)
 UPSTREAM_INSTALLED = $(UPSTREAM)/.installed-$(notdir $(MMCV))
 
-.PHONY: install demo demo-detection tables lint test test-slow test-cuda test-openmmlab clean
+.PHONY: install demo demo-detection tables lint quick test test-slow test-cuda test-openmmlab clean
 .SILENT:
 
 install: $(INSTALLED)
@@ -54,6 +54,11 @@ lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+# While working: no test that starts processes, trains, exports or interprets Triton.
+quick: $(INSTALLED)
+	echo '==> Running the quick tests (2 minutes)'
+	$(RUN) -m pytest -n $(JOBS) -m 'not heavy and not slow and not cuda'
+
 test: lint
 	echo '==> Running the tests, slow ones excepted (about 9 minutes)'
 	$(RUN) -m pytest -n $(JOBS) -m 'not slow and not cuda'
@@ -65,7 +70,7 @@ test-slow: $(INSTALLED)
 # On a machine with a GPU, the first thing to run. Without one it says so.
 test-cuda: $(INSTALLED)
 	echo '==> Comparing the GPU with the CPU, and measuring (more than ten minutes)'
-	$(RUN) tests/cuda/gpu_report.py -- -n $(JOBS)
+	$(RUN) -m tests.cuda.gpu_report -- -n $(JOBS)
 
 # The environment that most users of upstream's have, torch 2.1 included. Tests of what newer torch has
 # are skipped, with the reason.

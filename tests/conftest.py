@@ -6,10 +6,34 @@ OpenMP threads that wait for each other on a busy machine are many times slower.
 import gc
 import multiprocessing
 import os
+import sys
 
 import pytest
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+_STARTS = ('subprocess.Popen', 'os.fork', 'os.posix_spawn', 'os.system')
+_light_test = None
+
+
+def _refuse_processes(event: str, args: tuple) -> None:
+    if _light_test is not None and event in _STARTS:
+        raise RuntimeError(f'{_light_test} starts a process: mark it with pytest.mark.heavy')
+
+
+sys.addaudithook(_refuse_processes)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Keep `make quick` quick: a test that starts processes must be marked."""
+    global _light_test
+    marks = ('heavy', 'slow', 'cuda')
+    _light_test = None if any(map(item.get_closest_marker, marks)) else item.nodeid
+    try:
+        return (yield)
+    finally:
+        _light_test = None
 
 
 @pytest.fixture
@@ -40,8 +64,8 @@ def pytest_collection_modifyitems(items):
     """Skip what computes in float16 on CPUs where torch does not."""
     import torch
 
-    from marks import needs
     from polynext_mm.compat.torch_features import FLOAT16_ON_CPUS
+    from tests.marks import needs
 
     for item in items:
         values = item.callspec.params.values() if hasattr(item, 'callspec') else ()

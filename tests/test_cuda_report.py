@@ -3,12 +3,14 @@
 import pytest
 import torch
 
-from helpers import ROOT, python
+from tests.helpers.files import ROOT
+from tests.helpers.programs import python
 
 REPORT = ROOT / 'tests' / 'cuda' / 'gpu_report.py'
 PATHS = dict(PYTHONPATH=str(ROOT), cwd=ROOT)
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 def test_without_a_gpu_it_says_why_it_does_nothing(tmp_path):
     printed = python(REPORT, '--out', tmp_path, POLYNEXT_TEST_DEVICE='cuda', **PATHS)

@@ -7,13 +7,15 @@ from importlib import metadata
 import pytest
 
 import polynext_mm
-from helpers import MM_PACKAGES, TINY_ARCH, python, python_without
 from polynext_mm.commands import main
+from tests.helpers.networks import TINY_ARCH
+from tests.helpers.programs import MM_PACKAGES, python, python_without
 
 # what people have besides torch, and a network does not need
 OTHERS = ('cv2', 'matplotlib', 'numpy', 'PIL', 'safetensors', 'scipy', 'timm', 'torchvision')
 
 
+@pytest.mark.heavy
 def test_the_networks_need_torch_alone():
     hidden = {*MM_PACKAGES, *OTHERS}
     program = f"""
@@ -42,6 +44,7 @@ assert 'mmcv._ext' in sys.modules
 """
 
 
+@pytest.mark.heavy
 def test_networks_and_weights_do_not_import_mm_and_mm_finds_all_registered():
     program = f"""
         import sys
@@ -53,6 +56,7 @@ def test_networks_and_weights_do_not_import_mm_and_mm_finds_all_registered():
     python('-c', textwrap.dedent(program) + CHECK_REGISTERED)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     'program',
     [
@@ -65,6 +69,7 @@ def test_all_is_registered_whatever_is_imported_first(program):
     python('-c', program + CHECK_REGISTERED)
 
 
+@pytest.mark.heavy
 def test_without_mm_the_first_use_of_it_says_what_to_install():
     program = """
         import importlib
@@ -87,6 +92,7 @@ def test_without_mm_the_first_use_of_it_says_what_to_install():
     assert lines[0].startswith('mmengine polynext_mm needs mmengine, which is not installed: run ')
 
 
+@pytest.mark.heavy
 def test_a_failure_of_ours_leaves_mmengine_to_others():
     """Such as an operator that this torch lacks: said once, and again where it is asked for."""
     program = """

@@ -2,7 +2,10 @@
 
 import textwrap
 
-from helpers import ROOT, python
+import pytest
+
+from tests.helpers.files import ROOT
+from tests.helpers.programs import python
 
 PROGRAM = textwrap.dedent("""
     import sys
@@ -11,7 +14,8 @@ PROGRAM = textwrap.dedent("""
     from torch.nn.parallel import DistributedDataParallel
 
     sys.path.insert(0, sys.argv[1])
-    from helpers import build, randomized
+    from tests.helpers.networks import build
+    from tests.helpers.networks import randomized
 
     distributed.init_process_group('gloo')
     rank = distributed.get_rank()
@@ -38,10 +42,11 @@ PROGRAM = textwrap.dedent("""
 """)
 
 
+@pytest.mark.heavy
 def test_two_processes_average_to_the_gradients_of_one(tmp_path):
     program = tmp_path / 'program.py'
     program.write_text(PROGRAM)
     printed = python(
-        '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', program, ROOT / 'tests'
+        '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', program, ROOT
     )
     assert 'RANK 0 agrees' in printed and 'RANK 1 agrees' in printed

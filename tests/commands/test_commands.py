@@ -10,9 +10,10 @@ import pytest
 from mmengine.config import Config
 
 import polynext_mm
-from helpers import CONFIG, ROOT, python
 from polynext_mm import resources
 from polynext_mm.commands import COMMANDS, main
+from tests.helpers.files import CONFIG, ROOT
+from tests.helpers.programs import python
 
 NAME = 'upernet_cpolynext_s_ade20k'
 
@@ -31,6 +32,7 @@ def test_every_command_is_a_module_with_a_parser_of_its_name(name):
     assert callable(module.main)
 
 
+@pytest.mark.heavy
 def test_help_needs_neither_torch_nor_mm():
     program = f"""
         import sys
@@ -117,6 +119,7 @@ def test_an_absent_config_is_told(name, message):
         resources.find_config(name)
 
 
+@pytest.mark.heavy
 def test_configs_of_other_projects_inherit_wherever_ours_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # of the same name as ours: it must not inherit from itself

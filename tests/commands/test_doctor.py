@@ -7,9 +7,11 @@ from importlib import metadata
 import pytest
 import torch
 
-from helpers import ROOT, imagenet_weights, segmentor_file, tiny_config
 from polynext_mm.commands import doctor
 from polynext_mm.compat import torch_features
+from tests.helpers.checkpoints import imagenet_weights, segmentor_file
+from tests.helpers.configs import tiny_config
+from tests.helpers.files import ROOT
 
 NAME = 'upernet_cpolynext_t_ade20k'
 
@@ -26,6 +28,7 @@ def examine(capsys, monkeypatch):
     return run
 
 
+@pytest.mark.heavy
 def test_a_sound_installation(examine):
     code, printed = examine(only=doctor.CHECKS)
     assert code == 0, printed
@@ -36,6 +39,7 @@ def test_a_sound_installation(examine):
     assert ("polynext_mm's stand in" in printed) == hasattr(sys.modules['mmcv._ext'], 'why_missing')
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('hidden', ['mmengine', 'mmcv'])
 def test_without_the_mm_packages(examine, monkeypatch, hidden):
     monkeypatch.setitem(sys.modules, hidden, None)
@@ -44,6 +48,7 @@ def test_without_the_mm_packages(examine, monkeypatch, hidden):
     assert f'polynext_mm needs {hidden}, which is not installed: run `pip install' in printed
 
 
+@pytest.mark.heavy
 def test_two_sets_in_one_place(examine, monkeypatch, tmp_path):
     for name in ('onedl_mmengine', 'mmengine'):
         folder = tmp_path / f'{name}-1.0.dist-info'
@@ -57,6 +62,7 @@ def test_two_sets_in_one_place(examine, monkeypatch, tmp_path):
     assert '-> pip uninstall -y onedl-mmengine' in printed
 
 
+@pytest.mark.heavy
 def test_what_is_missing_but_not_needed(examine, monkeypatch):
     monkeypatch.setattr(shutil, 'which', lambda name: None)
     find_spec = doctor.importlib.util.find_spec
@@ -69,6 +75,7 @@ def test_what_is_missing_but_not_needed(examine, monkeypatch):
     assert '-> pip install timm' in printed and 'ConvFormer, CAFormer' in printed
 
 
+@pytest.mark.heavy
 def test_a_torch_too_old_to_compile(examine, monkeypatch):
     old = torch_features.COMPILE_CELLS._replace(is_there=False)
     monkeypatch.setattr(torch_features, 'COMPILE_CELLS', old)
@@ -87,12 +94,14 @@ def test_what_this_torch_lacks(examine, monkeypatch):
     assert 'compile_cells (torch 2.12)' in printed and 'export (torch' not in printed
 
 
+@pytest.mark.heavy
 def test_an_error_in_a_check_is_a_finding(examine, monkeypatch):
     monkeypatch.setitem(doctor.CHECKS, 'networks', lambda: 1 / 0)
     code, printed = examine(only=['networks'])
     assert code == 1 and 'ZeroDivisionError: division by zero' in printed
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ('error', 'remedy'),
     [
@@ -116,6 +125,7 @@ def test_a_failed_import_has_a_remedy(examine, monkeypatch, error, remedy):
 # A config and a checkpoint
 
 
+@pytest.mark.heavy
 def test_a_config_of_ours(examine):
     code, printed = examine('upernet_cpolynext_s_ade20k')
     assert code == 0
@@ -123,6 +133,7 @@ def test_a_config_of_ours(examine):
     assert '--cfg-options data_root=FOLDER' in printed
 
 
+@pytest.mark.heavy
 def test_a_config_that_does_not_exist(examine):
     code, printed = examine('absent')
     assert code == 1 and 'ConfigNotFoundError: there is no config absent' in printed
@@ -135,6 +146,7 @@ def config(tmp_path):
     return path
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_that_fits(examine, config, tmp_path):
     path = tmp_path / 'whole.pth'
     meta = dict(dataset_meta=dict(classes=('a', 'b')))
@@ -145,6 +157,7 @@ def test_a_checkpoint_that_fits(examine, config, tmp_path):
     assert 'heads: loaded' in printed and 'iter 160000' in printed and '2 classes' in printed
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_to_start_from(examine, config, tmp_path):
     path = tmp_path / 'cpolynext_t.pt'
     torch.save(imagenet_weights(), path)
@@ -153,6 +166,7 @@ def test_a_checkpoint_to_start_from(examine, config, tmp_path):
     assert 'cannot be evaluated' in printed and 'published: 80.2 on imagenet' in printed
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_that_does_not_fit(examine, config, tmp_path):
     path = tmp_path / 'other.pt'
     torch.save(imagenet_weights('cpolynext_s'), path)
@@ -161,6 +175,7 @@ def test_a_checkpoint_that_does_not_fit(examine, config, tmp_path):
     assert 'FAIL  checkpoint' in printed and "the file is of arch 'cpolynext_s'" in printed
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_of_another_backbone(examine, tmp_path):
     path = tmp_path / 'resnet.pth'
     torch.save(dict(state_dict={'backbone.conv1.weight': torch.ones(1)}), path)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import python_without
 from polynext_mm.commands.plot import curve, default_keys, main
 from polynext_mm.commands.scalars import Point, read_run
+from tests.helpers.programs import python_without
 
 
 def write(path: Path, records: list[dict]) -> Path:
@@ -110,6 +110,7 @@ def test_a_folder_without_logs(tmp_path):
         main([str(tmp_path)])
 
 
+@pytest.mark.heavy
 def test_without_matplotlib_it_says_what_to_install(by_iteration):
     program = """
         import sys

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import ROOT, python
-from marks import some_slow
 from polynext_mm.compat import install_mmcv_ops
+from tests.helpers.files import ROOT
+from tests.helpers.programs import python
+from tests.marks import some_slow
 
 mmdet = pytest.importorskip('mmdet')
 install_mmcv_ops()
@@ -119,6 +120,7 @@ print(is_stand_in, losses.item(), gradient.item())
 """
 
 
+@pytest.mark.heavy
 def test_the_compiled_operators_are_used_and_give_the_same_loss():
     """To the last digit, gradients included, for the same random numbers."""
     try:

@@ -17,8 +17,8 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 import polynext_mm
-from helpers import ROOT
 from polynext_mm.compat import mmengine as private
+from tests.helpers.files import ROOT
 
 # names that are private to torch and to Python
 OTHERS = {'_BatchNorm', '_exit', '_getframe', '_metadata'}
@@ -54,6 +54,7 @@ def runner(tmp_path):
     )
 
 
+@pytest.mark.heavy
 def test_what_a_runner_loads_and_whether_it_trains(runner):
     assert private.load_from(runner) == 'weights.pth' and not private.resumes(runner)
     assert private.loops(runner) == {} and not private.trains(runner)
@@ -70,6 +71,7 @@ def test_what_a_runner_loads_and_whether_it_trains(runner):
     assert loop.val_interval == 2
 
 
+@pytest.mark.heavy
 def test_models_and_optimizer_wrappers(runner):
     assert private.run_forward(Model(), {'inputs': torch.ones(1, 1)}, 'loss')['mode'] == 'loss'
     wrapper = OptimWrapper(torch.optim.SGD(Model().parameters(), lr=0.1), accumulative_counts=3)

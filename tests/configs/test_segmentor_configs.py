@@ -8,15 +8,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
-from segmentors import assert_a_step_trains_everything, assert_it_predicts
 
-from helpers import CONFIG, ROOT, Config, build_model
 from polynext_mm.analysis import count_config
-from polynext_mm.engine.checks.config import check_config
 from polynext_mm.engine.launch import DatasetNotFoundError, require_dataset
+from tests.configs.segmentors import assert_a_step_trains_everything, assert_it_predicts
+from tests.helpers.configs import build_model
+from tests.helpers.files import ROOT
+from tests.marks import some_slow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,6 @@ RECIPES = {
 }
 FAMILIES = ('cpolynext_s', 'apolynext_s')
 EACH = pytest.mark.parametrize('recipe', RECIPES)
-EVERY = pytest.mark.parametrize('arch', FAMILIES)
 DATA = {recipe: RECIPES[recipe].classes for recipe in RECIPES if 'upernet' in recipe}
 
 
@@ -102,17 +103,6 @@ def test_model_and_schedule(recipe):
         said.power,
         0.0,
     )
-
-
-@EACH
-def test_runs_are_checked_and_kept_as_all_others(recipe):
-    cfg, usual = config(recipe), Config.fromfile(CONFIG)
-    check_config(cfg)
-    assert cfg.custom_hooks == usual.custom_hooks
-    assert cfg.default_hooks.checkpoint.type == 'AtomicCheckpointHook'
-    assert cfg.optim_wrapper.type == 'AutocastOptimWrapper'
-    assert cfg.optim_wrapper.dtype == 'bfloat16'
-    assert cfg.custom_imports.imports[0] == 'polynext_mm'
 
 
 @EACH
@@ -161,7 +151,8 @@ def test_parameter_groups(recipe):
     assert embeddings == (4 if said.head == 'Mask2FormerHead' else 0)
 
 
-@EVERY
+@pytest.mark.heavy
+@pytest.mark.parametrize('arch', some_slow(FAMILIES, FAMILIES[1:]))
 @EACH
 def test_a_step_and_a_prediction(recipe, arch):
     cfg, classes = config(recipe, arch), RECIPES[recipe].classes

@@ -14,12 +14,12 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 
-from coco_sample import make_coco
-from helpers import ROOT
 from polynext_mm.datasets import CheckedPipeline, DataError, check_loading
 from polynext_mm.datasets.own import OwnSegDataset  # noqa: F401 - registered
 from polynext_mm.engine.checks.data import check_samples
-from segmentation_sample import (
+from tests.coco_sample import make_coco
+from tests.helpers.files import ROOT
+from tests.segmentation_sample import (
     constant,
     cut_short,
     end_missing,
@@ -214,6 +214,7 @@ def binary(root, split, count):
         write_label(root, split, index, np.eye(40, 48) * 255)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_binary_masks_of_0_and_255_are_told_before_the_first_step(root, split):
     binary(root, split, 4 if split == 'train' else 3)
@@ -229,6 +230,7 @@ def test_binary_masks_of_0_and_255_are_told_before_the_first_step(root, split):
     assert set(sample.unique().tolist()) <= {0, 1, 255}  # 255 of the padding
 
 
+@pytest.mark.heavy
 def test_a_rare_class_is_looked_for_before_masks_are_called_binary(tmp_path, monkeypatch):
     init_default_scope('mmseg')
     root = make_segmentation(tmp_path, train=9)
@@ -238,6 +240,7 @@ def test_a_rare_class_is_looked_for_before_masks_are_called_binary(tmp_path, mon
     check_samples(Runner.build_dataloader(segmentation_config(root).train_dataloader))
 
 
+@pytest.mark.heavy
 def test_16_bits_are_told_before_the_first_step(root, caplog):
     for index in range(4):
         pixels = np.full((40, 48, 3), 4095, np.uint16)
@@ -315,6 +318,7 @@ def test_nothing_else_changes(root):
     assert (results[0] == results[1]).all()
 
 
+@pytest.mark.heavy
 def test_a_worker_tells_in_one_line(root):
     write_label(root, 'train', 3, constant(76))
     cfg = segmentation_config(root).train_dataloader

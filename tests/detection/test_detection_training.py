@@ -12,13 +12,15 @@ import textwrap
 
 import pytest
 import torch
-from detectors import batch, losses
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 
-from coco_sample import SHAPES, data_options, make_coco
-from helpers import ROOT, build_model, free_port, mm_folder, python
+from tests.coco_sample import SHAPES, data_options, make_coco
+from tests.detection.detectors import batch, losses
+from tests.helpers.configs import build_model
+from tests.helpers.files import ROOT, mm_folder
+from tests.helpers.programs import free_port, python
 
 MASK_RCNN = ROOT / 'configs' / 'mask_rcnn_cpolynext_t_coco_1x.py'
 GIB = 2**30
@@ -68,6 +70,7 @@ def test_two_processes(tmp_path):
     assert re.findall(r'Epoch\(train\) +(\[.\])\[2/2\]', log) == ['[2]']
 
 
+@pytest.mark.heavy
 def test_without_coco_one_screen_says_what_to_do(tmp_path):
     printed = python(ROOT / 'tools' / 'train.py', MASK_RCNN, cwd=tmp_path, succeeds=False)
     message = printed[printed.index('DatasetNotFoundError') :]
@@ -77,6 +80,7 @@ def test_without_coco_one_screen_says_what_to_do(tmp_path):
     assert not (tmp_path / 'work_dirs').exists()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('order', itertools.permutations(['mmseg', 'mmdet']), ids=' then '.join)
 def test_both_tasks_in_one_process(order, tmp_path):
     """A segmentor and a detector both work after both were built."""

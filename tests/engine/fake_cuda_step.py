@@ -12,12 +12,13 @@ from unittest import mock
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from synchronizations import Synchronizations
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from helpers import ROOT, build
+from tests.engine.synchronizations import Synchronizations
+from tests.helpers.files import ROOT
+from tests.helpers.networks import build
 
 
 def check(dtype: str, clip_grad: dict | None) -> None:
@@ -56,7 +57,7 @@ def main() -> None:
     torch.cuda.is_bf16_supported = lambda **_: True
     torch.amp.is_autocast_available = lambda device: True
     for name in ('kaiming_uniform_', 'kaiming_normal_'):  # they want a generator of CUDA's
-        setattr(torch.nn.init, name, lambda weight, *_, **__: weight)
+        setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
     for case in itertools.product(('bfloat16', 'float16'), (None, dict(max_norm=1.0))):
         check(*case)
     print('all cases passed')

@@ -16,11 +16,11 @@ import pytest
 import torch
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
-from runs import At, config, saved, train
 
 from polynext_mm.engine.checkpoints.saving import newest_checkpoint
 from polynext_mm.engine.checkpoints.work_dir import WorkDirInUseError, lock, unlock
 from polynext_mm.weights import CheckpointError, containers
+from tests.engine.runs import At, config, saved, train
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
@@ -58,6 +58,7 @@ LAST_CHECKPOINTS = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('text', LAST_CHECKPOINTS.values(), ids=LAST_CHECKPOINTS)
 def test_last_checkpoint_does_not_decide(work_dir, text):
     file = work_dir / 'last_checkpoint'
@@ -90,6 +91,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('damage', DAMAGES.values(), ids=DAMAGES)
 def test_what_is_not_whole_is_passed_over_and_named(work_dir, damage):
     path = work_dir / 'iter_4.pth'
@@ -99,6 +101,7 @@ def test_what_is_not_whole_is_passed_over_and_named(work_dir, damage):
     assert 'passed over iter_4.pth (' in newest.report
 
 
+@pytest.mark.heavy
 def test_none_whole_is_an_error_that_names_them(work_dir):
     for path in work_dir.glob('iter_*.pth'):
         cut(path, path.read_bytes())
@@ -108,6 +111,7 @@ def test_none_whole_is_an_error_that_names_them(work_dir):
         newest_checkpoint(work_dir)
 
 
+@pytest.mark.heavy
 def test_only_the_one_that_is_used_is_read_whole(work_dir, monkeypatch):
     for number in range(5, 30):
         shutil.copy(work_dir / 'iter_2.pth', work_dir / f'iter_{number}.pth')
@@ -121,6 +125,7 @@ def test_only_the_one_that_is_used_is_read_whole(work_dir, monkeypatch):
     assert len(outlined) == 27
 
 
+@pytest.mark.heavy
 def test_newest_is_written_last_and_not_of_the_highest_number(work_dir, tmp_path):
     stale = saved(work_dir / 'iter_4.pth')
     stale['polynext_resume']['saved_at'] -= 3600
@@ -130,6 +135,7 @@ def test_newest_is_written_last_and_not_of_the_highest_number(work_dir, tmp_path
     assert newest_checkpoint(work_dir).path == work_dir / 'iter_4.pth'
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('named', [False, True], ids=['newest', 'named file'])
 def test_a_clock_that_was_set_back_does_not_matter(work_dir, monkeypatch, named):
     clock = time.time
@@ -143,6 +149,7 @@ def test_a_clock_that_was_set_back_does_not_matter(work_dir, monkeypatch, named)
     assert order == sorted(set(order))
 
 
+@pytest.mark.heavy
 def test_best_and_nonfinite_files_are_no_candidates(work_dir):
     shutil.copy(work_dir / 'iter_4.pth', work_dir / 'nonfinite_iter_9.pth')
     shutil.copy(work_dir / 'iter_4.pth', work_dir / 'best_mIoU_iter_9.pth')
@@ -151,11 +158,13 @@ def test_best_and_nonfinite_files_are_no_candidates(work_dir):
     assert newest.path == work_dir / 'iter_4.pth' and 'of 2 checkpoints' in newest.report
 
 
+@pytest.mark.heavy
 def test_resuming_in_an_empty_work_dir_starts_afresh(tmp_path):
     runner = train(config('segmentation', tmp_path, iters=2), resume=True)
     assert runner.iter == 2 and (tmp_path / 'iter_2.pth').is_file()
 
 
+@pytest.mark.heavy
 def test_a_copied_work_dir_leaves_the_original_alone(work_dir, tmp_path):
     best = next(work_dir.glob('best_*.pth'))
     (work_dir / 'iter_4.pth').unlink()
@@ -173,6 +182,7 @@ def test_a_copied_work_dir_leaves_the_original_alone(work_dir, tmp_path):
     assert Path(runner.message_hub.get_info('best_ckpt')).parent == tmp_path / 'copy'
 
 
+@pytest.mark.heavy
 def test_what_a_checkpoint_names_is_not_removed_elsewhere(work_dir, tmp_path):
     """Neither a file nor a folder, nor what is no checkpoint of this run."""
     precious = tmp_path / 'precious'
@@ -190,6 +200,7 @@ def test_what_a_checkpoint_names_is_not_removed_elsewhere(work_dir, tmp_path):
         assert (precious / 'best_x_iter_1.pth').is_file() and (work_dir / 'notes.pth').is_file()
 
 
+@pytest.mark.heavy
 def test_a_truncated_best_file_is_noticed(work_dir):
     best = next(work_dir.glob('best_*.pth'))
     cut(best, best.read_bytes())
@@ -202,6 +213,7 @@ def test_a_truncated_best_file_is_noticed(work_dir):
 # Keeping
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('start', [None, 'iter_2.pth'])
 def test_a_training_that_does_not_resume_keeps_earlier_checkpoints_aside(work_dir, start):
     before = {path.name: path.read_bytes() for path in work_dir.glob('*.pth')}
@@ -215,6 +227,7 @@ def test_a_training_that_does_not_resume_keeps_earlier_checkpoints_aside(work_di
     assert '--resume' in max(work_dir.glob('*/*.log')).read_text()
 
 
+@pytest.mark.heavy
 def test_only_so_many_are_kept_and_no_debris_stays(tmp_path):
     (tmp_path / '.iter_7.pth.123.part').write_text('of a killed run')
     (tmp_path / '.hidden.part').write_text('of somebody else')
@@ -226,6 +239,7 @@ def test_only_so_many_are_kept_and_no_debris_stays(tmp_path):
     assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'iter_6.pth')
 
 
+@pytest.mark.heavy
 def test_saving_is_that_of_mmengine(tmp_path):
     """The same files with the same weights, at the same iterations, as of its own hook."""
     own, mmengines = tmp_path / 'own', tmp_path / 'mmengines'
@@ -244,12 +258,14 @@ def test_saving_is_that_of_mmengine(tmp_path):
     assert ours['state_dict'].keys() == theirs['state_dict'].keys()
 
 
+@pytest.mark.heavy
 def test_remote_storage_is_refused(tmp_path):
     options = {'default_hooks.checkpoint.backend_args': dict(backend='petrel')}
     with pytest.raises(ValueError, match="type='CheckpointHook'"):
         train(config('segmentation', tmp_path, iters=2, **options))
 
 
+@pytest.mark.heavy
 def test_published_files_are_written_whole(tmp_path):
     options = {'default_hooks.checkpoint.published_keys': ['meta', 'state_dict']}
     train(config('segmentation', tmp_path, iters=2, **options))
@@ -260,6 +276,7 @@ def test_published_files_are_written_whole(tmp_path):
 # Disks that refuse
 
 
+@pytest.mark.heavy
 def test_a_full_disk_is_named_and_what_was_there_stays(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -299,6 +316,7 @@ def test_a_read_only_folder_is_named(nobody):
         lock('/usr/polynext_work_dir')
 
 
+@pytest.mark.heavy
 def test_a_folder_that_became_read_only_is_named(trained, tmp_path):
     from polynext_mm.engine.checkpoints.saving import write_atomically
 
@@ -335,6 +353,7 @@ HOLDER = textwrap.dedent("""
 """)
 
 
+@pytest.mark.heavy
 def test_a_work_dir_belongs_to_one_run_until_that_ends(tmp_path):
     holder = subprocess.Popen(
         [sys.executable, '-W', 'ignore', '-c', HOLDER, tmp_path],
@@ -390,6 +409,7 @@ def test_a_lock_that_is_a_link_leaves_its_target_alone(tmp_path):
     assert precious.read_text() == 'precious'
 
 
+@pytest.mark.heavy
 def test_a_folder_of_checkpoints_belongs_to_one_run_too(tmp_path, monkeypatch):
     locked = []
     module = 'polynext_mm.engine.checkpoints.work_dir'
@@ -400,6 +420,7 @@ def test_a_folder_of_checkpoints_belongs_to_one_run_too(tmp_path, monkeypatch):
     assert locked == [tmp_path / 'work', out_dir / 'work']
 
 
+@pytest.mark.heavy
 def test_the_lock_is_given_back_after_training(tmp_path):
     runner = train(config('segmentation', tmp_path, iters=2))
     assert isinstance(runner, Runner)

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.registry import HOOKS
-from runs import config, train
 from torch import nn
 
-from helpers import build
 from polynext_mm.engine import cuda_graphs
+from tests.engine.runs import config, train
+from tests.helpers.networks import build
 
 SIZE = torch.Size((2, 3, 64, 64))
 
@@ -43,6 +43,7 @@ def runner_of(backbone, world_size=1, counts=1):
     return SimpleNamespace(model=model, world_size=world_size, optim_wrapper=wrapper)
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures('quick_configs')
 def test_a_training_replays_the_first_shape(replayed, tmp_path):
     """With validation between the steps, and as it would have gone without."""

@@ -7,13 +7,15 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-from coco_sample import data_options, make_coco
-from helpers import ROOT, imagenet_weights, other_weights, python
 from polynext_mm.datasets import CheckedPipeline, DataError
 from polynext_mm.engine.checks import checkpoint as checkpoint_checks
 from polynext_mm.engine.checks import data as data_checks
 from polynext_mm.weights import CheckpointError
-from segmentation_sample import (
+from tests.coco_sample import data_options, make_coco
+from tests.helpers.checkpoints import imagenet_weights, other_weights
+from tests.helpers.files import ROOT
+from tests.helpers.programs import python
+from tests.segmentation_sample import (
     constant,
     image_path,
     label_path,
@@ -73,6 +75,7 @@ def runner_of(cfg, tmp_path) -> Runner:
     return Runner.from_cfg(cfg)
 
 
+@pytest.mark.heavy
 def test_samples_are_loaded_before_the_first_step_and_all_are_checked_later(
     root, tmp_path, quick_configs, monkeypatch
 ):
@@ -91,6 +94,7 @@ def test_samples_are_loaded_before_the_first_step_and_all_are_checked_later(
     assert Runner.build_dataloader is not runner.build_dataloader  # of this runner alone
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('checked', [True, False], ids=['hook', 'without'])
 def test_the_hook_checks_in_tools_of_mm(root, tmp_path, quick_configs, checked):
     """Labels out of range in validation, which mm leaves out without a word."""
@@ -109,6 +113,7 @@ def test_the_hook_checks_in_tools_of_mm(root, tmp_path, quick_configs, checked):
         assert 'mIoU' in runner.test()
 
 
+@pytest.mark.heavy
 def test_the_hook_checks_the_config(root, tmp_path, quick_configs):
     cfg = segmentation_config(root, **{'model.auxiliary_head.num_classes': 9})
     runner = runner_of(cfg, tmp_path)
@@ -172,6 +177,7 @@ def test_a_cut_annotation_file_is_told(detection):
     assert 'instances_val2017.json' in message and 'is cut short or no JSON' in message
 
 
+@pytest.mark.heavy
 def test_a_data_set_of_which_nothing_is_left_is_told(
     detection, tmp_path, quick_configs, monkeypatch
 ):
@@ -199,6 +205,7 @@ def test_an_evaluator_of_other_annotations_is_told(detection):
     assert 'there is no such file: give both the same file' in refused(cfg)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ('weights', 'told'),
     [
@@ -223,6 +230,7 @@ def test_a_checkpoint_that_does_not_fit_is_told_before_data_is_read(
         checkpoint_checks.check_checkpoint(runner, 'train')
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_that_fits_is_not_loaded_yet(root, tmp_path, quick_configs):
     path = tmp_path / 'weights.pth'
     torch.save(other_weights(), path)
@@ -235,6 +243,7 @@ def test_a_checkpoint_that_fits_is_not_loaded_yet(root, tmp_path, quick_configs)
         checkpoint_checks.check_checkpoint(runner, 'test')
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_that_is_not_there_is_told(root, tmp_path, quick_configs):
     runner = runner_of(segmentation_config(root, load_from='nowhere.pth'), tmp_path)
     with pytest.raises(FileNotFoundError, match='nowhere.pth'):
@@ -249,6 +258,7 @@ def launched(cfg, tmp_path, *arguments, **settings) -> str:
     )
 
 
+@pytest.mark.heavy
 def test_the_tool_ends_with_one_message(root, tmp_path):
     """A misspelt setting at once, and a label of the last image of all from a worker."""
     cfg = segmentation_config(root)
@@ -260,6 +270,7 @@ def test_the_tool_ends_with_one_message(root, tmp_path):
     assert not (tmp_path / 'work').exists()
 
 
+@pytest.mark.heavy
 def test_the_tool_checks_what_workers_load(tmp_path):
     """Of 70 samples every second is read before the first step, and one of the others is wrong."""
     root = make_segmentation(tmp_path / 'data', train=70, val=1)

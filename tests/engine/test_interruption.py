@@ -8,13 +8,13 @@ import subprocess
 import sys
 
 import pytest
-from runs import At, config, differences, saved, train
 
-from helpers import ROOT
 from polynext_mm import startup
 from polynext_mm.engine import LostWorkerError
+from tests.engine.runs import At, config, differences, saved, train
+from tests.helpers.files import ROOT
 
-pytestmark = pytest.mark.usefixtures('quick_configs')
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures('quick_configs')]
 
 # by epoch, hook point, iterations done by then, what is saved
 MOMENTS = [

@@ -4,11 +4,11 @@ import re
 
 import pytest
 import torch
-from runs import At, config, saved, train
 
 from polynext_mm.engine import NonFiniteError, NonFiniteHook
 from polynext_mm.engine.checkpoints.saving import newest_checkpoint
 from polynext_mm.weights import CheckpointError
+from tests.engine.runs import At, config, saved, train
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
@@ -43,6 +43,7 @@ def inf_loss_at(iteration):
     return At('before_train_iter', iteration - 1, act)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ('task', 'interval', 'stopped'), [('segmentation', 2, 4), ('detection', 100, 5)]
 )
@@ -65,6 +66,7 @@ def test_the_run_stops_and_names_iteration_files_and_module(tmp_path, task, inte
     )
 
 
+@pytest.mark.heavy
 def test_a_validation_saves_no_broken_best(tmp_path):
     with pytest.raises(NonFiniteError, match='since iteration 3, 1 iterations in a row'):
         train(config('segmentation', tmp_path), hooks=[breaks_at(3)])
@@ -72,6 +74,7 @@ def test_a_validation_saves_no_broken_best(tmp_path):
     assert newest_checkpoint(tmp_path).path == tmp_path / 'iter_2.pth'
 
 
+@pytest.mark.heavy
 def test_a_broken_state_is_not_resumed_under_any_name(tmp_path):
     options = {'custom_hooks': [dict(type='WorkDirHook'), dict(type='NonFiniteHook', patience=1)]}
     with pytest.raises(NonFiniteError):
@@ -85,6 +88,7 @@ def test_a_broken_state_is_not_resumed_under_any_name(tmp_path):
             train(config('segmentation', tmp_path), resume=named)
 
 
+@pytest.mark.heavy
 def test_fewer_in_a_row_than_the_patience_are_no_fault(tmp_path):
     """As of loss scaling, whose optimizer steps over the gradients of such an iteration."""
     options = {
@@ -99,6 +103,7 @@ def test_fewer_in_a_row_than_the_patience_are_no_fault(tmp_path):
     assert all(value.isfinite().all() for value in runner.model.state_dict().values())
 
 
+@pytest.mark.heavy
 def test_weights_that_are_not_finite_are_never_saved_as_last(tmp_path):
     def spoil(runner):
         runner.model.decode_head.conv_seg.bias.data[0] = torch.inf
@@ -111,6 +116,7 @@ def test_weights_that_are_not_finite_are_never_saved_as_last(tmp_path):
     assert newest_checkpoint(tmp_path).path == tmp_path / 'iter_3.pth'
 
 
+@pytest.mark.heavy
 def test_looking_changes_nothing(tmp_path):
     """The hook draws no random numbers and leaves buffers alone."""
     runs = []

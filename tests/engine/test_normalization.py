@@ -5,27 +5,21 @@ import re
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.model import BaseDataPreprocessor, ImgDataPreprocessor
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
-from coco_sample import data_options, make_coco
-from helpers import (
-    ARCH,
-    ROOT,
-    Config,
-    build,
-    build_model,
-    few_scenes,
-    imagenet_weights,
-    sample_as_ade20k,
-    segmentor_file,
-    tiny_config,
-)
 from polynext_mm.engine import CheckpointGuardHook
 from polynext_mm.engine.checks.normalization import find_mismatch
 from polynext_mm.weights import CheckpointError
+from tests.coco_sample import data_options, make_coco
+from tests.helpers.checkpoints import imagenet_weights, segmentor_file
+from tests.helpers.configs import build_model, tiny_config
+from tests.helpers.files import ROOT
+from tests.helpers.networks import ARCH, build
+from tests.helpers.samples import few_scenes, sample_as_ade20k
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
@@ -199,6 +193,7 @@ def normalized(cfg: Config, settings: dict) -> Config:
 TASKS = pytest.mark.parametrize('task', [segmentor, detector])
 
 
+@pytest.mark.heavy
 @TASKS
 @pytest.mark.parametrize('settings', [CAFFE, dict()], ids=['caffe', 'yolox'])
 def test_training_from_imagenet_weights_with_another_normalization_is_refused(
@@ -213,6 +208,7 @@ def test_training_from_imagenet_weights_with_another_normalization_is_refused(
     assert runner.iter == 0
 
 
+@pytest.mark.heavy
 @TASKS
 def test_another_normalization_may_be_meant(task, tmp_path, imagenet_file):
     cfg = normalized(task(tmp_path), CAFFE)
@@ -223,6 +219,7 @@ def test_another_normalization_may_be_meant(task, tmp_path, imagenet_file):
     assert runner.iter >= 1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('settings', [LOW_RESOLUTION, IMAGENET], ids=['cifar10', 'imagenet'])
 def test_low_resolution_files_start_a_training_with_their_normalization(settings, tmp_path):
     """Also through ``load_from``; anything else is refused."""
@@ -251,6 +248,7 @@ def test_low_resolution_files_start_a_training_with_their_normalization(settings
                 runner.train()
 
 
+@pytest.mark.heavy
 def test_training_from_scratch_may_normalize_as_it_likes(tmp_path):
     cfg = normalized(segmentor(tmp_path), CAFFE)
     assert cfg.model.backbone.init_cfg is None
@@ -274,6 +272,7 @@ def evaluate(cfg: Config, content: dict, tmp_path, tta: bool = False) -> str:
     return '\n'.join(re.findall('WARNING - (.*)', log.read_text()))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('tta', [False, True])
 def test_the_authors_segmentor_with_another_normalization_is_refused(tta, tmp_path):
     cfg = segmentor(tmp_path)
@@ -282,6 +281,7 @@ def test_the_authors_segmentor_with_another_normalization_is_refused(tta, tmp_pa
         evaluate(normalized(cfg, CAFFE), content, tmp_path, tta)
 
 
+@pytest.mark.heavy
 def test_the_authors_weights_as_load_from_with_another_normalization_are_refused(
     tmp_path, imagenet_file
 ):
@@ -291,6 +291,7 @@ def test_the_authors_weights_as_load_from_with_another_normalization_are_refused
         Runner.from_cfg(cfg).train()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('settings', [IMAGENET, CAFFE], ids=['imagenet', 'caffe'])
 def test_evaluating_a_checkpoint_of_ones_own_warns(settings, tmp_path):
     cfg = normalized(segmentor(tmp_path), settings)

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from runs import config, differences, saved
 
-from helpers import ROOT, free_port, python
+from tests.engine.runs import config, differences, saved
+from tests.helpers.files import ROOT
+from tests.helpers.programs import free_port, python
 
 DIST_TRAIN = ROOT / 'tools' / 'dist_train.sh'
 
@@ -164,6 +165,7 @@ def test_ranks_end_with_a_launcher_that_is_killed_as_they_start(tmp_path, second
     assert all(gone(rank) for rank in ranks)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('tool', ['train', 'test'])
 def test_a_rank_whose_launcher_is_gone_starts_nothing(tool):
     environment = {'TORCHELASTIC_RUN_ID': 'none', 'POLYNEXT_LAUNCHER': '1'}

@@ -12,12 +12,12 @@ from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import LinearLR, MultiStepLR, OptimWrapper
-from runs import config, differences, saved, train
 
-from marks import some_slow
 from polynext_mm.engine.checkpoints import resuming
 from polynext_mm.engine.reproducibility import random_state, set_random_state
 from polynext_mm.weights import CheckpointError
+from tests.engine.runs import config, differences, saved, train
+from tests.marks import some_slow
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
@@ -51,6 +51,7 @@ def settings(task, by_epoch, workers):
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     'kind', some_slow(KINDS, ['detection', 'detection by epoch', 'loss scaling'])
 )
@@ -84,6 +85,7 @@ def test_every_checkpoint_leads_to_the_same_end(tmp_path, kind):
         )
 
 
+@pytest.mark.heavy
 def test_workers_do_not_matter(tmp_path):
     for workers in (0, 2):
         train(config(work_dir=tmp_path / str(workers), **settings('segmentation', False, workers)))
@@ -102,6 +104,7 @@ def test_without_a_seed_the_drawn_one_goes_on(tmp_path):
     assert differences(whole, resumed) == []
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_of_mmengine_alone_goes_on_with_a_warning(tmp_path):
     options = settings('segmentation', False, 0)
     train(config(work_dir=tmp_path, **options))
@@ -116,6 +119,7 @@ def test_a_checkpoint_of_mmengine_alone_goes_on_with_a_warning(tmp_path):
     assert 'holds no random states' in log
 
 
+@pytest.mark.heavy
 def test_another_checkpoint_hook_is_refused(tmp_path):
     options = {'default_hooks.checkpoint.type': 'CheckpointHook'}
     with pytest.raises(ValueError, match='AtomicCheckpointHook'):
@@ -157,6 +161,7 @@ class Keeps(Hook):
         self.found = checkpoint['of_a_user']['inner'][0]
 
 
+@pytest.mark.heavy
 def test_what_users_add_is_read_back(tmp_path, monkeypatch):
     """A path, a date, dicts with more to them; functions of schedules and of statistics."""
     monkeypatch.setattr(HistoryBuffer, '_statistics_methods', {})
@@ -193,6 +198,7 @@ class Custom:
     """Somebody's own class."""
 
 
+@pytest.mark.heavy
 def test_what_could_not_be_resumed_from_stops_the_run_at_its_first_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match=r'of_a_user.inner\[0\] \(a Custom\) cannot be read'):
         train(config('segmentation', tmp_path, iters=6), hooks=[Keeps(Custom())])
@@ -209,6 +215,7 @@ def schedule(end):
     ]
 
 
+@pytest.mark.heavy
 def test_a_longer_schedule_is_followed(tmp_path):
     """From where it would be, had it been so long from the beginning."""
 
@@ -249,6 +256,7 @@ def test_a_longer_schedule_is_followed(tmp_path):
     assert 'samples 4 -> 3; lr ' in log and '-> 1e-05' in log and '; weight_decay ' in log
 
 
+@pytest.mark.heavy
 def test_fewer_iterations_than_are_done_are_told(tmp_path):
     train(config('segmentation', tmp_path, iters=4))
     train(config('segmentation', tmp_path, iters=2), resume=True)

@@ -6,9 +6,10 @@ import threading
 
 import pytest
 from mmengine.registry import HOOKS
-from runs import At, config, train
 
-pytestmark = pytest.mark.usefixtures('quick_configs')
+from tests.engine.runs import At, config, train
+
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures('quick_configs')]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

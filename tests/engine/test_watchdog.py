@@ -6,7 +6,11 @@ import signal
 import time
 from types import SimpleNamespace
 
+import pytest
+
 from polynext_mm.engine import WatchdogHook
+
+pytestmark = pytest.mark.heavy
 
 FORK = multiprocessing.get_context('fork')  # mm is imported once
 TIMEOUT = 2.0

@@ -9,7 +9,11 @@ from mmengine.config import Config
 from mmengine.registry import VISUALIZERS
 from PIL import Image
 
-from helpers import ROOT, build_model, call_tool, python
+from tests.helpers.configs import build_model
+from tests.helpers.files import ROOT
+from tests.helpers.programs import call_tool, python
+
+pytestmark = pytest.mark.heavy
 
 DETECTOR = ROOT / 'configs' / 'atss_cpolynext_materials.py'
 SEGMENTOR = ROOT / 'configs' / 'upernet_cpolynext_materials.py'

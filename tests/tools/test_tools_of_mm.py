@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from coco_sample import make_coco
-from helpers import TINY_ARCH, mm_folder, python, sample_as_ade20k
 from polynext_mm.commands import main
+from tests.coco_sample import make_coco
+from tests.helpers.files import mm_folder
+from tests.helpers.networks import TINY_ARCH
+from tests.helpers.programs import python
+from tests.helpers.samples import sample_as_ade20k
 
 BACKBONE = f"""
 custom_imports = dict(imports=['polynext_mm'], allow_failed_imports=False)
@@ -59,6 +62,7 @@ def test_mmsegs_train(tmp_path):
     assert is_trained(tmp_path / 'work')
 
 
+@pytest.mark.heavy
 def test_mmdets_train_by_run(tmp_path):
     configs, train = (mm_folder('mmdet') / part for part in ('configs', 'tools/train.py'))
     data_root = make_coco(tmp_path / 'data', ('one', 'two'), train=2, val=1)
@@ -91,6 +95,7 @@ def test_mmdets_train_by_run(tmp_path):
 # python -m polynext_mm run
 
 
+@pytest.mark.heavy
 def test_run_gives_a_script_its_arguments_and_its_folder(tmp_path):
     (tmp_path / 'scripts').mkdir()
     (tmp_path / 'scripts' / 'neighbour.py').write_text('value = 3')

@@ -12,21 +12,12 @@ import torch
 from mmengine.runner import Runner
 from PIL import Image
 
-from helpers import (
-    CONFIG,
-    ROOT,
-    as_arguments,
-    call_tool,
-    free_port,
-    imagenet_weights,
-    python,
-    run,
-    sample_as_ade20k,
-    segmentor_file,
-    tiny_config,
-    tiny_options,
-)
 from polynext_mm.commands import train
+from tests.helpers.checkpoints import imagenet_weights, segmentor_file
+from tests.helpers.configs import as_arguments, tiny_config, tiny_options
+from tests.helpers.files import CONFIG, ROOT
+from tests.helpers.programs import call_tool, free_port, python, run
+from tests.helpers.samples import sample_as_ade20k
 
 TOOLS = ROOT / 'tools'
 IMAGES = 4
@@ -57,6 +48,7 @@ def metrics(printed) -> dict[str, str]:
     return dict(re.findall(r'(aAcc|mIoU|mAcc): ([\d.]+)', printed.split('Iter(')[-1]))
 
 
+@pytest.mark.heavy
 def test_training_steps_evaluates_and_saves(trained):
     work_dir, printed = trained
     assert 'Parameter groups:' in printed
@@ -69,6 +61,7 @@ def test_training_steps_evaluates_and_saves(trained):
     assert weights['decode_head.psp_modules.0.1.bn.num_batches_tracked'] == 2
 
 
+@pytest.mark.heavy
 def test_training_and_evaluation_say_how_long_they_will_take(trained, evaluated):
     eta = r'.* eta: \d+:\d\d:\d\d '
     assert re.search(r'Iter\(train\) \[1/2\]' + eta, trained[1])
@@ -76,6 +69,7 @@ def test_training_and_evaluation_say_how_long_they_will_take(trained, evaluated)
     assert re.search(rf'Iter\(test\) \[1/{IMAGES}\]' + eta, evaluated[1])
 
 
+@pytest.mark.heavy
 def test_resuming_goes_on_from_the_latest(trained, sample, tmp_path):
     work_dir = tmp_path / 'work'
     shutil.copytree(trained[0], work_dir)
@@ -120,12 +114,14 @@ def evaluated(trained, sample, tmp_path_factory):
     return folder, printed
 
 
+@pytest.mark.heavy
 def test_evaluation_repeats_that_of_training(trained, evaluated):
     assert metrics(evaluated[1]) == metrics(trained[1])
     assert next((evaluated[0] / 'work').glob('*/*.json')).is_file()
     assert set(path.name for path in evaluated[0].iterdir()) == {'work', 'out', 'pictures'}
 
 
+@pytest.mark.heavy
 def test_predictions_are_kept_as_label_images(evaluated, sample):
     names = {path.stem for path in (sample / 'images' / 'validation').iterdir()}
     kept = sorted((evaluated[0] / 'out').iterdir())
@@ -136,12 +132,14 @@ def test_predictions_are_kept_as_label_images(evaluated, sample):
         assert 1 <= labels.min() <= labels.max() <= 150
 
 
+@pytest.mark.heavy
 def test_pictures_of_the_predictions_are_drawn(evaluated):
     pictures = list((evaluated[0] / 'pictures').rglob('*.png'))
     assert len(pictures) == IMAGES
     assert np.asarray(Image.open(pictures[0])).std() > 0
 
 
+@pytest.mark.heavy
 def test_tta_with_the_authors_file(sample, tmp_path):
     config = tiny_config(sample, tmp_path)
     torch.save(segmentor_file(config, 'backbone._orig_mod.'), tmp_path / 'authors.pth')
@@ -210,6 +208,7 @@ def test_an_absent_data_set_of_ones_own_names_its_folders(tmp_path):
     assert f'{tmp_path}/mine/annotations/training' in message
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures('quick_configs')
 def test_an_imagenet_file_cannot_be_evaluated(sample, tmp_path):
     file = tmp_path / 'imagenet.pt'
@@ -225,6 +224,7 @@ def test_an_imagenet_file_cannot_be_evaluated(sample, tmp_path):
     assert str(file) in message and 'cannot be evaluated' in message
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures('quick_configs')
 @pytest.mark.parametrize(
     ('tool', 'arguments'), [('test', ['absent.pth']), ('train', ['--resume', 'absent.pth'])]
@@ -235,6 +235,7 @@ def test_an_absent_checkpoint(sample, tmp_path, monkeypatch, tool, arguments):
     assert 'there is no checkpoint absent.pth' in message and str(tmp_path) in message
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures('quick_configs')
 def test_a_batch_of_one_is_explained(sample, tmp_path):
     config = tiny_config(
@@ -257,6 +258,7 @@ def test_a_batch_of_one_is_explained(sample, tmp_path):
 # Several processes
 
 
+@pytest.mark.heavy
 def test_two_processes_train_and_evaluate(sample, tmp_path):
     printed = run(
         TOOLS / 'dist_train.sh',
@@ -303,6 +305,7 @@ def slurm(tmp_path):
     return dict(PATH=f'{srun.parent}:{os.environ["PATH"]}', PYTHON='python')
 
 
+@pytest.mark.heavy
 def test_slurm_train(slurm):
     lines = run(
         TOOLS / 'slurm_train.sh',
@@ -339,6 +342,7 @@ def test_slurm_train(slurm):
     ]
 
 
+@pytest.mark.heavy
 def test_slurm_train_without_a_work_dir(slurm):
     lines = run(
         TOOLS / 'slurm_train.sh', 'part', 'job', 'config.py', '--resume', **slurm
@@ -346,6 +350,7 @@ def test_slurm_train_without_a_work_dir(slurm):
     assert lines[-4:] == ['config.py', '--launcher', 'slurm', '--resume']
 
 
+@pytest.mark.heavy
 def test_slurm_test_on_cpus(slurm):
     lines = run(
         TOOLS / 'slurm_test.sh',
@@ -371,6 +376,7 @@ def test_slurm_test_on_cpus(slurm):
     ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     'script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh']
 )

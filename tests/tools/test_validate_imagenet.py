@@ -17,8 +17,6 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torchvision import transforms
 
-from golden import Golden
-from helpers import ROOT, imagenet_weights, python
 from polynext_mm.commands.imagenet_benchmarks import ALEXNET_ERRORS, BENCHMARKS, find_images
 from polynext_mm.commands.imagenet_published import published_figures
 from polynext_mm.commands.imagenet_scores import (
@@ -34,6 +32,10 @@ from polynext_mm.commands.imagenet_scores import (
 from polynext_mm.commands.validate_imagenet import main
 from polynext_mm.nn import PolyNeXtClassifier
 from polynext_mm.weights import CheckpointError, load
+from tests.golden import Golden
+from tests.helpers.checkpoints import imagenet_weights
+from tests.helpers.files import ROOT
+from tests.helpers.programs import python
 
 WNIDS = ImageNetInfo().label_names()
 BY_OPTION = {benchmark.option: benchmark for benchmark in BENCHMARKS}
@@ -196,6 +198,7 @@ def test_alexnet_has_an_mce_of_100():
     assert Result(BY_OPTION['imagenet-c'], Score(), ALEXNET_ERRORS).mce == pytest.approx(100)
 
 
+@pytest.mark.heavy
 def test_several_benchmarks_and_worker_processes(tmp_path):
     for folder, wnids in (('a', BY_OPTION['imagenet-a'].wnids), ('1k', WNIDS)):
         for wnid in wnids[:3]:
@@ -262,6 +265,7 @@ def test_a_missing_corruption_and_severity(corrupted):
         assert '15 corruptions, each in severities 1 to 5' in message
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_damaged_image_is_named(workers, tmp_path):
     for wnid in WNIDS[:3]:
@@ -400,6 +404,7 @@ def test_a_file_without_a_published_figure(tmp_path):
         load_subject(str(path))
 
 
+@pytest.mark.heavy
 def test_a_published_file_through_the_tool(tmp_path):
     path, report = tmp_path / 'file.pt', tmp_path / 'new' / 'report.json'
     torch.save(imagenet_weights(), path)

@@ -10,28 +10,23 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner, load_checkpoint
 
-from helpers import (
-    ARCH,
-    CONFIG,
+from polynext_mm import weights
+from polynext_mm.nn import PolyNeXtClassifier
+from polynext_mm.weights import CheckpointError
+from tests.helpers.checkpoints import (
     CONTAINERS,
-    MM_PACKAGES,
-    build,
-    build_model,
     head_weights,
     imagenet_weights,
     is_golden,
     is_golden_and_normed,
     prefixed,
-    python,
-    python_without,
-    sample_as_ade20k,
     segmentor_file,
-    tiny_config,
-    tiny_options,
 )
-from polynext_mm import weights
-from polynext_mm.nn import PolyNeXtClassifier
-from polynext_mm.weights import CheckpointError
+from tests.helpers.configs import build_model, tiny_config, tiny_options
+from tests.helpers.files import CONFIG
+from tests.helpers.networks import ARCH, build
+from tests.helpers.programs import MM_PACKAGES, python, python_without
+from tests.helpers.samples import sample_as_ade20k
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
@@ -170,6 +165,7 @@ def test_init_model_takes_no_backbone_alone(tmp_path):
         )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('container', ['bare', 'averaged'])
 def test_load_from_starts_a_training(config, tmp_path, container):
     path = tmp_path / 'weights.pt'
@@ -184,6 +180,7 @@ def test_load_from_starts_a_training(config, tmp_path, container):
 # Whole segmentors
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     'prefix', ['backbone.', 'backbone._orig_mod.', 'module.backbone._orig_mod.']
 )
@@ -214,6 +211,7 @@ def test_a_segmentor_file_brings_backbone_norms_and_heads(config, tmp_path, pref
     assert report.startswith('EncoderDecoder heads: loaded ')
 
 
+@pytest.mark.heavy
 def test_resuming_executes_no_config_of_the_file(config, tmp_path):
     """mmengine would execute ``meta['config']`` as Python."""
     trace = tmp_path / 'executed'
@@ -236,6 +234,7 @@ def test_resuming_executes_no_config_of_the_file(config, tmp_path):
         assert not trace.exists()
 
 
+@pytest.mark.heavy
 def test_an_average_of_mms_hook_is_saved_and_resumed(config, tmp_path):
     config.custom_hooks.append(dict(type='EMAHook', momentum=0.5))
     config.default_hooks.checkpoint.interval = 1
@@ -280,6 +279,7 @@ def test_read_keeps_what_resuming_needs(config, tmp_path):
 # Torch alone
 
 
+@pytest.mark.heavy
 def test_reading_loading_and_converting_need_torch_alone(config, tmp_path):
     torch.save(dict(segmentor_file(config), **mm_extras()), tmp_path / 'segmentor.pth')
     torch.save(imagenet_weights(), tmp_path / 'imagenet.pt')
@@ -311,6 +311,7 @@ def test_reading_loading_and_converting_need_torch_alone(config, tmp_path):
     assert is_golden_and_normed(model.backbone)
 
 
+@pytest.mark.heavy
 def test_reading_imports_mmengine_only_for_what_is_mmengines(config, tmp_path):
     torch.save(dict(segmentor_file(config), **mm_extras()), tmp_path / 'segmentor.pth')
     torch.save(CONTAINERS['averaged'](), tmp_path / 'imagenet.pt')

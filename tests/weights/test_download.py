@@ -15,20 +15,16 @@ import urllib.error
 
 import pytest
 import torch
-from hostile import Evil
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 
-from helpers import (
-    ARCH,
-    build,
-    free_port,
-    imagenet_weights,
-    is_golden,
-    sample_as_ade20k,
-    tiny_config,
-)
 from polynext_mm import weights
 from polynext_mm.weights import PUBLISHED, CheckpointError, published
+from tests.helpers.checkpoints import imagenet_weights, is_golden
+from tests.helpers.configs import tiny_config
+from tests.helpers.networks import ARCH, build
+from tests.helpers.programs import free_port
+from tests.helpers.samples import sample_as_ade20k
+from tests.weights.hostile import Evil
 
 URL = PUBLISHED[ARCH].url
 
@@ -187,6 +183,7 @@ def test_urls_of_mmengines_names_are_read_safely(cache, server, tmp_path, monkey
     assert not trace.exists()
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures('cache', 'release', 'quick_configs')
 def test_a_published_name_starts_a_training(tmp_path):
     config = tiny_config(
@@ -345,6 +342,7 @@ RANK = textwrap.dedent("""
 """)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('found', [True, False])
 def test_two_ranks_fetch_once_or_both_end(tmp_path, server, found):
     if found:

@@ -9,21 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hostile import CODE, archive, odd_weights, older, tensor, weights_and
 from mmengine.config import ConfigDict
 from mmengine.runner import Runner, load_checkpoint
 
-from helpers import (
-    TINY_ARCH,
-    build,
-    build_model,
-    imagenet_weights,
-    python,
-    randomized,
-    tiny_config,
-)
 from polynext_mm import weights
 from polynext_mm.weights import CheckpointError, containers
+from tests.helpers.checkpoints import imagenet_weights
+from tests.helpers.configs import build_model, tiny_config
+from tests.helpers.networks import TINY_ARCH, build, randomized
+from tests.helpers.programs import python
+from tests.weights.hostile import CODE, archive, odd_weights, older, tensor, weights_and
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
@@ -131,6 +126,7 @@ def test_a_flipped_bit_in_the_weights_is_found(path):
     assert 'damaged' in refusal(path)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('suffix', ['.pt', '.legacy.pt', '.safetensors'])
 def test_a_checksum_beside_a_file_is_verified(tmp_path, suffix):
     from safetensors.torch import save_file
@@ -226,6 +222,7 @@ def save_for(load, path, content, model):
         torch.save(dict(meta={}, state_dict=content), path)
 
 
+@pytest.mark.heavy
 def test_a_whole_average_is_resumed(path, model):
     """Else the tests of averages below would pass for any file."""
     save_for(by_resuming, path, model.state_dict(), model)
@@ -233,6 +230,7 @@ def test_a_whole_average_is_resumed(path, model):
         by_resuming(model, path)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('load', [by_mm, weights.load, by_resuming])
 @pytest.mark.parametrize('key', ['backbone.stem.weight', 'decode_head.conv_seg.weight'])
 @pytest.mark.parametrize('kind', ODD)
@@ -260,6 +258,7 @@ def test_beyond_half_precision_is_named(path):
     load_checkpoint(backbone, str(path))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ('key', 'value', 'message'),
     [
@@ -361,6 +360,7 @@ def test_what_mmengine_warns_about_is_an_error(path, model, change, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(('change', 'message'), INCOMPLETE)
 def test_an_average_has_all_weights_of_the_model(path, model, change, message):
     """Of which mmengine exchanges those that are there."""

@@ -4,21 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import EXECUTED, Evil
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 
-from helpers import (
-    ARCH,
-    CONFIG,
-    ROOT,
-    build,
-    build_model,
-    imagenet_weights,
-    sample_as_ade20k,
-    tiny_config,
-)
 from polynext_mm import weights
 from polynext_mm.weights import CheckpointError
+from tests.helpers.checkpoints import imagenet_weights
+from tests.helpers.configs import build_model, tiny_config
+from tests.helpers.files import CONFIG, ROOT
+from tests.helpers.networks import ARCH, build
+from tests.helpers.samples import sample_as_ade20k
+from tests.weights.hostile import EXECUTED, Evil
 
 DETECTOR = str(ROOT / 'configs' / 'atss_cpolynext_materials.py')
 pytestmark = pytest.mark.usefixtures('quick_configs')
@@ -142,6 +137,7 @@ FOR_OUR_MODELS = [
 ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('way', FOR_OUR_MODELS)
 def test_the_keys_of_a_file_do_not_matter(tmp_path, trace, way):
     """Whoever writes a file chooses its keys: these are of no network of ours."""
@@ -160,6 +156,7 @@ def test_the_keys_of_a_file_do_not_matter(tmp_path, trace, way):
     assert not trace.exists() and path in str(caught.value)
 
 
+@pytest.mark.heavy
 def test_unsafe_in_last_checkpoint_does_not_count(tmp_path, trace):
     config = tiny_config(sample_as_ade20k(tmp_path), tmp_path / 'work')
     path = str(tmp_path / 'somebody.pth')
@@ -175,6 +172,7 @@ def test_storage_that_cannot_be_read_safely_is_refused(scheme):
         load_checkpoint(build(arch=ARCH), f'{scheme}bucket/weights.pth')
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ('way', 'zipped'),
     [

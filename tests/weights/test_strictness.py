@@ -9,18 +9,12 @@ import pytest
 import torch
 from mmengine.runner import Runner, load_checkpoint
 
-from helpers import (
-    ARCH,
-    build,
-    build_model,
-    imagenet_weights,
-    is_golden,
-    sample_as_ade20k,
-    segmentor_file,
-    tiny_config,
-)
 from polynext_mm import weights
 from polynext_mm.weights import CheckpointError, names
+from tests.helpers.checkpoints import imagenet_weights, is_golden, segmentor_file
+from tests.helpers.configs import build_model, tiny_config
+from tests.helpers.networks import ARCH, build
+from tests.helpers.samples import sample_as_ade20k
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
@@ -202,6 +196,7 @@ def test_weights_of_another_network(path):
     assert 'no weights of the backbone at all' in message
 
 
+@pytest.mark.heavy
 def test_heads_alone(path, config):
     content = segmentor_file(config)
     content['state_dict'] = {k: v for k, v in content['state_dict'].items() if 'head' in k}
@@ -259,6 +254,7 @@ def test_a_backbone_alone_leaves_heads_and_unasked_norms(path, config):
     assert 'out_norms.0' not in left
 
 
+@pytest.mark.heavy
 def test_the_log_of_a_run_has_the_report(path, config, tmp_path):
     torch.save(imagenet_weights(), path)
     config.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(path))
@@ -282,6 +278,7 @@ def twenty_classes(config):
     return config
 
 
+@pytest.mark.heavy
 def test_a_head_of_other_classes_is_an_error_that_names_the_option(path, twenty_classes):
     torch.save(segmentor_file(tiny_config('', '')), path)
     twenty_classes.load_from = str(path)
@@ -292,6 +289,7 @@ def test_a_head_of_other_classes_is_an_error_that_names_the_option(path, twenty_
     assert message.startswith(f'{path} does not fit')
 
 
+@pytest.mark.heavy
 def test_other_classes_by_the_option(path, twenty_classes):
     content = segmentor_file(tiny_config('', ''))
     torch.save(content, path)
@@ -306,6 +304,7 @@ def test_other_classes_by_the_option(path, twenty_classes):
     assert torch.allclose(heads[kept], content['state_dict'][kept], atol=1e-4)
 
 
+@pytest.mark.heavy
 def test_the_option_does_not_let_an_evaluation_pass(path, twenty_classes):
     torch.save(segmentor_file(tiny_config('', '')), path)
     twenty_classes.load_from = str(path)
@@ -314,6 +313,7 @@ def test_the_option_does_not_let_an_evaluation_pass(path, twenty_classes):
         Runner.from_cfg(twenty_classes).load_or_resume()
 
 
+@pytest.mark.heavy
 def test_an_imagenet_file_cannot_be_evaluated(path, config):
     torch.save(imagenet_weights(), path)
     config.load_from = str(path)
@@ -322,6 +322,7 @@ def test_an_imagenet_file_cannot_be_evaluated(path, config):
         Runner.from_cfg(config).load_or_resume()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(('in_file', 'in_model'), [(True, False), (False, True)])
 def test_output_norms_must_agree_in_evaluation(path, config, in_file, in_model):
     content = segmentor_file(config)
@@ -334,6 +335,7 @@ def test_output_norms_must_agree_in_evaluation(path, config, in_file, in_model):
         Runner.from_cfg(config).load_or_resume()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     'part', ['decode_head.fpn_convs.1.conv.weight', 'auxiliary_head.conv_seg.bias']
 )
@@ -368,6 +370,7 @@ def trained(sample, tmp_path_factory):
     return work_dir
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('how', ['load_from', 'resume from', 'resume the latest'])
 def test_a_checkpoint_that_brings_the_backbone_spares_init_cfg(config, trained, tmp_path, how):
     work_dir = shutil.copytree(trained, tmp_path / 'again')
@@ -383,6 +386,7 @@ def test_a_checkpoint_that_brings_the_backbone_spares_init_cfg(config, trained, 
     assert runner.iter == 2
 
 
+@pytest.mark.heavy
 def test_resuming_where_there_is_nothing_fetches_init_cfg(path, config):
     torch.save(imagenet_weights(), path)
     config.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(path))

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from marks import needs
 from polynext_mm.compat.torch_features import CUSTOM_OPERATORS, EXPORT
 from polynext_mm.nn.ops.depthwise import depthwise
+from tests.marks import needs
 
 module = importlib.import_module('polynext_mm.nn.ops.depthwise')
 
@@ -96,6 +96,7 @@ def test_operations_are_counted_in_both_directions():
     assert (forward.get_total_flops(), backward.get_total_flops()) == (once, 2 * once)
 
 
+@pytest.mark.heavy
 @needs(EXPORT)
 def test_export_takes_torchs_convolution():
     class Convolution(torch.nn.Module):
