@@ -248,6 +248,7 @@ def test_installing_changes_nothing_in_an_environment_of_mm(installed, tmp_path,
         *(sys.executable, '-m', 'pip', '--python', interpreter, 'install', '-q', '--dry-run'),
         *('--disable-pip-version-check', '--no-index', '--report', report),
         f'polynext-mm{extra} @ {wheel.as_uri()}',
+        PYTHONPATH='',
     )
     changed = json.loads(report.read_text())['install']
     assert [package['metadata']['name'] for package in changed] == ['polynext-mm']
