@@ -159,8 +159,8 @@ class WorkDirHook(Hook):
             self._resume_from_newest(runner, folder, templates)
         elif Path(str(private.load_from(runner))).name.startswith(NONFINITE.split('{')[0]):
             raise CheckpointError(
-                f'{private.load_from(runner)} was saved because the loss was not finite: it is there '
-                'to be looked at, and cannot be resumed from'
+                f'{private.load_from(runner)} was saved because the loss was not finite: it is '
+                'there to be looked at, and cannot be resumed from'
             )
 
     @staticmethod
