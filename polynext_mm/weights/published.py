@@ -42,7 +42,7 @@ class Published:
 # The release publishes no checksums or sizes, so none stand here: they belong beside the figures.
 #: The files by name; ``polynext://NAME`` stands for one wherever a checkpoint's path or url goes.
 PUBLISHED: dict[str, Published] = {
-    file.rpartition('.')[0]: Published(file, arch, holds, figure, *norm)
+    file.rpartition('.')[0]: Published(file, arch, holds, figure, norm[0] if norm else 'ln')
     for file, arch, holds, figure, *norm in (
         ('cpolynext_t.pt', 'cpolynext_t', 'imagenet', 80.2),
         ('cpolynext_s.pt', 'cpolynext_s', 'imagenet', 83.9),

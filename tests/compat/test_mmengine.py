@@ -22,8 +22,6 @@ from tests.helpers.files import ROOT
 
 # names that are private to torch and to Python
 OTHERS = {'_BatchNorm', '_exit', '_getframe', '_metadata'}
-# their call sites are about to be converted
-NOT_YET = ()
 
 
 class Model(BaseModel):
@@ -145,7 +143,6 @@ def test_no_other_module_touches_a_private_attribute_of_theirs():
                 'timm.py',
                 'compat/mmengine.py',
                 'compat/torch_features.py',
-                *NOT_YET,
             )
         ):
             continue
