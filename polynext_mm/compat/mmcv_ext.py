@@ -15,6 +15,8 @@ One difference remains: under ``torch.use_deterministic_algorithms(True)`` the b
 RoIAlign and deformable attention raise on a GPU, where mmcv's kernels carry on regardless.
 """
 
+from __future__ import annotations
+
 import functools
 import importlib
 from collections.abc import Callable
@@ -629,3 +631,299 @@ def _attend(
         weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)
         sums = sums + (sampled * weight[:, None]).sum(dim=-1)
     return sums.view(batch, heads * channels, queries).transpose(1, 2).contiguous()
+
+
+# ------------------------------------------------------------------------------------------------
+# Deformable convolution
+# ------------------------------------------------------------------------------------------------
+
+
+def deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    im2col_step: int,
+) -> None:
+    """Convolve at sampling points that are moved away from the grid, without a bias.
+
+    Args:
+        input: In shape (B, C, H, W). Outside a map values are zero.
+        weight: In shape (N, C / group, kH, kW).
+        offset: How far each sampling point is moved, y and x, in shape
+            (B, deformable_group * kH * kW * 2, h, w).
+        output: Output in shape (B, N, h, w).
+        columns, ones: Memory of mmcv's kernels, not used here.
+        kW, kH: Size of the kernel.
+        dW, dH: Strides.
+        padW, padH: Zeros on each side of the map.
+        dilationW, dilationH: Spacing of the kernel's points.
+        group: Groups of channels that are convolved apart from each other.
+        deformable_group: Groups of channels with offsets of their own.
+        im2col_step: Number of images that mmcv's kernel takes at a time, not used here.
+    """
+    settings = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    output.copy_(_deform_conv(input, weight, offset, None, None, settings))
+
+
+def deform_conv_backward_input(
+    input: Tensor,
+    offset: Tensor,
+    gradOutput: Tensor,
+    gradInput: Tensor,
+    gradOffset: Tensor,
+    weight: Tensor,
+    columns: Tensor,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    im2col_step: int,
+) -> None:
+    """Write the gradients of :func:`deform_conv_forward` with respect to input and offset.
+
+    Args:
+        gradOutput: Gradient with respect to the output, in its shape.
+        gradInput: Output in the shape of ``input``.
+        gradOffset: Output in the shape of ``offset``.
+
+    The other arguments are those of the forward pass.
+    """
+    settings = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    grads = _deform_conv_backward(gradOutput, input, weight, offset, None, settings)
+    gradInput.copy_(grads[0])
+    gradOffset.copy_(grads[2])
+
+
+def deform_conv_backward_parameters(
+    input: Tensor,
+    offset: Tensor,
+    gradOutput: Tensor,
+    gradWeight: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    scale: float,
+    im2col_step: int,
+) -> None:
+    """Add the gradient of :func:`deform_conv_forward` with respect to the weight.
+
+    Args:
+        gradOutput: Gradient with respect to the output, in its shape.
+        gradWeight: In the shape of the weight; the gradient is added to it.
+        scale: Factor on the gradient.
+
+    The other arguments are those of the forward pass.
+    """
+    settings = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    grads = _deform_conv_backward(gradOutput, input, gradWeight, offset, None, settings)
+    gradWeight.add_(grads[1].to(gradWeight.dtype), alpha=scale)
+
+
+def modulated_deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    group: int,
+    deformable_group: int,
+    with_bias: bool,
+) -> None:
+    """Convolve as :func:`deform_conv_forward`, with a factor on every sampling point.
+
+    Args:
+        bias: In shape (N,), added if ``with_bias``.
+        mask: The factors, in shape (B, deformable_group * kernel_h * kernel_w, h, w).
+
+    The other arguments are those of :func:`deform_conv_forward`.
+    """
+    settings = (
+        *(stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w),
+        *(group, deformable_group),
+    )
+    given = bias if with_bias else None
+    output.copy_(_deform_conv(input, weight, offset, mask, given, settings))
+
+
+def modulated_deform_conv_backward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    columns: Tensor,
+    grad_input: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    grad_offset: Tensor,
+    grad_mask: Tensor,
+    grad_output: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    group: int,
+    deformable_group: int,
+    with_bias: bool,
+) -> None:
+    """Write the gradients of :func:`modulated_deform_conv_forward`.
+
+    Args:
+        grad_input, grad_weight, grad_bias, grad_offset, grad_mask: Outputs in the shapes of what
+            they belong to. ``grad_bias`` is written if ``with_bias``.
+        grad_output: Gradient with respect to the output, in its shape.
+
+    The other arguments are those of the forward pass.
+    """
+    settings = (
+        *(stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w),
+        *(group, deformable_group),
+    )
+    grads = _deform_conv_backward(grad_output, input, weight, offset, mask, settings)
+    written = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias)
+    for place, grad in zip(written, grads if with_bias else grads[:4]):
+        place.copy_(grad)
+
+
+def _deform_conv(
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    settings: tuple[int, ...],
+) -> Tensor:
+    """Return a deformable convolution.
+
+    Args:
+        mask: None for a factor of 1 everywhere.
+        bias: None for zero.
+        settings: Strides, paddings, dilations, groups and groups of offsets.
+    """
+    _torchvision()
+    _announce()
+    tensors = _for_torchvision(input, weight, offset, mask, bias)
+    return torch.ops.torchvision.deform_conv2d(*tensors, *settings, mask is not None)
+
+
+def _deform_conv_backward(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    settings: tuple[int, ...],
+) -> tuple[Tensor, ...]:
+    """Return the gradients with respect to input, weight, offset, mask and bias."""
+    _torchvision()
+    tensors = _for_torchvision(input, weight, offset, mask, None)
+    return torch.ops.torchvision._deform_conv2d_backward(
+        grad.to(tensors[0].dtype), *tensors, *settings, mask is not None
+    )
+
+
+def _for_torchvision(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None
+) -> list[Tensor]:
+    exact = _at_least_float32(input)
+    if mask is None:
+        mask = exact.new_zeros(len(input), 1)
+    if bias is None:
+        bias = exact.new_zeros(len(weight))
+    return [exact, *(tensor.to(exact.dtype) for tensor in (weight, offset, mask, bias))]
+
+
+# ------------------------------------------------------------------------------------------------
+# Masked convolution
+# ------------------------------------------------------------------------------------------------
+
+
+def masked_im2col_forward(
+    im: Tensor,
+    mask_h_idx: Tensor,
+    mask_w_idx: Tensor,
+    col: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    pad_h: int,
+    pad_w: int,
+) -> None:
+    """Write what a convolution of stride 1 sees at some pixels of its output.
+
+    Args:
+        im: One image in shape (1, C, H, W).
+        mask_h_idx: Rows of the pixels, int64 in shape (K,).
+        mask_w_idx: Columns of the pixels, likewise.
+        col: Output in shape (C * kernel_h * kernel_w, K).
+        kernel_h, kernel_w: Size of the kernel.
+        pad_h, pad_w: Zeros on each side of the image.
+    """
+    _announce()
+    width = im.shape[3] + 2 * pad_w - kernel_w + 1
+    seen = F.unfold(im, (kernel_h, kernel_w), padding=(pad_h, pad_w))
+    col.copy_(seen[0, :, mask_h_idx * width + mask_w_idx])
+
+
+def masked_col2im_forward(
+    col: Tensor,
+    mask_h_idx: Tensor,
+    mask_w_idx: Tensor,
+    im: Tensor,
+    height: int,
+    width: int,
+    channels: int,
+) -> None:
+    """Write values to some pixels of an image.
+
+    Args:
+        col: The values, in shape (channels, K).
+        mask_h_idx: Rows of the pixels, int64 in shape (K,).
+        mask_w_idx: Columns of the pixels, likewise.
+        im: Output in shape (1, channels, height, width); its other pixels stay as they are.
+    """
+    _announce()
+    im[0, :, mask_h_idx, mask_w_idx] = col.to(im.dtype)

@@ -484,6 +484,109 @@ def test_deformable_attention_of_no_query():
 
 
 # ------------------------------------------------------------------------------------------------
+# Deformable convolution
+# ------------------------------------------------------------------------------------------------
+
+# size of the kernel, stride, padding, dilation, groups, groups of offsets
+CONVOLUTIONS = [(3, 1, 1, 1, 1, 1), (2, 2, 1, 1, 2, 4), ((1, 3), 1, (0, 2), 2, 1, 2)]
+
+
+def convolution_inputs(settings):
+    size, stride, padding, dilation, groups, offset_groups = settings
+    images = torch.randn(2, 4, 4, 3, dtype=torch.float64)
+    weight = torch.randn(4, 4 // groups, *(size if isinstance(size, tuple) else (size, size)))
+    weight = weight.double()
+    out = torch.nn.functional.conv2d(images, weight, None, stride, padding, dilation, groups)
+    points = offset_groups * weight[0, 0].numel()
+    offset = torch.randn(2, 2 * points, *out.shape[2:], dtype=torch.float64) * 2
+    mask = torch.rand(2, points, *out.shape[2:], dtype=torch.float64)
+    return images, offset, mask, weight, torch.randn(4, dtype=torch.float64)
+
+
+def value_at(plane, y, x):
+    """Interpolate between the pixels of a plane, which is zero outside."""
+    total, (height, width) = 0.0, plane.shape
+    for row in (math.floor(y), math.floor(y) + 1):
+        for column in (math.floor(x), math.floor(x) + 1):
+            if 0 <= row < height and 0 <= column < width:
+                total += (1 - abs(y - row)) * (1 - abs(x - column)) * plane[row, column]
+    return total
+
+
+def plain_convolution(images, offset, mask, weight, bias, settings):
+    _, stride, padding, dilation, groups, offset_groups = settings
+    pad = padding if isinstance(padding, tuple) else (padding, padding)
+    images, mask, kernels = images.numpy(), mask.numpy(), weight.numpy()
+    out = torch.zeros(2, 4, *offset.shape[2:], dtype=torch.float64) + bias[:, None, None]
+    for image, channel, row, column in np.ndindex(out.shape):
+        inputs = weight.shape[1]
+        for own, down, across in np.ndindex(weight.shape[1:]):
+            source = channel // (4 // groups) * inputs + own
+            group = source // (4 // offset_groups)
+            point = group * weight[0, 0].numel() + down * weight.shape[3] + across
+            dy, dx = offset[image, 2 * point : 2 * point + 2, row, column].tolist()
+            y = row * stride - pad[0] + down * dilation + dy
+            x = column * stride - pad[1] + across * dilation + dx
+            value = value_at(images[image, source], y, x) * mask[image, point, row, column]
+            out[image, channel, row, column] += value * kernels[channel, own, down, across]
+    return out
+
+
+@pytest.mark.parametrize('settings', CONVOLUTIONS, ids=str)
+def test_deformable_convolution(settings):
+    images, offset, mask, weight, bias = convolution_inputs(settings)
+    found = ops.modulated_deform_conv2d(images, offset, mask, weight, bias, *settings[1:])
+    expected = plain_convolution(images, offset, mask, weight, bias, settings)
+    torch.testing.assert_close(found, expected)
+    found = ops.deform_conv2d(images, offset, weight, *settings[1:])
+    expected = plain_convolution(images, offset, torch.ones_like(mask), weight, 0 * bias, settings)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize('settings', CONVOLUTIONS, ids=str)
+def test_deformable_convolution_passes_gradcheck(settings):
+    images, offset, mask, weight, bias = (
+        tensor.requires_grad_() for tensor in convolution_inputs(settings)
+    )
+    assert torch.autograd.gradcheck(
+        lambda *given: ops.modulated_deform_conv2d(*given, *settings[1:]),
+        (images, offset, mask, weight, bias),
+        fast_mode=True,
+    )
+    assert torch.autograd.gradcheck(
+        lambda *given: ops.deform_conv2d(*given, *settings[1:]),
+        (images, offset, weight),
+        fast_mode=True,
+    )
+
+
+@pytest.mark.parametrize('dtype', HALVES)
+def test_deformable_convolution_of_half_precision_counts_in_float32(dtype):
+    images, offset, mask, weight, bias = (
+        tensor.to(dtype).requires_grad_() for tensor in convolution_inputs(CONVOLUTIONS[0])
+    )
+    given = (images, offset, mask, weight, bias)
+    exact = [tensor.detach().float().requires_grad_() for tensor in given]
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        found = ops.modulated_deform_conv2d(*given, 1, 1)
+    expected = ops.modulated_deform_conv2d(*exact, 1, 1)
+    assert torch.equal(found, expected.to(dtype))
+    found.sum().backward()
+    expected.sum().backward()
+    for tensor, twin in zip(given, exact):
+        assert torch.equal(tensor.grad, twin.grad.to(dtype))
+
+
+@pytest.mark.parametrize('share', [0.0, 0.4, 1.0])
+def test_masked_convolution_is_a_convolution_where_the_mask_is(share):
+    convolution = ops.MaskedConv2d(3, 4, (3, 1), padding=(1, 0))
+    images, mask = torch.randn(1, 3, 6, 5), (torch.rand(1, 6, 5) < share).float()
+    with torch.no_grad():
+        found, whole = convolution(images, mask), convolution(images)
+    torch.testing.assert_close(found, whole * mask)
+
+
+# ------------------------------------------------------------------------------------------------
 # The module itself
 # ------------------------------------------------------------------------------------------------
 
