@@ -70,7 +70,7 @@ test-slow: $(INSTALLED)
 # On a machine with a GPU, the first thing to run. Without one it says so.
 test-cuda: $(INSTALLED)
 	echo '==> Comparing the GPU with the CPU, and measuring (more than ten minutes)'
-	$(RUN) tests/cuda/gpu_report.py -- -n $(JOBS)
+	$(RUN) -m tests.cuda.gpu_report -- -n $(JOBS)
 
 # The environment that most users of upstream's have, torch 2.1 included. Tests of what newer torch has
 # are skipped, with the reason.

@@ -64,8 +64,8 @@ def pytest_collection_modifyitems(items):
     """Skip what computes in float16 on CPUs where torch does not."""
     import torch
 
-    from marks import needs
     from polynext_mm.compat.torch_features import FLOAT16_ON_CPUS
+    from tests.marks import needs
 
     for item in items:
         values = item.callspec.params.values() if hasattr(item, 'callspec') else ()

@@ -3,10 +3,10 @@
 import torch
 from torch.func import functional_call
 
-from helpers import TINY_ARCH
 from polynext_mm.nn import get_arch, ops
 from polynext_mm.nn.cell import Cell
 from polynext_mm.nn.layers import PolyAttn, PolyConv, PolyMLP
+from tests.helpers.networks import TINY_ARCH
 
 HEIGHT, WIDTH = 5, 4
 

@@ -6,7 +6,7 @@ import numpy as np
 from mmengine.config import Config
 from PIL import Image
 
-from helpers import CONFIG
+from tests.helpers.files import CONFIG
 
 CLASSES = ('ground', 'road', 'roof', 'tree')
 SIZE = (48, 40)

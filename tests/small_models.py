@@ -5,7 +5,9 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from helpers import ROOT, TINY_ARCH, build_model
+from tests.helpers.configs import build_model
+from tests.helpers.files import ROOT
+from tests.helpers.networks import TINY_ARCH
 
 CLASSES = ('field', 'wood', 'water')
 PALETTE = [[200, 180, 90], [20, 120, 40], [40, 80, 220]]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from helpers import ROOT, python
+from tests.helpers.files import ROOT
+from tests.helpers.programs import python
 
 REPORT = ROOT / 'tests' / 'cuda' / 'gpu_report.py'
 PATHS = dict(PYTHONPATH=str(ROOT), cwd=ROOT)

@@ -7,8 +7,9 @@ from importlib import metadata
 import pytest
 
 import polynext_mm
-from helpers import MM_PACKAGES, TINY_ARCH, python, python_without
 from polynext_mm.commands import main
+from tests.helpers.networks import TINY_ARCH
+from tests.helpers.programs import MM_PACKAGES, python, python_without
 
 # what people have besides torch, and a network does not need
 OTHERS = ('cv2', 'matplotlib', 'numpy', 'PIL', 'safetensors', 'scipy', 'timm', 'torchvision')

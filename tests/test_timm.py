@@ -15,10 +15,12 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 import polynext_mm.timm  # noqa: F401 - registers
-from golden import Golden, image
-from helpers import ARCH, MM_PACKAGES, imagenet_weights, python, python_without
 from polynext_mm.nn import ARCHS
 from polynext_mm.weights import PUBLISHED, CheckpointError
+from tests.golden import Golden, image
+from tests.helpers.checkpoints import imagenet_weights
+from tests.helpers.networks import ARCH
+from tests.helpers.programs import MM_PACKAGES, python, python_without
 
 POLYNOMIAL = ('cpolynext_t_bn', 'cpolynext_s_bn', 'apolynext_t_bn')
 # The files of the release by timm's names of weights; the first of a network is its default.

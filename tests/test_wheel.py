@@ -16,8 +16,11 @@ import torch
 from PIL import Image
 
 import polynext_mm
-from helpers import ROOT, as_arguments, python, run, sample_as_ade20k, tiny_options
 from polynext_mm.compat.packages import stack_name
+from tests.helpers.configs import as_arguments, tiny_options
+from tests.helpers.files import ROOT
+from tests.helpers.programs import python, run
+from tests.helpers.samples import sample_as_ade20k
 
 pytestmark = pytest.mark.heavy
 

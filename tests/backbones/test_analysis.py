@@ -8,20 +8,14 @@ import re
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 
-from helpers import (
-    CONFIG,
-    TINY_ARCH,
-    Config,
-    assert_counted_right,
-    build,
-    build_model,
-    mm_folder,
-    python,
-    randomized,
-)
 from polynext_mm.compat.packages import stack_name
+from tests.helpers.configs import build_model
+from tests.helpers.files import CONFIG, mm_folder
+from tests.helpers.networks import TINY_ARCH, assert_counted_right, build, randomized
+from tests.helpers.programs import python
 
 
 def tiny_segmentor() -> Config:

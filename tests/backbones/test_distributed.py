@@ -4,7 +4,8 @@ import textwrap
 
 import pytest
 
-from helpers import ROOT, python
+from tests.helpers.files import ROOT
+from tests.helpers.programs import python
 
 PROGRAM = textwrap.dedent("""
     import sys
@@ -13,7 +14,8 @@ PROGRAM = textwrap.dedent("""
     from torch.nn.parallel import DistributedDataParallel
 
     sys.path.insert(0, sys.argv[1])
-    from helpers import build, randomized
+    from tests.helpers.networks import build
+    from tests.helpers.networks import randomized
 
     distributed.init_process_group('gloo')
     rank = distributed.get_rank()
@@ -45,6 +47,6 @@ def test_two_processes_average_to_the_gradients_of_one(tmp_path):
     program = tmp_path / 'program.py'
     program.write_text(PROGRAM)
     printed = python(
-        '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', program, ROOT / 'tests'
+        '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', program, ROOT
     )
     assert 'RANK 0 agrees' in printed and 'RANK 1 agrees' in printed

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from golden import image
-from helpers import ROOT, TINY_ARCH, build, python
 from polynext_mm.engine import CheckpointGuardHook
+from tests.golden import image
+from tests.helpers.files import ROOT
+from tests.helpers.networks import TINY_ARCH, build
+from tests.helpers.programs import python
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +94,8 @@ PROGRAM = textwrap.dedent("""
     from torch.nn.parallel import DistributedDataParallel
 
     sys.path.insert(0, sys.argv[1])
-    from helpers import TINY_ARCH, build
+    from tests.helpers.networks import TINY_ARCH
+    from tests.helpers.networks import build
 
     distributed.init_process_group('gloo')
     rank = distributed.get_rank()
@@ -146,6 +149,6 @@ def test_two_processes_share_statistics_on_request(tmp_path):
     program = tmp_path / 'program.py'
     program.write_text(PROGRAM)
     printed = python(
-        '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', program, ROOT / 'tests'
+        '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', program, ROOT
     )
     assert 'RANK 0 agrees' in printed and 'RANK 1 agrees' in printed

@@ -7,8 +7,10 @@ import torch
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 
-from helpers import build, randomized, sample_as_ade20k, tiny_config
 from polynext_mm.engine import AutocastOptimWrapper, TrainingCheckHook
+from tests.helpers.configs import tiny_config
+from tests.helpers.networks import build, randomized
+from tests.helpers.samples import sample_as_ade20k
 
 MAX_NORM = 0.85
 

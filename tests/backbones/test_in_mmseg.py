@@ -6,7 +6,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from helpers import ROOT, build, build_model, mm_folder
+from tests.helpers.configs import build_model
+from tests.helpers.files import ROOT, mm_folder
+from tests.helpers.networks import build
 
 WIDTHS = (72, 144, 288, 432)
 # what heads need besides the README's lines: the widths of the outputs that they use

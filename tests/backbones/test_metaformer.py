@@ -13,9 +13,9 @@ from mmengine.runner import load_checkpoint
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from helpers import randomized
 from polynext_mm.backbones.metaformer import METAFORMERS
 from polynext_mm.weights import CheckpointError
+from tests.helpers.networks import randomized
 
 ARCHS = ('convformer_s18', 'caformer_s18')
 WIDTHS = (64, 128, 320, 512)

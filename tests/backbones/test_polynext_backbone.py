@@ -10,12 +10,13 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from golden import image
-from helpers import TINY_ARCH, build, imagenet_weights, randomized
-from marks import needs
 from polynext_mm.backbones.multiscale import OutNorm
 from polynext_mm.compat.torch_features import COMPILE_CELLS
 from polynext_mm.nn import ARCHS, compiling, get_arch
+from tests.golden import image
+from tests.helpers.checkpoints import imagenet_weights
+from tests.helpers.networks import TINY_ARCH, build, randomized
+from tests.marks import needs
 
 CELLS = sum(TINY_ARCH['depths'])
 

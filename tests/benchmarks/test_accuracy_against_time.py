@@ -6,9 +6,11 @@ import pytest
 import timm
 from PIL import Image
 
-import accuracy_against_time as tool
-from helpers import ROOT, python
-from subjects import Setting
+from tests.helpers.files import ROOT
+from tests.helpers.programs import python, script
+
+tool = script('benchmarks/accuracy_against_time')
+subjects = script('benchmarks/subjects')
 
 PROGRAM = ROOT / 'benchmarks' / 'accuracy_against_time.py'
 
@@ -27,7 +29,7 @@ def test_the_networks_are_those_with_published_figures():
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(tool, 'SIZE', (32, 32))
-    return [Setting(mode, (32, 32)) for mode in tool.MODES]
+    return [subjects.Setting(mode, (32, 32)) for mode in tool.MODES]
 
 
 @pytest.mark.heavy
@@ -50,7 +52,7 @@ def test_measured_resumed_and_drawn(small, tmp_path):
     with pytest.raises(ValueError, match='other networks: name another file'):
         tool.measure(path, names[:1], small, rounds=4, warmup=1)
     with pytest.raises(ValueError, match='other settings'):
-        tool.measure(path, names, [Setting('train', (32, 32))], rounds=4, warmup=1)
+        tool.measure(path, names, [subjects.Setting('train', (32, 32))], rounds=4, warmup=1)
 
     printed = python(PROGRAM, path, '--draw', tmp_path / 'drawn' / 'picture.png')
     assert '3 interleaved rounds' in printed and 'arXiv 2605.20839' in printed

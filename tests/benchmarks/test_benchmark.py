@@ -9,21 +9,14 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-import measure
-import run as benchmark
-from helpers import ROOT, python
-from measure import Result, peak_memory
-from report import comparison, notes
-from roofline import Roofline
-from subjects import (
-    MODIFIERS,
-    Setting,
-    Subject,
-    Workload,
-    build_model,
-    make_workload,
-    parse_subject,
-)
+from tests.helpers.files import ROOT
+from tests.helpers.programs import python, script
+
+measure = script('benchmarks/measure')
+benchmark = script('benchmarks/run')
+report = script('benchmarks/report')
+roofline = script('benchmarks/roofline')
+subjects = script('benchmarks/subjects')
 
 MODELS = ['cpolynext_t', 'plain:cpolynext_t', 'timm:convformer_s18']
 MIB = 1 << 20
@@ -95,7 +88,7 @@ def test_peak_memory_of_training(tmp_path):
     assert_positive(records, 'time ratio', 'peak MiB', 'memory ratio')
     assert float(records[0]['time ratio']) == float(records[0]['memory ratio']) == 1
     for record in records:
-        model = build_model(parse_subject(record['model']).variants()[0])
+        model = subjects.build_model(subjects.parse_subject(record['model']).variants()[0])
         weights = sum(p.numel() for p in model.parameters()) * 4 / MIB
         assert 2 * weights < float(record['peak MiB']) < 3 * weights  # and gradients, and maps
 
@@ -130,18 +123,20 @@ def test_attention_alone_profile_and_floor(tmp_path):
     'model, mode', [('apolynext_t', 'train'), ('plain:cpolynext_t', 'inference')]
 )
 def test_floor_counts_every_operation(model, mode):
-    work = make_workload(parse_subject(model), Setting(mode, (64, 64), device='meta'))
-    roofline = Roofline(flops=1.0, bandwidth=math.inf)
-    with roofline:
+    work = subjects.make_workload(
+        subjects.parse_subject(model), subjects.Setting(mode, (64, 64), device='meta')
+    )
+    floor = roofline.Roofline(flops=1.0, bandwidth=math.inf)
+    with floor:
         work.step()
     with FlopCounterMode(display=False) as counter:
         work.step()
-    assert roofline.flops == roofline.seconds == counter.get_total_flops()
+    assert floor.flops == floor.seconds == counter.get_total_flops()
 
 
 def test_peak_of_a_known_step():
     held, scratch = 3 * MIB, 64 * MIB
-    peak, method = measure.cpu_peak(Workload(lambda: torch.ones(scratch // 4), held))
+    peak, method = measure.cpu_peak(subjects.Workload(lambda: torch.ones(scratch // 4), held))
     if method != 'VmHWM':
         pytest.skip('this system cannot set the high-water mark back')
     assert abs(peak - held - scratch) < MIB
@@ -149,15 +144,18 @@ def test_peak_of_a_known_step():
 
 def test_peak_where_the_mark_cannot_be_set_back(monkeypatch):
     monkeypatch.setattr(measure, '_reset_high_water', lambda: False)
-    peak, method = measure.cpu_peak(Workload(lambda: None, 3 * MIB))
+    peak, method = measure.cpu_peak(subjects.Workload(lambda: None, 3 * MIB))
     assert method == 'ru_maxrss'
     assert 3 * MIB <= peak < 4 * MIB
 
 
 @pytest.mark.heavy
 def test_more_than_there_is_does_not_fit():
-    attention = Subject('matrix', 'attention', 'matrix', 'contiguous')
-    assert peak_memory(attention, Setting('train', (200_000,))) == (None, 'did not fit')
+    attention = subjects.Subject('matrix', 'attention', 'matrix', 'contiguous')
+    assert measure.peak_memory(attention, subjects.Setting('train', (200_000,))) == (
+        None,
+        'did not fit',
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,11 +170,11 @@ def test_what_does_not_fit_is_left_out(error, monkeypatch):
         raise error
 
     monkeypatch.setattr(measure, 'make_workload', fail)
-    model = parse_subject('timm:convformer_s18')
-    (result,) = measure.measure([model], Setting('train', (64, 64)), 2, 1, memory=True)
-    record = comparison(result, result)
+    model = subjects.parse_subject('timm:convformer_s18')
+    (result,) = measure.measure([model], subjects.Setting('train', (64, 64)), 2, 1, memory=True)
+    record = report.comparison(result, result)
     assert record['median ms'] is record['time ratio'] is record['memory ratio'] is None
-    assert 'timm:convformer_s18, train, 64x64: did not fit' in notes([result])
+    assert 'timm:convformer_s18, train, 64x64: did not fit' in report.notes([result])
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory(monkeypatch):
@@ -185,15 +183,20 @@ def test_other_errors_are_not_taken_for_lack_of_memory(monkeypatch):
 
     monkeypatch.setattr(measure, 'make_workload', fail)
     with pytest.raises(RuntimeError, match='shapes do not match'):
-        measure.measure([parse_subject('cpolynext_t')], Setting('train', (64, 64)), 2, 1)
+        measure.measure(
+            [subjects.parse_subject('cpolynext_t')], subjects.Setting('train', (64, 64)), 2, 1
+        )
 
 
 def test_busy_times_are_doubted():
-    subject, setting = Subject('ours', 'ours', 'cpolynext_t'), Setting('inference', (64, 64))
-    quiet = Result(subject, setting, [1.0, 1.01, 1.02])
-    noisy = Result(subject, setting, [1.0, 1.5, 2.0])
-    assert 'WARNING' not in notes([quiet])
-    assert 'WARNING: ours, inference, 64x64: spread 33.3%' in notes([noisy])
+    subject, setting = (
+        subjects.Subject('ours', 'ours', 'cpolynext_t'),
+        subjects.Setting('inference', (64, 64)),
+    )
+    quiet = measure.Result(subject, setting, [1.0, 1.01, 1.02])
+    noisy = measure.Result(subject, setting, [1.0, 1.5, 2.0])
+    assert 'WARNING' not in report.notes([quiet])
+    assert 'WARNING: ours, inference, 64x64: spread 33.3%' in report.notes([noisy])
     assert noisy.time_ratio(quiet) == pytest.approx(1.5 / 1.01)
 
 
@@ -215,7 +218,7 @@ def test_busy_times_are_doubted():
 )
 def test_unknown_models_are_named_with_what_there_is(label, message):
     with pytest.raises(ValueError, match=message):
-        parse_subject(label)
+        subjects.parse_subject(label)
 
 
 @pytest.mark.parametrize(
@@ -251,9 +254,9 @@ def test_wrong_arguments_are_explained(arguments, message, monkeypatch, capsys):
     'label',
     [
         f'{model}+{modifier}'
-        for model, kind in zip(MODELS, MODIFIERS)
-        for modifier in MODIFIERS[kind]
+        for model, kind in zip(MODELS, subjects.MODIFIERS)
+        for modifier in subjects.MODIFIERS[kind]
     ],
 )
 def test_every_modifier_can_be_asked_for(label):
-    assert parse_subject(label).label == label
+    assert subjects.parse_subject(label).label == label

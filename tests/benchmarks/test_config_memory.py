@@ -3,8 +3,11 @@
 import re
 
 import pytest
+from mmengine.config import Config
 
-from helpers import ROOT, Config, build_model, python
+from tests.helpers.configs import build_model
+from tests.helpers.files import ROOT
+from tests.helpers.programs import python
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@
 
 import pytest
 
-from count import costs
-from subjects import Setting, parse_subject
+from tests.helpers.programs import script
+
+count = script('benchmarks/count')
+subjects = script('benchmarks/subjects')
 
 # model, mode: launches, GB moved, at most
 BOUNDS = {
@@ -16,7 +18,9 @@ BOUNDS = {
 
 @pytest.mark.parametrize(('model', 'mode'), BOUNDS)
 def test_launches_and_bytes_stay_within_bounds(model, mode):
-    record = costs(parse_subject(model), Setting(mode, (512, 512), 8, 'bfloat16'), 'h100')
+    record = count.costs(
+        subjects.parse_subject(model), subjects.Setting(mode, (512, 512), 8, 'bfloat16'), 'h100'
+    )
     launches, gigabytes = BOUNDS[model, mode]
     assert launches * 0.9 < record['launches'] <= launches
     assert gigabytes * 0.9 < record['GB moved'] <= gigabytes
@@ -25,6 +29,6 @@ def test_launches_and_bytes_stay_within_bounds(model, mode):
 
 def test_a_known_network_is_counted_as_torch_computes_it():
     """ConvFormer's multiply-adds: 20.6 G at 512x512 in inference (torch's counter)."""
-    subject = parse_subject('timm:convformer_s18:channels_last')
-    record = costs(subject, Setting('inference', (512, 512), 1, 'float32'), 'h100')
+    subject = subjects.parse_subject('timm:convformer_s18:channels_last')
+    record = count.costs(subject, subjects.Setting('inference', (512, 512), 1, 'float32'), 'h100')
     assert record['TFLOP'] == pytest.approx(2 * 20.6e-3, rel=0.01)

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-import golden
-import resized_norms as tool
-from helpers import ROOT, TINY_ARCH, python
-from make_materials import make_split
+from tests import golden
+from tests.helpers.files import ROOT
+from tests.helpers.networks import TINY_ARCH
+from tests.helpers.programs import python, script
+
+tool = script('benchmarks/resized_norms')
+make_materials = script('demo/make_materials')
 
 PROGRAM = ROOT / 'benchmarks' / 'resized_norms.py'
 
@@ -40,7 +43,7 @@ def test_nothing_is_lost_at_the_size_of_the_statistics():
 
 @pytest.mark.slow
 def test_the_program_prints_its_table(tmp_path):
-    make_split(tmp_path, 'training', tool.STATISTICS_OF)
+    make_materials.make_split(tmp_path, 'training', tool.STATISTICS_OF)
     photos = tmp_path / 'images' / 'training'
     sizes = ('--norm-size', 32, '--sizes', 48)
     printed = python(

@@ -10,9 +10,10 @@ import pytest
 from mmengine.config import Config
 
 import polynext_mm
-from helpers import CONFIG, ROOT, python
 from polynext_mm import resources
 from polynext_mm.commands import COMMANDS, main
+from tests.helpers.files import CONFIG, ROOT
+from tests.helpers.programs import python
 
 NAME = 'upernet_cpolynext_s_ade20k'
 

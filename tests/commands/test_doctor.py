@@ -7,9 +7,11 @@ from importlib import metadata
 import pytest
 import torch
 
-from helpers import ROOT, imagenet_weights, segmentor_file, tiny_config
 from polynext_mm.commands import doctor
 from polynext_mm.compat import torch_features
+from tests.helpers.checkpoints import imagenet_weights, segmentor_file
+from tests.helpers.configs import tiny_config
+from tests.helpers.files import ROOT
 
 NAME = 'upernet_cpolynext_t_ade20k'
 

@@ -3,10 +3,10 @@
 import pytest
 from mmengine.config import Config
 
-from helpers import ROOT
 from polynext_mm.commands import config, list_all
 from polynext_mm.nn import ARCHS
 from polynext_mm.weights import PUBLISHED
+from tests.helpers.files import ROOT
 
 
 def listed(capsys, *arguments) -> list[str]:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import python_without
 from polynext_mm.commands.plot import curve, default_keys, main
 from polynext_mm.commands.scalars import Point, read_run
+from tests.helpers.programs import python_without
 
 
 def write(path: Path, records: list[dict]) -> Path:

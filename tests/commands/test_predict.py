@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from helpers import contents
 from polynext_mm.commands.predict import main
 from polynext_mm.commands.predict_inputs import Clip, find_inputs
-from small_models import CLASSES, PALETTE, write_detector, write_segmentor
+from tests.helpers.files import contents
+from tests.small_models import CLASSES, PALETTE, write_detector, write_segmentor
 
 
 @pytest.fixture(scope='module')

@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from helpers import python
+from tests.helpers.programs import python
 
 pytestmark = pytest.mark.heavy
 

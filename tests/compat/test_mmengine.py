@@ -17,8 +17,8 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 import polynext_mm
-from helpers import ROOT
 from polynext_mm.compat import mmengine as private
+from tests.helpers.files import ROOT
 
 # names that are private to torch and to Python
 OTHERS = {'_BatchNorm', '_exit', '_getframe', '_metadata'}

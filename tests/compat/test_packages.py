@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from packaging.requirements import Requirement
 
-from helpers import ROOT
 from polynext_mm.compat import check_stack, packages, require_mmengine, stack_name
+from tests.helpers.files import ROOT
 
 
 @pytest.mark.parametrize(

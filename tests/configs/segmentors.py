@@ -9,8 +9,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.structures import PixelData
 from torch import nn
 
-from helpers import build_model
 from polynext_mm.nn import batch_norm
+from tests.helpers.configs import build_model
 
 
 def batch(size: int, num_classes: int) -> dict:

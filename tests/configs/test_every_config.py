@@ -3,8 +3,8 @@
 import pytest
 from mmengine.config import Config
 
-from helpers import CONFIG, ROOT
 from polynext_mm.engine.checks.config import check_config
+from tests.helpers.files import CONFIG, ROOT
 
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 SAMPLES = ('landcover', 'treecrowns', 'materials')  # demo/, trained in float32 on CPUs

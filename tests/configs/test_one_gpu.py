@@ -6,8 +6,8 @@ import shlex
 import pytest
 from mmengine.config import Config, DictAction
 
-from helpers import ROOT
 from polynext_mm.engine.checks.config import check_config
+from tests.helpers.files import ROOT
 
 HEADING = '## One GPU of 24 GB'
 

@@ -4,12 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from segmentors import assert_a_step_trains_everything, assert_it_predicts
 
-from helpers import ROOT, Config, build_model
 from polynext_mm.engine import CheckpointGuardHook
 from polynext_mm.weights import CheckpointError
+from tests.configs.segmentors import assert_a_step_trains_everything, assert_it_predicts
+from tests.helpers.configs import build_model
+from tests.helpers.files import ROOT
 
 PEERS = {'convformer_s18': 'cpolynext_s', 'caformer_s18': 'apolynext_s'}
 RECIPES = ('upernet_{}_ade20k', 'mask_rcnn_{}_coco_1x')

@@ -16,10 +16,11 @@ from mmengine.structures import PixelData
 from PIL import Image
 from torch import nn
 
-from golden import DATA, Recipe, generator, normal
-from helpers import ROOT, build_model
 from polynext_mm.weights import load
 from polynext_mm.weights.names import authors_to_ours
+from tests.golden import DATA, Recipe, generator, normal
+from tests.helpers.configs import build_model
+from tests.helpers.files import ROOT
 
 NETWORKS = pytest.mark.parametrize('network', ['cpolynext_s', 'apolynext_s'])
 LR, DECAY = 1e-4, 0.05

@@ -8,15 +8,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
-from segmentors import assert_a_step_trains_everything, assert_it_predicts
 
-from helpers import ROOT, Config, build_model
-from marks import some_slow
 from polynext_mm.analysis import count_config
 from polynext_mm.engine.launch import DatasetNotFoundError, require_dataset
+from tests.configs.segmentors import assert_a_step_trains_everything, assert_it_predicts
+from tests.helpers.configs import build_model
+from tests.helpers.files import ROOT
+from tests.marks import some_slow
 
 
 @dataclasses.dataclass(frozen=True)

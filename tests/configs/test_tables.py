@@ -5,8 +5,8 @@ import runpy
 import pytest
 import yaml
 
-from helpers import ROOT
 from polynext_mm.commands.list_all import configs
+from tests.helpers.files import ROOT
 
 GENERATOR = runpy.run_path(str(ROOT / 'configs' / 'metafiles' / 'generate.py'))
 WRITTEN = GENERATOR['costs_as_written']()

@@ -1,11 +1,16 @@
 """The UperNet configs follow the published recipe in every detail, and train."""
 
 import pytest
-from segmentors import assert_a_step_trains_everything, assert_it_predicts, take_statistics
+from mmengine.config import Config
 
-from helpers import ROOT, Config
-from marks import some_slow
 from polynext_mm.nn import ARCHS
+from tests.configs.segmentors import (
+    assert_a_step_trains_everything,
+    assert_it_predicts,
+    take_statistics,
+)
+from tests.helpers.files import ROOT
+from tests.marks import some_slow
 
 DROP_PATH = {'cpolynext_s': 0.3, 'apolynext_s': 0.3}  # the published ones
 IMAGENET_DROP_PATH = {

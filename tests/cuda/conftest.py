@@ -7,7 +7,8 @@ import os
 
 import pytest
 import torch
-from on_device import DEVICE, is_available
+
+from tests.cuda.on_device import DEVICE, is_available
 
 
 @pytest.hookimpl(tryfirst=True)  # before markers are selected

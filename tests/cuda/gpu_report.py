@@ -13,7 +13,8 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from on_device import DEVICE, is_available
+
+from tests.cuda.on_device import DEVICE, is_available
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ('timm:convformer_s18:channels_last', 'timm:caformer_s18:channels_last')

@@ -9,7 +9,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from helpers import build, randomized
+from tests.helpers.networks import build, randomized
 
 
 def gradients(model, images):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-import op_cases
-from op_cases import OPS
 from polynext_mm.nn import plain_ops, poly_attention, triton_ops
+from tests import op_cases
+from tests.op_cases import OPS
 
 # Of a vector's length. Half precision rounds in several places.
 TOLERANCE = {

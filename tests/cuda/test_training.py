@@ -4,13 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from on_device import loss_of
 from torch import nn
 
-import golden
-from helpers import ROOT, Config, build, python, randomized
 from polynext_mm.engine import CUDAGraphHook
+from tests import golden
+from tests.cuda.on_device import loss_of
+from tests.helpers.files import ROOT
+from tests.helpers.networks import build, randomized
+from tests.helpers.programs import python
 
 SIZE = (64, 96)
 
@@ -101,7 +104,7 @@ def test_several_devices(device):
         *('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={count}'),
         ROOT / 'tests' / 'cuda' / 'in_every_process.py',
         device,
-        PYTHONPATH=f'{ROOT}:{ROOT / "tests"}',
+        PYTHONPATH=str(ROOT),
     )
     assert all(f'RANK {rank} agrees' in printed for rank in range(count)), printed
 

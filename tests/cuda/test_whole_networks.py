@@ -4,11 +4,11 @@ import contextlib
 
 import pytest
 import torch
-from on_device import DEVICE, loss_of
 
-import golden
-from helpers import TINY_ARCH, randomized
 from polynext_mm.nn import ARCHS, PolyNeXt, plain_ops
+from tests import golden
+from tests.cuda.on_device import DEVICE, loss_of
+from tests.helpers.networks import TINY_ARCH, randomized
 
 SIZE = (64, 96)
 NAMES = sorted(ARCHS) if DEVICE != 'cpu' else ['cpolynext_t', 'apolynext_t']

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from coco_sample import make_coco
 from polynext_mm.datasets import DataError, audit_coco
 from polynext_mm.engine.checks.coco import read_coco
+from tests.coco_sample import make_coco
 
 CLASSES = ('box', 'ball', 'tent')
 

@@ -14,12 +14,12 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 
-from coco_sample import make_coco
-from helpers import ROOT
 from polynext_mm.datasets import CheckedPipeline, DataError, check_loading
 from polynext_mm.datasets.own import OwnSegDataset  # noqa: F401 - registered
 from polynext_mm.engine.checks.data import check_samples
-from segmentation_sample import (
+from tests.coco_sample import make_coco
+from tests.helpers.files import ROOT
+from tests.segmentation_sample import (
     constant,
     cut_short,
     end_missing,

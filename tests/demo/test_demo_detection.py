@@ -7,9 +7,11 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-import detection
-import segmentation
-from helpers import ROOT, python
+from tests.helpers.files import ROOT
+from tests.helpers.programs import python, script
+
+detection = script('demo/detection')
+segmentation = script('demo/segmentation')
 
 SHORT = ROOT / 'configs' / 'atss_cpolynext_materials.py'
 LEFT_BY_MAKE_DEMO = 'upernet_cpolynext_materials/iter_1600.pth'

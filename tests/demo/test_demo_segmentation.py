@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-import segmentation
-from helpers import ROOT, python
+from tests.helpers.files import ROOT
+from tests.helpers.programs import python, script
+
+segmentation = script('demo/segmentation')
 
 
 def test_the_colour_classifier_sees_colours_and_nothing_else():

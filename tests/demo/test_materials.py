@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import make_materials
-from helpers import ROOT, contents, few_scenes
+from tests.helpers.files import ROOT, contents
+from tests.helpers.programs import script
+from tests.helpers.samples import few_scenes
+
+make_materials = script('demo/make_materials')
 
 
 def test_the_sample_stays_small():

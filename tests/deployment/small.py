@@ -8,8 +8,10 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from helpers import ROOT, TINY_ARCH, build_model, randomized
 from polynext_mm.nn import get_arch
+from tests.helpers.configs import build_model
+from tests.helpers.files import ROOT
+from tests.helpers.networks import TINY_ARCH, randomized
 
 SEGMENTOR = 'upernet_cpolynext_t_ade20k'
 RETINANET = 'retinanet_cpolynext_t_coco_1x'

@@ -7,13 +7,10 @@ import re
 
 import numpy as np
 import pytest
-import small
 import torch
 from mmengine.config import Config
 from torch import nn
 
-from helpers import ARCH, CONFIG, ROOT, TINY_ARCH, build, imagenet_weights
-from marks import some_slow
 from polynext_mm.commands.export import main
 from polynext_mm.deployment import (
     FORMATS,
@@ -25,6 +22,11 @@ from polynext_mm.deployment import (
     programs,
 )
 from polynext_mm.inference.predictor import build_model as build_trained
+from tests.deployment import small
+from tests.helpers.checkpoints import imagenet_weights
+from tests.helpers.files import CONFIG, ROOT
+from tests.helpers.networks import ARCH, TINY_ARCH, build
+from tests.marks import some_slow
 
 pytestmark = pytest.mark.heavy
 

@@ -1,13 +1,13 @@
 """Networks for export compute what mm computes, from raw images and from preprocessed ones."""
 
 import pytest
-import small
 import torch
 from torch import nn
 
-from helpers import build
 from polynext_mm.deployment import UnsupportedModelError, fused, make_network
 from polynext_mm.deployment.networks import AnySizePool
+from tests.deployment import small
+from tests.helpers.networks import build
 
 SIZES = [(32, 32), (33, 70), (96, 64)]
 

@@ -8,7 +8,8 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from helpers import ROOT, build_model
+from tests.helpers.configs import build_model
+from tests.helpers.files import ROOT
 
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*polynext*_coco_*.py'))
 

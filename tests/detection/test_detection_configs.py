@@ -5,14 +5,15 @@ import json
 
 import pytest
 import torch
-from detectors import CONFIGS, batch, build, load, losses
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
-from coco_sample import make_coco
-from helpers import ROOT, TINY_ARCH, assert_counted_right
-from marks import some_slow
 from polynext_mm.analysis import count_config
+from tests.coco_sample import make_coco
+from tests.detection.detectors import CONFIGS, batch, build, load, losses
+from tests.helpers.files import ROOT
+from tests.helpers.networks import TINY_ARCH, assert_counted_right
+from tests.marks import some_slow
 
 RECIPES = {
     'mask_rcnn_{}_coco_1x': 'tsbl',

@@ -12,13 +12,15 @@ import textwrap
 
 import pytest
 import torch
-from detectors import batch, losses
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 
-from coco_sample import SHAPES, data_options, make_coco
-from helpers import ROOT, build_model, free_port, mm_folder, python
+from tests.coco_sample import SHAPES, data_options, make_coco
+from tests.detection.detectors import batch, losses
+from tests.helpers.configs import build_model
+from tests.helpers.files import ROOT, mm_folder
+from tests.helpers.programs import free_port, python
 
 MASK_RCNN = ROOT / 'configs' / 'mask_rcnn_cpolynext_t_coco_1x.py'
 GIB = 2**30

@@ -4,7 +4,8 @@ import importlib
 
 import pytest
 import torch
-from detectors import batch, build, load, losses
+
+from tests.detection.detectors import batch, build, load, losses
 
 NAMES = [
     'mask_rcnn_cpolynext_t_coco_1x',

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from detectors import batch, build, load, losses
+
+from tests.detection.detectors import batch, build, load, losses
 
 
 @pytest.mark.parametrize('arch', ['convformer_s18', 'caformer_s18'])

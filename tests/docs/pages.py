@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from helpers import ROOT
+from tests.helpers.files import ROOT
 
 PAGES = [
     ROOT / 'README.md',

@@ -18,11 +18,11 @@ from unittest import mock
 
 from mmengine.config import Config
 
-from helpers import CONFIG, ROOT
 from polynext_mm.commands import COMMANDS
 from polynext_mm.engine import launch
 from polynext_mm.engine.checks.config import check_config
 from polynext_mm.resources import find_config
+from tests.helpers.files import CONFIG, ROOT
 
 # Of the shell, and of programs whose arguments are their own.
 _OTHERS = ('[', 'cd', 'exit', 'export', 'git', 'if', 'mim', 'scontrol', 'source')

@@ -2,9 +2,9 @@
 
 import pytest
 from mmengine.config import Config
-from pages import blocks_of
 
-from helpers import ROOT
+from tests.docs.pages import blocks_of
+from tests.helpers.files import ROOT
 
 OLD, NEW = (
     next(

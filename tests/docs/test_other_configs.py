@@ -5,17 +5,18 @@ import re
 
 import pytest
 import torch
-from detectors import batch as detection_batch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from pages import example
-from segmentors import batch as segmentation_batch
 
-from helpers import ROOT, build_model, mm_folder
 from polynext_mm.engine.checks.config import check_config
 from polynext_mm.engine.checks.normalization import find_mismatch
+from tests.configs.segmentors import batch as segmentation_batch
+from tests.detection.detectors import batch as detection_batch
+from tests.docs.pages import example
+from tests.helpers.configs import build_model
+from tests.helpers.files import ROOT, mm_folder
 
 PAGE = ROOT / 'docs' / 'other_configs.md'
 METHODS = {

@@ -8,16 +8,18 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
-from pages import example, replaced
 from PIL import Image
 
-from coco_sample import SHAPES, make_coco
-from helpers import TINY_ARCH, build, build_model, call_tool
 from polynext_mm.datasets import DataError, check_loading
 from polynext_mm.datasets.own import OwnSegDataset
 from polynext_mm.engine.checks.config import check_config
 from polynext_mm.engine.checks.normalization import find_mismatch
-from segmentation_sample import CLASSES, image_path, make_segmentation, write_label
+from tests.coco_sample import SHAPES, make_coco
+from tests.docs.pages import example, replaced
+from tests.helpers.configs import build_model
+from tests.helpers.networks import TINY_ARCH, build
+from tests.helpers.programs import call_tool
+from tests.segmentation_sample import CLASSES, image_path, make_segmentation, write_label
 
 PAGE = 'docs/own_data.md'
 SEGMENTATION, DETECTION = (

@@ -18,12 +18,14 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from pages import PAGES, Block, blocks_of
-from shell import check, command_lines
 
-from helpers import CONFIG, ROOT, build, imagenet_weights, mm_folder
 from polynext_mm.engine.checks.config import check_config
 from polynext_mm.weights import PUBLISHED, downloads
+from tests.docs.pages import PAGES, Block, blocks_of
+from tests.docs.shell import check, command_lines
+from tests.helpers.checkpoints import imagenet_weights
+from tests.helpers.files import CONFIG, ROOT, mm_folder
+from tests.helpers.networks import build
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 #: Not looked into: layouts of folders, messages (test_troubleshooting.py), the citation.

@@ -4,9 +4,10 @@ import shutil
 
 import torch
 from mmengine.config import Config
-from pages import example
 
-from helpers import CONFIG, build_model, mm_folder
+from tests.docs.pages import example
+from tests.helpers.configs import build_model
+from tests.helpers.files import CONFIG, mm_folder
 
 PAGE = 'docs/segmentation.md'
 

@@ -19,17 +19,20 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import runner as mmengine_runner
-from pages import blocks_of
 from torch import nn
 
-from helpers import CONFIG, ROOT, TINY_ARCH, build, build_model, imagenet_weights
 from polynext_mm.engine import hooks
 from polynext_mm.engine.checks import training
 from polynext_mm.engine.checks.config import check_config
 from polynext_mm.engine.checks.findings import DataError, label_fault
 from polynext_mm.engine.launch import require_dataset
 from polynext_mm.weights import loading, read
-from segmentation_sample import segmentation_config
+from tests.docs.pages import blocks_of
+from tests.helpers.checkpoints import imagenet_weights
+from tests.helpers.configs import build_model
+from tests.helpers.files import CONFIG, ROOT
+from tests.helpers.networks import TINY_ARCH, build
+from tests.segmentation_sample import segmentation_config
 
 MESSAGES = [
     block for block in blocks_of(ROOT / 'docs' / 'troubleshooting.md') if block.kind == 'text'

@@ -12,12 +12,13 @@ from unittest import mock
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from synchronizations import Synchronizations
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from helpers import ROOT, build
+from tests.engine.synchronizations import Synchronizations
+from tests.helpers.files import ROOT
+from tests.helpers.networks import build
 
 
 def check(dtype: str, clip_grad: dict | None) -> None:

@@ -12,7 +12,9 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from helpers import ROOT, TINY_ARCH, few_scenes
+from tests.helpers.files import ROOT
+from tests.helpers.networks import TINY_ARCH
+from tests.helpers.samples import few_scenes
 
 WIDTHS = list(TINY_ARCH['widths'])
 _numbers = itertools.count()

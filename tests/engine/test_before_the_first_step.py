@@ -8,14 +8,14 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from helpers import contents
 from polynext_mm.commands import test as test_command
 from polynext_mm.engine.checks.config import ConfigError
 from polynext_mm.engine.checks.data import inspect_sources
 from polynext_mm.engine.checks.training import TrainingCheckHook
 from polynext_mm.engine.results import LabelImages, files_of, label_file, root_of
 from polynext_mm.written import OverwriteError
-from segmentation_sample import image_path, make_segmentation, segmentation_config
+from tests.helpers.files import contents
+from tests.segmentation_sample import image_path, make_segmentation, segmentation_config
 
 KEEPS_SIZE = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
 

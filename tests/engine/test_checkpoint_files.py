@@ -16,11 +16,11 @@ import pytest
 import torch
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
-from runs import At, config, saved, train
 
 from polynext_mm.engine.checkpoints.saving import newest_checkpoint
 from polynext_mm.engine.checkpoints.work_dir import WorkDirInUseError, lock, unlock
 from polynext_mm.weights import CheckpointError, containers
+from tests.engine.runs import At, config, saved, train
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 

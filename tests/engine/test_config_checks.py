@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from helpers import CONFIG, ROOT
 from polynext_mm.engine.checks.config import ConfigError, check_config, override
-from segmentation_sample import segmentation_config
+from tests.helpers.files import CONFIG, ROOT
+from tests.segmentation_sample import segmentation_config
 
 MASK_RCNN = ROOT / 'configs' / 'mask_rcnn_cpolynext_t_coco_1x.py'
 CASCADE = ROOT / 'configs' / 'cascade_mask_rcnn_cpolynext_s_coco_3x.py'

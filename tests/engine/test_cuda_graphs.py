@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.registry import HOOKS
-from runs import config, train
 from torch import nn
 
-from helpers import build
 from polynext_mm.engine import cuda_graphs
+from tests.engine.runs import config, train
+from tests.helpers.networks import build
 
 SIZE = torch.Size((2, 3, 64, 64))
 

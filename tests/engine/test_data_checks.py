@@ -7,13 +7,15 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-from coco_sample import data_options, make_coco
-from helpers import ROOT, imagenet_weights, other_weights, python
 from polynext_mm.datasets import CheckedPipeline, DataError
 from polynext_mm.engine.checks import checkpoint as checkpoint_checks
 from polynext_mm.engine.checks import data as data_checks
 from polynext_mm.weights import CheckpointError
-from segmentation_sample import (
+from tests.coco_sample import data_options, make_coco
+from tests.helpers.checkpoints import imagenet_weights, other_weights
+from tests.helpers.files import ROOT
+from tests.helpers.programs import python
+from tests.segmentation_sample import (
     constant,
     image_path,
     label_path,

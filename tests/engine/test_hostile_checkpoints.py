@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.hooks import Hook
-from runs import config, saved, train
 
-from marks import some_slow
 from polynext_mm.weights import CheckpointError
+from tests.engine.runs import config, saved, train
+from tests.marks import some_slow
 
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures('quick_configs')]
 

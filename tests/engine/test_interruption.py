@@ -8,11 +8,11 @@ import subprocess
 import sys
 
 import pytest
-from runs import At, config, differences, saved, train
 
-from helpers import ROOT
 from polynext_mm import startup
 from polynext_mm.engine import LostWorkerError
+from tests.engine.runs import At, config, differences, saved, train
+from tests.helpers.files import ROOT
 
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures('quick_configs')]
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from runs import config, differences, saved, train
+
+from tests.engine.runs import config, differences, saved, train
 
 pytestmark = pytest.mark.slow
 

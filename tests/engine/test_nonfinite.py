@@ -4,11 +4,11 @@ import re
 
 import pytest
 import torch
-from runs import At, config, saved, train
 
 from polynext_mm.engine import NonFiniteError, NonFiniteHook
 from polynext_mm.engine.checkpoints.saving import newest_checkpoint
 from polynext_mm.weights import CheckpointError
+from tests.engine.runs import At, config, saved, train
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 

@@ -5,27 +5,21 @@ import re
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.model import BaseDataPreprocessor, ImgDataPreprocessor
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
-from coco_sample import data_options, make_coco
-from helpers import (
-    ARCH,
-    ROOT,
-    Config,
-    build,
-    build_model,
-    few_scenes,
-    imagenet_weights,
-    sample_as_ade20k,
-    segmentor_file,
-    tiny_config,
-)
 from polynext_mm.engine import CheckpointGuardHook
 from polynext_mm.engine.checks.normalization import find_mismatch
 from polynext_mm.weights import CheckpointError
+from tests.coco_sample import data_options, make_coco
+from tests.helpers.checkpoints import imagenet_weights, segmentor_file
+from tests.helpers.configs import build_model, tiny_config
+from tests.helpers.files import ROOT
+from tests.helpers.networks import ARCH, build
+from tests.helpers.samples import few_scenes, sample_as_ade20k
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 

@@ -4,14 +4,16 @@ import math
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, PARAM_SCHEDULERS
 from torch import nn
 
-from helpers import CONFIG, Config, build, randomized
-from marks import needs
 from polynext_mm.compat.torch_features import FLOAT16_ON_CPUS
 from polynext_mm.engine import AutocastOptimWrapper
+from tests.helpers.files import CONFIG
+from tests.helpers.networks import build, randomized
+from tests.marks import needs
 
 
 def wrapper_of(model, fused=None, **settings):

@@ -5,13 +5,16 @@ import copy
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import ROOT, Config, build, build_model
 from polynext_mm.compat.torch_features import has_fused_optimizers
 from polynext_mm.engine import PolyNeXtOptimWrapperConstructor
+from tests.helpers.configs import build_model
+from tests.helpers.files import ROOT
+from tests.helpers.networks import build
 
 LR, DECAY = 1e-4, 0.05
 

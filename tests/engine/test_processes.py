@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from runs import config, differences, saved
 
-from helpers import ROOT, free_port, python
+from tests.engine.runs import config, differences, saved
+from tests.helpers.files import ROOT
+from tests.helpers.programs import free_port, python
 
 DIST_TRAIN = ROOT / 'tools' / 'dist_train.sh'
 

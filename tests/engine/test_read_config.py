@@ -3,11 +3,12 @@
 import json
 
 import pytest
+from mmengine.config import Config
 from mmengine.registry import VISBACKENDS, VISUALIZERS, init_default_scope
 from mmengine.visualization import LocalVisBackend
 
-from helpers import ROOT, Config
 from polynext_mm.commands import train
+from tests.helpers.files import ROOT
 
 ADE20K = 'upernet_cpolynext_s_ade20k'
 COCO = ('mask_rcnn_cpolynext_s_coco_1x', 'cascade_mask_rcnn_apolynext_l_coco_3x')

@@ -12,12 +12,12 @@ from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import LinearLR, MultiStepLR, OptimWrapper
-from runs import config, differences, saved, train
 
-from marks import some_slow
 from polynext_mm.engine.checkpoints import resuming
 from polynext_mm.engine.reproducibility import random_state, set_random_state
 from polynext_mm.weights import CheckpointError
+from tests.engine.runs import config, differences, saved, train
+from tests.marks import some_slow
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 

@@ -2,15 +2,19 @@
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
-from synchronizations import Synchronizations
 
-from helpers import ROOT, TINY_ARCH, Config, build_model, python
-from marks import needs
 from polynext_mm.compat.torch_features import AUTOCAST_BY_DEVICE, FLOAT16_ON_CPUS
 from polynext_mm.nn import PolyNeXt
+from tests.engine.synchronizations import Synchronizations
+from tests.helpers.configs import build_model
+from tests.helpers.files import ROOT
+from tests.helpers.networks import TINY_ARCH
+from tests.helpers.programs import python, script
+from tests.marks import needs
 
 
 def test_the_counter_finds_what_waits():
@@ -30,13 +34,13 @@ def test_the_counter_finds_what_waits():
 @pytest.mark.parametrize('settings', [{}, dict(with_cp=True), dict(norm='bn')], ids=str)
 def test_backbones_on_a_device(settings):
     """Meta tensors take the ways of an accelerator, and no number can be read from them."""
-    from count import count
+    count = script('benchmarks/count')
 
     model = PolyNeXt(TINY_ARCH, drop_path_rate=0.3, grad_clip_norm=5.0, **settings).to('meta')
     model.loss_scale = torch.ones((), device='meta')
     # checkpoints save the autocast of the device, which meta tensors do not have
     autocast = not settings.get('with_cp')
-    counter = count(model, torch.empty(2, 3, 64, 64, device='meta'), True, autocast)
+    counter = count.count(model, torch.empty(2, 3, 64, 64, device='meta'), True, autocast)
     assert counter.operations and counter.synchronizations == 0
     assert all(param.grad is not None for param in model.parameters())
 
@@ -49,8 +53,7 @@ def test_backbones_on_a_device(settings):
 def test_steps_on_cuda_tensors_that_hold_no_numbers():
     """Loss scaling, clipping and a fused optimizer, in bfloat16 and float16."""
     program = ROOT / 'tests' / 'engine' / 'fake_cuda_step.py'
-    paths = ':'.join(str(ROOT / folder) for folder in ('.', 'tests', 'tests/engine'))
-    assert 'all cases passed' in python(program, PYTHONPATH=paths)
+    assert 'all cases passed' in python(program, PYTHONPATH=str(ROOT))
 
 
 def batch():

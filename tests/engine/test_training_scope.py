@@ -6,7 +6,8 @@ import threading
 
 import pytest
 from mmengine.registry import HOOKS
-from runs import At, config, train
+
+from tests.engine.runs import At, config, train
 
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures('quick_configs')]
 

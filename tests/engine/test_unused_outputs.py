@@ -7,23 +7,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from helpers import (
-    CONFIG,
-    ROOT,
-    Config,
-    as_arguments,
-    build,
-    free_port,
-    run,
-    sample_as_ade20k,
-    tiny_options,
-)
 from polynext_mm.engine import TrainingCheckHook
+from tests.helpers.configs import as_arguments, tiny_options
+from tests.helpers.files import CONFIG, ROOT
+from tests.helpers.networks import build
+from tests.helpers.programs import free_port, run
+from tests.helpers.samples import sample_as_ade20k
 
 PSP_ON_THE_LAST_STAGE = f"""
 _base_ = '{CONFIG}'

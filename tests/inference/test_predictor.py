@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 import polynext_mm
 from polynext_mm.engine.checks.config import ConfigError
 from polynext_mm.engine.checks.findings import DataError
-from small_models import CLASSES, PALETTE, write_detector, write_segmentor
+from tests.small_models import CLASSES, PALETTE, write_detector, write_segmentor
 
 TTA = """
 tta_pipeline = [dict(type='LoadImageFromFile'), dict(type='TestTimeAug', transforms=[

@@ -6,13 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import golden
-from helpers import ROOT, TINY_ARCH, python, randomized
-from marks import needs
 from polynext_mm.compat.torch_features import AUTOCAST_BY_DEVICE, TRITON_KERNELS, can_autocast
 from polynext_mm.nn import PolyNeXt
 from polynext_mm.nn.ops import dispatch
 from polynext_mm.nn.ops.precision import matmul_dtype
+from tests import golden
+from tests.helpers.files import ROOT
+from tests.helpers.networks import TINY_ARCH, randomized
+from tests.helpers.programs import python
+from tests.marks import needs
 
 HALF = [torch.bfloat16, torch.float16]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import golden
-from helpers import TINY_ARCH, build
 from polynext_mm.nn import ARCHS, PolyNeXt, PolyNeXtClassifier, get_arch, plain_ops
 from polynext_mm.weights.names import translate, translate_back
+from tests import golden
+from tests.helpers.networks import TINY_ARCH, build
 
 # attention that is not divided by its own row sums multiplies the roundings of float32: the plain
 # formulation is 2.7e-4 off in the last stage of APolyNeXt-T

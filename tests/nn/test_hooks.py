@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import TINY_ARCH, randomized
 from polynext_mm.nn import PolyNeXt, get_arch
 from polynext_mm.nn.cell import Cell, Stack, Stage
 from polynext_mm.nn.layers import Branch, PolyAttn, PolyConv, PolyMLP
 from polynext_mm.nn.ops import blocks
+from tests.helpers.networks import TINY_ARCH, randomized
 
 HOOKED = (Branch, Stack, Cell, Stage)
 TRAINING = pytest.mark.parametrize('needs_grad', [False, True], ids=['inference', 'training'])

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-import golden
-from helpers import TINY_ARCH, randomized
 from polynext_mm.nn import PolyNeXt, PolyNeXtClassifier, ops, plain_ops
 from polynext_mm.nn.layers import Branch, DepthwiseConv, LayerNorm
+from tests import golden
+from tests.helpers.networks import TINY_ARCH, randomized
 
 NORMS = pytest.mark.parametrize('norm', ['ln', 'bn'])
 LAYERS = (nn.Linear, nn.Conv2d, DepthwiseConv, LayerNorm)

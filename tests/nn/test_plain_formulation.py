@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from golden import Golden, authors_weights, image, loss
 from polynext_mm.nn import ARCHS, PolyNeXt
 from polynext_mm.nn.plain import PlainPolyNeXt
 from polynext_mm.weights.names import CLASSIFIER, DROPOUT_RATE, authors_to_ours, translate
+from tests.golden import Golden, authors_weights, image, loss
 
 SIZE = (64, 96)
 SMALL = (16, 24)  # for strides 1, 2, 4

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import golden
-from marks import some_slow
 from polynext_mm.nn import ARCHS, Arch, PolyNeXt, PolyNeXtClassifier, get_arch, plain_ops
 from polynext_mm.weights.names import authors_to_ours, translate
+from tests import golden
+from tests.marks import some_slow
 
 # published: million parameters, GMACs at 224 (classifier included), and the MACs counted in the
 # release

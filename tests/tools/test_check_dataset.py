@@ -11,12 +11,12 @@ import tifffile
 from mmengine.config import Config
 from PIL import Image
 
-from coco_sample import make_coco
-from helpers import ROOT
 from polynext_mm.commands.check_dataset import main
 from polynext_mm.datasets import survey
 from polynext_mm.engine.checks.survey import examine
-from segmentation_sample import (
+from tests.coco_sample import make_coco
+from tests.helpers.files import ROOT
+from tests.segmentation_sample import (
     CLASSES,
     constant,
     cut_short,

@@ -7,19 +7,17 @@ import pytest
 import torch
 from mmengine.runner.checkpoint import _load_checkpoint_with_prefix, load_state_dict
 
-from helpers import (
-    ARCH,
+from tests.helpers.checkpoints import (
     CONTAINERS,
-    ROOT,
-    build,
-    call_tool,
     imagenet_weights,
     is_golden,
     output_norms,
-    python,
     segmentor_file,
-    tiny_config,
 )
+from tests.helpers.configs import tiny_config
+from tests.helpers.files import ROOT
+from tests.helpers.networks import ARCH, build
+from tests.helpers.programs import call_tool, python
 
 
 @pytest.fixture

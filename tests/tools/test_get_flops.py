@@ -3,12 +3,15 @@
 import pytest
 import timm
 import torch
+from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
-from helpers import ROOT, Config, build, call_tool
 from polynext_mm.analysis import Cost, NeedsValuesError, count, count_config, table
 from polynext_mm.nn import PolyNeXtClassifier, plain_ops
+from tests.helpers.files import ROOT
+from tests.helpers.networks import build
+from tests.helpers.programs import call_tool
 
 # parameters in M and MACs in G, as printed in the paper's tables
 IMAGENET = {

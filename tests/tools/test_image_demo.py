@@ -9,7 +9,9 @@ from mmengine.config import Config
 from mmengine.registry import VISUALIZERS
 from PIL import Image
 
-from helpers import ROOT, build_model, call_tool, python
+from tests.helpers.configs import build_model
+from tests.helpers.files import ROOT
+from tests.helpers.programs import call_tool, python
 
 pytestmark = pytest.mark.heavy
 

@@ -12,21 +12,12 @@ import torch
 from mmengine.runner import Runner
 from PIL import Image
 
-from helpers import (
-    CONFIG,
-    ROOT,
-    as_arguments,
-    call_tool,
-    free_port,
-    imagenet_weights,
-    python,
-    run,
-    sample_as_ade20k,
-    segmentor_file,
-    tiny_config,
-    tiny_options,
-)
 from polynext_mm.commands import train
+from tests.helpers.checkpoints import imagenet_weights, segmentor_file
+from tests.helpers.configs import as_arguments, tiny_config, tiny_options
+from tests.helpers.files import CONFIG, ROOT
+from tests.helpers.programs import call_tool, free_port, python, run
+from tests.helpers.samples import sample_as_ade20k
 
 TOOLS = ROOT / 'tools'
 IMAGES = 4

@@ -17,8 +17,6 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torchvision import transforms
 
-from golden import Golden
-from helpers import ROOT, imagenet_weights, python
 from polynext_mm.commands.imagenet_benchmarks import ALEXNET_ERRORS, BENCHMARKS, find_images
 from polynext_mm.commands.imagenet_published import published_figures
 from polynext_mm.commands.imagenet_scores import (
@@ -34,6 +32,10 @@ from polynext_mm.commands.imagenet_scores import (
 from polynext_mm.commands.validate_imagenet import main
 from polynext_mm.nn import PolyNeXtClassifier
 from polynext_mm.weights import CheckpointError, load
+from tests.golden import Golden
+from tests.helpers.checkpoints import imagenet_weights
+from tests.helpers.files import ROOT
+from tests.helpers.programs import python
 
 WNIDS = ImageNetInfo().label_names()
 BY_OPTION = {benchmark.option: benchmark for benchmark in BENCHMARKS}

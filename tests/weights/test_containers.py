@@ -10,28 +10,23 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner, load_checkpoint
 
-from helpers import (
-    ARCH,
-    CONFIG,
+from polynext_mm import weights
+from polynext_mm.nn import PolyNeXtClassifier
+from polynext_mm.weights import CheckpointError
+from tests.helpers.checkpoints import (
     CONTAINERS,
-    MM_PACKAGES,
-    build,
-    build_model,
     head_weights,
     imagenet_weights,
     is_golden,
     is_golden_and_normed,
     prefixed,
-    python,
-    python_without,
-    sample_as_ade20k,
     segmentor_file,
-    tiny_config,
-    tiny_options,
 )
-from polynext_mm import weights
-from polynext_mm.nn import PolyNeXtClassifier
-from polynext_mm.weights import CheckpointError
+from tests.helpers.configs import build_model, tiny_config, tiny_options
+from tests.helpers.files import CONFIG
+from tests.helpers.networks import ARCH, build
+from tests.helpers.programs import MM_PACKAGES, python, python_without
+from tests.helpers.samples import sample_as_ade20k
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 

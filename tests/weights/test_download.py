@@ -15,20 +15,16 @@ import urllib.error
 
 import pytest
 import torch
-from hostile import Evil
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 
-from helpers import (
-    ARCH,
-    build,
-    free_port,
-    imagenet_weights,
-    is_golden,
-    sample_as_ade20k,
-    tiny_config,
-)
 from polynext_mm import weights
 from polynext_mm.weights import PUBLISHED, CheckpointError, published
+from tests.helpers.checkpoints import imagenet_weights, is_golden
+from tests.helpers.configs import tiny_config
+from tests.helpers.networks import ARCH, build
+from tests.helpers.programs import free_port
+from tests.helpers.samples import sample_as_ade20k
+from tests.weights.hostile import Evil
 
 URL = PUBLISHED[ARCH].url
 

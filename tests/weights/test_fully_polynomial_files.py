@@ -4,10 +4,11 @@ import pytest
 import torch
 from mmengine.runner import load_checkpoint
 
-from golden import Golden, image
-from helpers import build, imagenet_weights
 from polynext_mm import weights
 from polynext_mm.weights import CheckpointError
+from tests.golden import Golden, image
+from tests.helpers.checkpoints import imagenet_weights
+from tests.helpers.networks import build
 
 FILES = ('cpolynext_t_bn', 'apolynext_t_bn', 'cpolynext_lr')
 

@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from helpers import build, randomized
 from polynext_mm import weights
 from polynext_mm.weights import CheckpointError
 from polynext_mm.weights.containers import checksum_path, sha256_of
+from tests.helpers.networks import build, randomized
 
 # which docs/reliability.md names
 FAST, SLOW, RESUMED = 60, 1000, 500

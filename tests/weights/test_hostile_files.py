@@ -9,21 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hostile import CODE, archive, odd_weights, older, tensor, weights_and
 from mmengine.config import ConfigDict
 from mmengine.runner import Runner, load_checkpoint
 
-from helpers import (
-    TINY_ARCH,
-    build,
-    build_model,
-    imagenet_weights,
-    python,
-    randomized,
-    tiny_config,
-)
 from polynext_mm import weights
 from polynext_mm.weights import CheckpointError, containers
+from tests.helpers.checkpoints import imagenet_weights
+from tests.helpers.configs import build_model, tiny_config
+from tests.helpers.networks import TINY_ARCH, build, randomized
+from tests.helpers.programs import python
+from tests.weights.hostile import CODE, archive, odd_weights, older, tensor, weights_and
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 

@@ -1,10 +1,11 @@
 """The table of published files agrees with the networks and with the configs."""
 
 import pytest
+from mmengine.config import Config
 
-from helpers import ROOT, Config
 from polynext_mm.nn import ARCHS
 from polynext_mm.weights import PUBLISHED
+from tests.helpers.files import ROOT
 
 CONFIGS = sorted((ROOT / 'configs').glob('upernet_?polynext_*_ade20k.py'))
 IMAGENET = [name for name, file in PUBLISHED.items() if file.holds == 'imagenet']

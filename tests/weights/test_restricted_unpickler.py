@@ -12,10 +12,10 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from hostile import CODE, archive, older, tensor, weights_and
 
 from polynext_mm.weights.restricted_unpickler import load_restricted
 from polynext_mm.weights.stand_ins import STAND_INS, rebuilt
+from tests.weights.hostile import CODE, archive, older, tensor, weights_and
 
 LEGACY = dict(_use_new_zipfile_serialization=False)
 

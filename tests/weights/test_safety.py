@@ -4,21 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import EXECUTED, Evil
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 
-from helpers import (
-    ARCH,
-    CONFIG,
-    ROOT,
-    build,
-    build_model,
-    imagenet_weights,
-    sample_as_ade20k,
-    tiny_config,
-)
 from polynext_mm import weights
 from polynext_mm.weights import CheckpointError
+from tests.helpers.checkpoints import imagenet_weights
+from tests.helpers.configs import build_model, tiny_config
+from tests.helpers.files import CONFIG, ROOT
+from tests.helpers.networks import ARCH, build
+from tests.helpers.samples import sample_as_ade20k
+from tests.weights.hostile import EXECUTED, Evil
 
 DETECTOR = str(ROOT / 'configs' / 'atss_cpolynext_materials.py')
 pytestmark = pytest.mark.usefixtures('quick_configs')

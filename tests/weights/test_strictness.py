@@ -9,18 +9,12 @@ import pytest
 import torch
 from mmengine.runner import Runner, load_checkpoint
 
-from helpers import (
-    ARCH,
-    build,
-    build_model,
-    imagenet_weights,
-    is_golden,
-    sample_as_ade20k,
-    segmentor_file,
-    tiny_config,
-)
 from polynext_mm import weights
 from polynext_mm.weights import CheckpointError, names
+from tests.helpers.checkpoints import imagenet_weights, is_golden, segmentor_file
+from tests.helpers.configs import build_model, tiny_config
+from tests.helpers.networks import ARCH, build
+from tests.helpers.samples import sample_as_ade20k
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 

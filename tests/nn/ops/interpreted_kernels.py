@@ -6,12 +6,12 @@ TRITON_INTERPRET=1 before Triton is imported.
 
 import pytest
 import torch
-import triton_interpreter
 
-import op_cases
-from helpers import Operators
 from polynext_mm.nn import ops, plain_ops, triton_ops
 from polynext_mm.nn.ops import norms_triton
+from tests import op_cases
+from tests.helpers.networks import Operators
+from tests.nn.ops import triton_interpreter
 
 CASES = {
     op_cases.layer_norm: {'add_norm_triton', 'add_norm_backward_triton'},

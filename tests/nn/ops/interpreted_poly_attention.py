@@ -6,15 +6,15 @@ TRITON_INTERPRET=1 before Triton is imported.
 
 import pytest
 import torch
-import triton_interpreter
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import Operators
 from polynext_mm.nn import layers, plain_ops, poly_attention, triton_ops
 from polynext_mm.nn.ops import dispatch
 from polynext_mm.nn.ops import poly_attention_triton as kernels
 from polynext_mm.nn.ops.poly_attention import plain
+from tests.helpers.networks import Operators
+from tests.nn.ops import triton_interpreter
 
 TRITON, TORCH = 'poly_attention_triton', 'poly_attention'
 ERRORS = {torch.float32: 4e-7, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # relative, of a norm

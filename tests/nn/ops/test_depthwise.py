@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from marks import needs
 from polynext_mm.compat.torch_features import CUSTOM_OPERATORS, EXPORT
 from polynext_mm.nn.ops.depthwise import depthwise
+from tests.marks import needs
 
 module = importlib.import_module('polynext_mm.nn.ops.depthwise')
 

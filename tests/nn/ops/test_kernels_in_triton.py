@@ -1,17 +1,17 @@
 """The Triton kernels of the branches without a GPU: interpreted, compiled, chosen or not."""
 
-import importlib
 from pathlib import Path
 
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from helpers import Operators, python
-from marks import require
-from op_cases import layer_norm, norm_of_pair, poly_conv, poly_mlp
 from polynext_mm.compat.torch_features import TRITON_KERNELS
 from polynext_mm.nn import PolyNeXt, ops, plain_ops, triton_ops
+from tests.helpers.networks import Operators
+from tests.helpers.programs import python, script
+from tests.marks import require
+from tests.op_cases import layer_norm, norm_of_pair, poly_conv, poly_mlp
 
 require(TRITON_KERNELS)
 pytest.importorskip('triton')
@@ -106,7 +106,7 @@ def test_networks_work_where_triton_is_missing():
 @pytest.mark.parametrize('target', ['sm_80', 'sm_90', 'gfx942'])
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
 def test_compiled_kernels_fit_the_device(dtype, target):
-    compiler = importlib.import_module('compile_kernels')
+    compiler = script('benchmarks/compile_kernels')
     records = compiler.report([compiler.parse_target(target)], [dtype], list(compiler.BRANCHES))
     print(compiler.markdown(records))
     for record in records:

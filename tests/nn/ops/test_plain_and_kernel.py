@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from op_cases import OPS, channel_batch_norm, norm_of_pair, poly_attn, poly_conv, poly_mlp
 from polynext_mm.nn import plain_ops
+from tests.op_cases import OPS, channel_batch_norm, norm_of_pair, poly_attn, poly_conv, poly_mlp
 
 every_op = pytest.mark.parametrize('make', OPS, ids=lambda make: make.__name__)
 with_and_without_keep = pytest.mark.parametrize('keep', [False, True], ids=['kept', 'dropped'])

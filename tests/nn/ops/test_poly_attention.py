@@ -7,10 +7,10 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
-from marks import needs
 from polynext_mm.compat.torch_features import CUSTOM_OPERATORS, EXPORT
 from polynext_mm.nn.ops import poly_attention_sums
 from polynext_mm.nn.ops.poly_attention import plain, poly_attention
+from tests.marks import needs
 
 module = importlib.import_module('polynext_mm.nn.ops.poly_attention_blocks')
 

@@ -10,10 +10,11 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import Operators, python
-from marks import require
 from polynext_mm.compat.torch_features import TRITON_KERNELS
 from polynext_mm.nn import poly_attention, triton_ops
+from tests.helpers.networks import Operators
+from tests.helpers.programs import python, script
+from tests.marks import require
 
 require(TRITON_KERNELS)
 triton = pytest.importorskip('triton')
@@ -161,7 +162,7 @@ def test_tf32_is_taken_only_where_torch_allows_it(monkeypatch):
 @pytest.mark.parametrize('target, products', [('sm_80', 'mma.sync'), ('sm_90', 'wgmma')])
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16', 'float32', 'tf32'])
 def test_compiled_kernels_fit_the_device(dtype, target, products):
-    compiler = importlib.import_module('compile_kernels')
+    compiler = script('benchmarks/compile_kernels')
     records = compiler.report([compiler.parse_target(target)], [dtype], list(kernels.KERNELS))
     print(compiler.markdown(records))
     for record in records:
@@ -174,7 +175,7 @@ def test_compiled_kernels_fit_the_device(dtype, target, products):
 @pytest.mark.parametrize('target', ['gfx90a', 'gfx942'])
 @pytest.mark.parametrize('kernel', kernels.KERNELS)
 def test_compiled_kernels_fit_amd_devices(kernel, target):
-    compiler = importlib.import_module('compile_kernels')
+    compiler = script('benchmarks/compile_kernels')
     for dtype in ('bfloat16', 'float16'):
         tile = kernels.TILES[kernel]['half'][0]
         record = compiler.usage(kernel, dtype, tile, compiler.parse_target(target))
