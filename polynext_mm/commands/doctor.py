@@ -274,6 +274,7 @@ def check_networks() -> Check:
     from mmengine.registry import MODELS
 
     import polynext_mm  # noqa: F401 - registers
+    from polynext_mm.compat.torch_features import autocast
 
     done = []
     places = ['cpu', *(f'cuda:{index}' for index in range(torch.cuda.device_count()))]
@@ -281,7 +282,7 @@ def check_networks() -> Check:
         network = MODELS.build(dict(type='PolyNeXt', arch=_TINY)).to(place)
         for dtype in (torch.float32, torch.bfloat16):
             name = f'{place} {str(dtype).removeprefix("torch.")}'
-            with torch.autocast(place.partition(':')[0], dtype, enabled=dtype != torch.float32):
+            with autocast(place.partition(':')[0], dtype):
                 outs = network(torch.randn(2, 3, 64, 64, device=place))
             sum(out.float().square().mean() for out in outs).backward()
             grads = [param.grad for param in network.parameters() if param.grad is not None]

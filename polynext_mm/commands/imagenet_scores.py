@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ..compat.torch_features import autocast
 from ..nn import ARCHS, PolyNeXtClassifier
 from ..weights import CheckpointError, loading, names, read
 from .imagenet_benchmarks import ALEXNET_ERRORS, SEVERITIES, Benchmark, LayoutError
@@ -219,14 +220,12 @@ def score(
         use_prefetcher=False,
     )
     total = Score()
-    autocast = torch.autocast(
-        conditions.device.type, conditions.dtype, enabled=conditions.dtype != torch.float32
-    )
+    precision = autocast(conditions.device.type, conditions.dtype)
     bar = tqdm(total=len(loader.dataset), desc=what, unit='img')
     try:
         with torch.inference_mode(), bar:
             for images, targets in loader:
-                with autocast:
+                with precision:
                     logits = subject.model(images.to(conditions.device, non_blocking=True)).float()
                 if indices is not None:
                     logits = logits[:, indices]

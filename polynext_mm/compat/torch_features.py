@@ -111,6 +111,11 @@ def autocast_dtype(device: str) -> torch.dtype | None:
     return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
 
 
+def autocast(device: str, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """Autocast to a dtype, float32 being none, which torch takes for a dtype of CPUs since 2.4."""
+    return contextlib.nullcontext() if dtype is torch.float32 else torch.autocast(device, dtype)
+
+
 def set_autocast_enabled(device: str, enabled: bool) -> None:
     """Turn autocast on or off, on a kind of device that has it."""
     if AUTOCAST_BY_DEVICE.is_there:

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from ..backbones.multiscale import SMALLEST_IMAGE, MultiScale
+from ..compat.torch_features import autocast
 from ..engine.checks.config import ConfigError, datasets_of, metainfo_of, override
 from ..engine.checks.findings import loading_error
 from ..resources import find_config
@@ -223,7 +224,7 @@ class Predictor:
         if self.tta:  # by augmentation, then by image
             data = {key: [list(views) for views in zip(*values)] for key, values in data.items()}
         kind = next(self.model.parameters()).device.type
-        with torch.autocast(kind, self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(kind, self.dtype):
             samples = self._step.test_step(data)
         make = self._detections if self.detects else self._segmentation
         return [make(one, sample, logits) for one, sample in zip(batch, samples)]
