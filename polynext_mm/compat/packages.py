@@ -12,6 +12,7 @@ import importlib.util
 import re
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 _STACK_OF = {
     'mmengine': 'openmmlab',
@@ -35,9 +36,13 @@ def stack_name() -> str | None:
     """Return ``'onedl'`` or ``'openmmlab'``, whichever comes first on the path, or ``None``."""
     from importlib import metadata  # takes longer to import than all of this package does
 
-    names = (distribution.name or '' for distribution in metadata.distributions())
-    stacks = (_STACK_OF.get(name.lower().replace('_', '-')) for name in names)
-    return next(filter(None, stacks), None)
+    return next(filter(None, map(_stack_of, metadata.distributions())), None)
+
+
+def _stack_of(distribution: Any) -> str | None:
+    has_name = hasattr(distribution, 'name')  # from Python 3.10 on
+    name = distribution.name if has_name else distribution.metadata['Name']
+    return _STACK_OF.get((name or '').lower().replace('_', '-'))
 
 
 def stacks_in_one_place() -> list[str]:
@@ -46,7 +51,7 @@ def stacks_in_one_place() -> list[str]:
 
     found: dict[str, set[str]] = {}
     for distribution in metadata.distributions():
-        stack = _STACK_OF.get((distribution.name or '').lower().replace('_', '-'))
+        stack = _stack_of(distribution)
         if stack is not None:
             found.setdefault(str(distribution.locate_file('')), set()).add(stack)
     return [place for place, stacks in found.items() if len(stacks) > 1]
