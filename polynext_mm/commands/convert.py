@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from polynext_mm.written import OverwriteError, require_apart
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.arch is not None and args.arch not in ARCHS:
         parser.error(f'argument --arch: {args.arch!r} is not one of {", ".join(ARCHS)}')
     try:
+        require_apart([('OUT', Path(args.target))], [args.source])
         print('wrote', convert(args.source, args.target, args.to, args.arch, overwrite=args.force))
+    except OverwriteError as error:
+        sys.exit(str(error))
     except FileExistsError as error:
         sys.exit(f'{error}: use --force to replace it')
     except (CheckpointError, OSError, ValueError) as error:

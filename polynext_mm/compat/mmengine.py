@@ -17,14 +17,17 @@ from mmengine.runner import BaseLoop, Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-#: Private methods of mmengine's classes that subclasses in this package override.
+#: Private methods and attributes of mmengine's classes that subclasses in this package override.
 OVERRIDDEN: dict[type, tuple[str, ...]] = {
     CheckpointHook: (
+        '_default_greater_keys',
         '_publish_model',
         '_save_best_checkpoint',
         '_save_checkpoint_with_step',
     ),
 }
+#: Parts of the names of metrics that ``save_best`` keeps the greatest value of.
+GREATER_IS_BETTER: tuple[str, ...] = tuple(CheckpointHook._default_greater_keys)
 
 
 # The Runner

@@ -20,8 +20,8 @@ import polynext_mm
 from polynext_mm.compat import mmengine as private
 from tests.helpers.files import ROOT
 
-# names that are private to torch and to Python
-OTHERS = {'_BatchNorm', '_exit', '_getframe', '_metadata'}
+# names that are private to torch and to Python, and a method of named tuples
+OTHERS = {'_BatchNorm', '_exit', '_getframe', '_metadata', '_replace'}
 
 
 class Model(BaseModel):

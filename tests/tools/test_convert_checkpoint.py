@@ -1,6 +1,7 @@
 """tools/convert_checkpoint.py: the authors' names to ours and back, to the last bit."""
 
 import argparse
+import os
 
 import numpy as np
 import pytest
@@ -193,6 +194,18 @@ def test_an_existing_file_is_replaced_by_force_alone(convert, paths):
     assert ours.read_text() == 'precious'
     assert convert(authors, ours, '--force').startswith('wrote')
     assert 'state_dict' in torch.load(ours, weights_only=True)
+
+
+@pytest.mark.parametrize('link', [None, os.symlink, os.link])
+def test_the_source_is_never_replaced(convert, paths, link):
+    authors, ours, _ = paths
+    torch.save(imagenet_weights(), authors)
+    before = authors.read_bytes()
+    if link:
+        link(authors, ours)
+    target = ours if link else authors
+    assert 'is an input and would be overwritten' in convert(authors, target, '--force')
+    assert authors.read_bytes() == before
 
 
 def test_a_write_that_fails_leaves_the_old_file(convert, paths, monkeypatch):

@@ -313,7 +313,7 @@ class AtomicCheckpointHook(CheckpointHook):
     """
 
     # of mmseg's and mmdet's metrics, those that mmengine does not know
-    _default_greater_keys = [*CheckpointHook._default_greater_keys, 'Fscore', 'recall', 'IoU', 'PQ']
+    _default_greater_keys = [*private.GREATER_IS_BETTER, 'Fscore', 'recall', 'IoU', 'PQ']
     _continuation: Continuation | None = None
     _to_read_back: dict | None = None
     _was_read_back = False
