@@ -604,6 +604,7 @@ def test_private_names_are_missing_as_usual():
     assert not hasattr(ext, '_hidden')
 
 
+@pytest.mark.heavy
 def test_the_compilers_are_reported_as_there_being_none():
     report = importlib.import_module('mmcv.utils').collect_env()
     for name in ('MMCV Compiler', 'MMCV CUDA Compiler'):
