@@ -34,6 +34,7 @@ from .nn import PolyNeXt as PolyNeXtNetwork
 from .nn.batch_norm import PositionNorm
 from .nn.classifier import Classifier
 from .nn.layers import LayerNorm, MakeNorm
+from .normalization import IMAGENET, LOW_RESOLUTION, Normalization
 from .weights import PUBLISHED, Published, loading, names
 
 require_timm()
@@ -324,8 +325,7 @@ class _Data:
         size: Side of the images.
         num_classes: Of the logits.
         crop_pct: The side over that of the image before the crop.
-        mean: Of the channels, for values from 0 to 1.
-        std: Of the channels, the same.
+        normalization: Of the images.
     """
 
     name: str
@@ -333,9 +333,7 @@ class _Data:
     size: int
     num_classes: int
     crop_pct: float = 1.0
-    # the release's for all low-resolution data: those of CIFAR-10
-    mean: tuple[float, ...] = (0.49139968, 0.48215827, 0.44653124)
-    std: tuple[float, ...] = (0.24703233, 0.24348505, 0.26158768)
+    normalization: Normalization = LOW_RESOLUTION
 
 
 #: The data of classifiers, by what ``Published.holds`` calls them.
@@ -346,8 +344,7 @@ _DATA = {
         224,
         1000,
         crop_pct=0.965,  # the release's: resize the shorter side to 232, crop 224
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
+        normalization=IMAGENET,
     ),
     'cifar10': _Data('CIFAR-10', 'cifar10', 32, 10),
     'svhn': _Data('SVHN', 'svhn', 32, 10),
@@ -365,8 +362,8 @@ def _pretrained_cfg(published: Published) -> dict:
         num_classes=data.num_classes,
         interpolation='bicubic',
         crop_pct=data.crop_pct,
-        mean=data.mean,
-        std=data.std,
+        mean=data.normalization.mean,
+        std=data.normalization.std,
         first_conv='stem',
         classifier='head.fc',
         description=f'Published top-1 accuracy on {data.name}: {published.figure} percent',
