@@ -29,11 +29,12 @@ from torch import Tensor
 from polynext_mm.commands.arguments import positive
 from polynext_mm.nn import ARCHS, PolyNeXtClassifier
 from polynext_mm.nn.batch_norm import MOMENTUM
+from polynext_mm.normalization import IMAGENET
 from report import Record, markdown
 
 STATISTICS_OF = 16  # images
 HELD_OUT = 4
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+MEAN, STD = IMAGENET.of_bytes()
 
 
 def photos(path: Path, count: int) -> list[Tensor]:

@@ -22,7 +22,7 @@ of its scripts.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,10 @@ from .compat.torch_features import register_load_state_dict_pre_hook
 from .nn import ARCHS, PolyNeXtClassifier
 from .nn import PolyNeXt as PolyNeXtNetwork
 from .nn.batch_norm import PositionNorm
+from .nn.cell import Stage
 from .nn.classifier import Classifier
 from .nn.layers import LayerNorm, MakeNorm
+from .normalization import IMAGENET, LOW_RESOLUTION, Normalization
 from .weights import PUBLISHED, Published, loading, names
 
 require_timm()
@@ -42,13 +44,18 @@ from timm.models import (  # noqa: E402 - the line above says how to install it
     build_model_with_cfg,
     generate_default_cfgs,
     register_model,
+    register_notrace_module,
 )
-from timm.models._features import feature_take_indices  # noqa: E402
+from timm.models._features import FeatureGetterNet, feature_take_indices  # noqa: E402
 
 __all__ = ['PolyNeXt']
 _POOLS = ('avg', '')
 
+# torch.fx takes a stage as one step: what a stage does depends on the tensors that come
+register_notrace_module(Stage)
 
+
+@register_notrace_module
 class Head(Classifier):
     """The released classifier with timm's options.
 
@@ -114,11 +121,14 @@ class PolyNeXt(PolyNeXtNetwork):
             the weights (``--model-kwargs norm_size=160`` of timm's scripts): either takes the
             shapes before the first batch.
         sync_norm: For 'bn', take statistics over the batches of all processes in training.
+        output_stride: Must be 32, which scripts on top of timm ask of any network, or the arch's
+            own: no stage can be dilated.
 
     Raises:
         ValueError: For values that are not valid, naming those that are.
 
     Attributes:
+        outs: What every feature passes through unchanged, for hooks.
         num_features: Channels of :meth:`forward_features`.
         head_hidden_size: Channels of :meth:`forward_head` before the last layer.
         feature_info: Channels, stride and module of the feature of every stage.
@@ -135,25 +145,37 @@ class PolyNeXt(PolyNeXtNetwork):
         norm: str = 'ln',
         norm_size: int | Sequence[int] | None = None,
         sync_norm: bool = False,
+        output_stride: int = 32,
     ):
         super().__init__(
             arch, in_chans, drop_path_rate, norm=norm, norm_size=norm_size, sync_norm=sync_norm
         )
         widths, strides = self.arch.widths, self.arch.strides
+        if output_stride not in (32, strides[-1]):
+            raise ValueError(
+                f'output_stride must be {strides[-1]}, got {output_stride!r}: PolyNeXt has no '
+                'dilated stages. In segmentation_models.pytorch set encoder_output_stride=32'
+            )
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.num_features = widths[-1]
         self.head_hidden_size = 2 * widths[-1]
         self.feature_info = [
-            dict(num_chs=width, reduction=stride, module=f'stages.{stage}')
+            dict(num_chs=width, reduction=stride, module=f'outs.{stage}')
             for stage, (width, stride) in enumerate(zip(widths, strides))
         ]
+        self.outs = nn.ModuleList(nn.Identity() for _ in widths)
         self.head: Head | None = Head(
             widths[-1], num_classes, drop_rate, global_pool, self.norm_maker(len(widths) - 1)
         )
         self._files_tell_norm_size = norm_size is None
         register_load_state_dict_pre_hook(self, _translate)
         self.register_load_state_dict_post_hook(_agree_on_norm_size)
+
+    def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield the feature of every stage."""
+        for out, feature in zip(self.outs, super().forward_stages(x)):
+            yield out(feature)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last feature of images (B, in_chans, H, W), at the last stage's stride."""
@@ -268,6 +290,16 @@ class PolyNeXt(PolyNeXtNetwork):
         }
 
 
+class Features(FeatureGetterNet):
+    """The features of several stages, as timm returns them, with gradient checkpointing."""
+
+    model: PolyNeXt
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Checkpoint every cell in training: less memory, more time."""
+        self.model.set_grad_checkpointing(enable)
+
+
 def _translate(model: PolyNeXt, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
     """Give a model weights in the authors' names under ours, in place."""
     keys = [key for key in state_dict if key.startswith(prefix)]
@@ -324,8 +356,7 @@ class _Data:
         size: Side of the images.
         num_classes: Of the logits.
         crop_pct: The side over that of the image before the crop.
-        mean: Of the channels, for values from 0 to 1.
-        std: Of the channels, the same.
+        normalization: Of the images.
     """
 
     name: str
@@ -333,9 +364,7 @@ class _Data:
     size: int
     num_classes: int
     crop_pct: float = 1.0
-    # the release's for all low-resolution data: those of CIFAR-10
-    mean: tuple[float, ...] = (0.49139968, 0.48215827, 0.44653124)
-    std: tuple[float, ...] = (0.24703233, 0.24348505, 0.26158768)
+    normalization: Normalization = LOW_RESOLUTION
 
 
 #: The data of classifiers, by what ``Published.holds`` calls them.
@@ -346,8 +375,7 @@ _DATA = {
         224,
         1000,
         crop_pct=0.965,  # the release's: resize the shorter side to 232, crop 224
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
+        normalization=IMAGENET,
     ),
     'cifar10': _Data('CIFAR-10', 'cifar10', 32, 10),
     'svhn': _Data('SVHN', 'svhn', 32, 10),
@@ -365,8 +393,8 @@ def _pretrained_cfg(published: Published) -> dict:
         num_classes=data.num_classes,
         interpolation='bicubic',
         crop_pct=data.crop_pct,
-        mean=data.mean,
-        std=data.std,
+        mean=data.normalization.mean,
+        std=data.normalization.std,
         first_conv='stem',
         classifier='head.fc',
         description=f'Published top-1 accuracy on {data.name}: {published.figure} percent',
@@ -403,13 +431,19 @@ def _entrypoint(name: str, arch: str, norm: str) -> Callable[..., nn.Module]:
                 f'{name} is {arch} with norm={norm!r}, got norm={options["norm"]!r}: '
                 f'create {arch} instead'
             )
+        # timm's 'list' and 'dict' rebuild a network of layers that follow each other; cells here
+        # have two streams
+        if options.get('feature_cls') in ('list', 'getter'):
+            del options['feature_cls']
+        if options.get('feature_cls') == 'dict':
+            raise ValueError("feature_cls must be 'list', 'getter', 'hook' or 'fx', got 'dict'")
         return build_model_with_cfg(
             PolyNeXt,
             name,
             pretrained,
             pretrained_filter_fn=checkpoint_filter_fn,
             feature_cfg=dict(
-                out_indices=tuple(range(len(ARCHS[arch].widths))), feature_cls='getter'
+                out_indices=tuple(range(len(ARCHS[arch].widths))), feature_cls=Features
             ),
             arch=arch,
             **options,

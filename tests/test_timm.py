@@ -107,7 +107,7 @@ def test_the_default_cfg_names_what_is_there(name):
     assert model.norm == ('bn' if '_bn' in name else 'ln')
     assert model.norm_size == (config['input_size'][1:] if '_bn' in name else None)
     assert model.feature_info == [
-        dict(num_chs=width, reduction=stride, module=f'stages.{i}')
+        dict(num_chs=width, reduction=stride, module=f'outs.{i}')
         for i, (width, stride) in enumerate(zip(arch.widths, arch.strides))
     ]
 
@@ -215,6 +215,8 @@ def test_options_have_effects():
         (dict(global_pool=''), ValueError, "global_pool='avg', or num_classes=0"),
         (dict(drop_path_rate=2.0), ValueError, r'\[0, 1\]'),
         (dict(drop_block_rate=0.1), TypeError, 'drop_block_rate'),
+        (dict(output_stride=16), ValueError, 'must be 32, got 16: PolyNeXt has no dilated stages'),
+        (dict(features_only=True, feature_cls='dict'), ValueError, "'hook' or 'fx', got 'dict'"),
         (dict(norm='gn'), ValueError, r"\('ln', 'bn'\)"),
         (dict(norm_size=64), ValueError, "are for norm='bn'"),
         (dict(norm='bn', norm_size='64'), ValueError, 'positive integer or two'),
@@ -262,6 +264,41 @@ def test_features_only(name, indices):
     assert all(out.isfinite().all() for out in outs)
     sum(out.mean() for out in outs).backward()
     assert all(param.grad is not None for param in model.parameters())  # nothing idles under DDP
+
+
+@pytest.mark.parametrize('name', [name for name in SMALL if '_bn' not in name])
+@pytest.mark.parametrize('feature_cls', ['list', 'getter', 'hook', 'fx'])
+def test_every_class_of_features_gives_the_same(name, feature_cls):
+    model = create(name, features_only=True)
+    indices = (0, len(arch_of(name).widths) - 1)
+    other = create(name, features_only=True, feature_cls=feature_cls, out_indices=indices)
+    body = {'hook': 'body', 'fx': 'graph_module'}.get(feature_cls, 'model')
+    given = model.model.state_dict()
+    left = other.get_submodule(body).load_state_dict(given, strict=False)
+    assert not left.unexpected_keys and all('head' in key for key in left.missing_keys)
+    assert other.feature_info.channels() == [arch_of(name).widths[i] for i in indices]
+    features = model.eval()(batch())
+    for index, out in zip(indices, other.eval()(batch()), strict=True):
+        assert torch.equal(out, features[index])
+
+
+def test_features_of_any_layer_are_traced():
+    model = create().eval()
+    extract = timm.models.create_feature_extractor(model, {'outs.1': 'map', 'head': 'logits'})
+    found = extract(batch())
+    assert torch.equal(found['logits'], model(batch()))
+    assert torch.equal(found['map'], model.forward_intermediates(batch())[1][1])
+
+
+@pytest.mark.parametrize('name', ['cpolynext_t', 'cpolynext_lr'])
+def test_what_scripts_ask_of_any_network(name):
+    """As segmentation_models.pytorch does, and scripts that save memory."""
+    model = create(name, features_only=True, output_stride=32).train()
+    calls = []
+    model.model.cells()[3].register_forward_pre_hook(lambda *_: calls.append(1))
+    model.set_grad_checkpointing()
+    sum(out.mean() for out in model(batch())).backward()
+    assert len(calls) == 2
 
 
 @OF_EACH_KIND

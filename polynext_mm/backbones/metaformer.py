@@ -47,6 +47,11 @@ class MetaFormer(MultiScale):
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with the
             downsampling before each of them. Output norms are never frozen.
         out_norm: Pass every output through an LN of its own.
+        out_contiguous: Return outputs in contiguous memory instead of channels-last: one
+            copy each, for heads that ``.view`` across channels.
+        adapt_stem: Adapt the stem of files for three channels to ``in_channels``, as
+            timm does: their kernels are summed for one channel, and repeated and scaled by
+            3 / ``in_channels`` for others.
         with_cp: Checkpoint every block in training: less memory, more time.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` takes 'timm://NAME', NAME being a name
             of timm's such as 'convformer_s18.sail_in1k' (or its arch alone, for timm's default), or
@@ -76,12 +81,14 @@ class MetaFormer(MultiScale):
         drop_path_rate: float = 0.0,
         frozen_stages: int = -1,
         out_norm: bool = True,
+        out_contiguous: bool = False,
+        adapt_stem: bool = False,
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
         pretrained: None = None,
     ):
         refuse_pretrained(pretrained, f'timm://{arch}')
-        check_bools(out_norm=out_norm, with_cp=with_cp)
+        check_bools(with_cp=with_cp)
         if arch not in METAFORMERS:
             raise ValueError(f'unknown arch {arch!r}: choose one of {", ".join(METAFORMERS)}')
         if type(in_channels) is not int or in_channels < 1:
@@ -104,6 +111,8 @@ class MetaFormer(MultiScale):
             out_indices,
             frozen_stages,
             out_norm,
+            out_contiguous,
+            adapt_stem,
             init_cfg,
         )
 
@@ -125,6 +134,7 @@ class MetaFormer(MultiScale):
             with loading.naming(source):
                 weights = _in_timms_names(weights, self)
         expected = self.state_dict()
+        adapted = loading.adapt_stem(weights, expected, _TIMM_MARK) if self.adapt_stem else ''
         unused_norms = [k for k in weights if k.startswith('out_norms.') and k not in expected]
         for key in unused_norms:
             del weights[key]
@@ -141,14 +151,9 @@ class MetaFormer(MultiScale):
         tensor_checks.require_whole_norms(fresh, weights, source)
         tensor_checks.require_loadable(expected, weights, source)
         state_dict.update({prefix + key: value for key, value in weights.items()})
-        return loading.report(
-            'MetaFormer',
-            len(weights),
-            len(expected),
-            source,
-            fresh,
-            [*left_over, *classifier, *unused_norms],
-        )
+        left_over += [*classifier, *unused_norms]
+        report = loading.report('MetaFormer', len(weights), len(expected), source, fresh, left_over)
+        return report + adapted
 
     def get_layer_depth(self, param_name: str, prefix: str = BACKBONE) -> tuple[int, int]:
         """Return the depth of a parameter and the number of depths, for layer-wise learning rates.
@@ -207,4 +212,9 @@ def _hint(weights: Mapping[str, Tensor], backbone: MetaFormer) -> str:
     arch = f'{family}_{width}{2 * len(third_stage)}'  # half of all blocks are in the third stage
     if arch in METAFORMERS and arch != backbone.arch:
         return f'the file is of arch {arch!r}: set arch to that'
+    if weights[_TIMM_MARK].shape[1] == 3 != backbone.stem.conv.in_channels:
+        return (
+            'the file is for images of 3 channels: set adapt_stem=True in the backbone to adapt '
+            'the stem, or in_channels=3'
+        )
     return 'check in_channels, that the file is whole, and that arch and checkpoint belong together'

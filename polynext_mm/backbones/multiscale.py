@@ -43,6 +43,8 @@ class MultiScale(BaseModule):
         out_channels: Channels of the outputs.
         out_strides: Strides of the outputs.
         out_norms: The LN of each output, by the index of its stage; empty without ``out_norm``.
+        out_contiguous: As given.
+        adapt_stem: As given.
         frozen_stages: As given.
     """
 
@@ -56,6 +58,8 @@ class MultiScale(BaseModule):
         out_indices: Sequence[int],
         frozen_stages: int,
         out_norm: bool,
+        out_contiguous: bool,
+        adapt_stem: bool,
         init_cfg: dict | list[dict] | None,
     ) -> None:
         """Check the arguments that all backbones have in common, and act on them.
@@ -66,11 +70,14 @@ class MultiScale(BaseModule):
             out_indices: Stages to return, ascending, from 0.
             frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
             out_norm: Pass every output through an LN of its own.
+            out_contiguous: Return outputs in contiguous memory, (B, C, H, W) in this order.
+            adapt_stem: Adapt the stem of files for images of three channels.
             init_cfg: As of mmengine's BaseModule.
 
         Raises:
             ValueError: For values that are not valid, naming those that are.
         """
+        check_bools(out_norm=out_norm, out_contiguous=out_contiguous, adapt_stem=adapt_stem)
         num_stages = len(widths)
         if (
             isinstance(out_indices, int)
@@ -91,6 +98,8 @@ class MultiScale(BaseModule):
         self.out_channels = tuple(widths[i] for i in self.out_indices)
         self.out_strides = tuple(strides[i] for i in self.out_indices)
         self.frozen_stages = frozen_stages
+        self.out_contiguous = out_contiguous
+        self.adapt_stem = adapt_stem
         self.out_norms = nn.ModuleDict()
         if out_norm:
             for index, channels in zip(self.out_indices, self.out_channels):
@@ -138,7 +147,7 @@ class MultiScale(BaseModule):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the features of ``out_indices``, in channels-last memory.
+        """Return the features of ``out_indices``, in channels-last memory or, on request, another.
 
         Args:
             x: Images, (B, in_channels, H, W), H and W from 32 up.
@@ -155,7 +164,8 @@ class MultiScale(BaseModule):
         for index, feature in enumerate(self.forward_stages(x)):
             if index in self.out_indices:
                 norm = str(index)
-                outs.append(self.out_norms[norm](feature) if norm in self.out_norms else feature)
+                out = self.out_norms[norm](feature) if norm in self.out_norms else feature
+                outs.append(out.contiguous() if self.out_contiguous else out)
             if index == self.out_indices[-1]:
                 break
         return tuple(outs)

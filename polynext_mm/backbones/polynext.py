@@ -40,7 +40,7 @@ class PolyNeXt(PolyNeXtNetwork, MultiScale):
         model = dict(backbone=dict(_delete_=True, type='PolyNeXt', arch='cpolynext_s'))
 
     Published weights expect RGB images with the mean and standard deviation of ImageNet, or those
-    of 'cpolynext_lr' with the ones of CIFAR-10; see :mod:`polynext_mm.engine.checks.normalization`.
+    of 'cpolynext_lr' with the ones of CIFAR-10; see :mod:`polynext_mm.normalization`.
 
     Args:
         arch: A published architecture ('cpolynext_t', 'cpolynext_s', 'cpolynext_b', 'cpolynext_l',
@@ -58,6 +58,11 @@ class PolyNeXt(PolyNeXtNetwork, MultiScale):
             the downsampling before it. Output norms are never frozen.
         out_norm: Whether every output passes through a LayerNorm of its own, as in the authors'
             dense-prediction models.
+        out_contiguous: Whether to return outputs in contiguous memory instead of channels-last: one
+            copy each, for heads that ``.view`` across channels.
+        adapt_stem: Whether to adapt the stem of files for three channels to ``in_channels``, as
+            timm does: their kernels are summed for one channel, and repeated and scaled by
+            3 / ``in_channels`` for others.
         with_cp: Whether to checkpoint every cell in training: less memory, more time.
         grad_clip_norm: Largest L2 norm of the gradient at the output of every cell (5 in the
             authors' recipe for APolyNeXt), or None. The norm is that of the unscaled loss, so a
@@ -100,6 +105,8 @@ class PolyNeXt(PolyNeXtNetwork, MultiScale):
         drop_path_rate: float = 0.0,
         frozen_stages: int = -1,
         out_norm: bool = True,
+        out_contiguous: bool = False,
+        adapt_stem: bool = False,
         with_cp: bool = False,
         grad_clip_norm: float | None = None,
         compile_cells: bool | str = False,
@@ -112,7 +119,7 @@ class PolyNeXt(PolyNeXtNetwork, MultiScale):
     ):
         name = f'{arch}_bn' if norm == 'bn' else arch
         refuse_pretrained(pretrained, f'polynext://{name}' if isinstance(arch, str) else 'PATH')
-        check_bools(out_norm=out_norm, with_cp=with_cp)
+        check_bools(with_cp=with_cp)
         if type(compile_cells) is not bool and compile_cells != 'reduce-overhead':
             raise ValueError(
                 f"compile_cells must be True, False or 'reduce-overhead', got {compile_cells!r}"
@@ -132,7 +139,14 @@ class PolyNeXt(PolyNeXtNetwork, MultiScale):
         if out_indices is None:
             out_indices = range(len(self.stages))
         self.set_outputs(
-            self.arch.widths, self.arch.strides, out_indices, frozen_stages, out_norm, init_cfg
+            self.arch.widths,
+            self.arch.strides,
+            out_indices,
+            frozen_stages,
+            out_norm,
+            out_contiguous,
+            adapt_stem,
+            init_cfg,
         )
         if compile_cells:
             self.compile_cells('default' if compile_cells is True else compile_cells)
@@ -152,8 +166,8 @@ class PolyNeXt(PolyNeXtNetwork, MultiScale):
             x: Images, (B, in_channels, H, W), with H and W of at least 32.
 
         Returns:
-            Features (B, C, ceil(H / stride), ceil(W / stride)) in channels-last memory, float32 or
-            wider where ``out_norm`` is set.
+            Features (B, C, ceil(H / stride), ceil(W / stride)), in channels-last memory unless
+            ``out_contiguous`` is set, float32 or wider where ``out_norm`` is.
 
         Raises:
             ValueError: If the images are smaller, or if ``grad_clip_norm`` is set and the factor on
@@ -166,7 +180,7 @@ class PolyNeXt(PolyNeXtNetwork, MultiScale):
     def adapt(
         self, state_dict: dict[str, Tensor], prefix: str, source: str | os.PathLike | None = None
     ) -> str:
-        return loading.adapt(self, state_dict, prefix, source)
+        return loading.adapt(self, state_dict, prefix, source, self.adapt_stem)
 
     def get_layer_depth(self, param_name: str, prefix: str = 'backbone.') -> tuple[int, int]:
         """Return the depth of a parameter, for layer-wise learning rates.

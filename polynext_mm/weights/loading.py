@@ -26,6 +26,8 @@ from .names import (
 from .reading import read
 from .tensor_checks import Source, named, require_loadable, require_tensors, require_whole_norms
 
+_STEM = 'stem.weight'
+
 
 def load(model: nn.Module, source: str | os.PathLike) -> str:
     """Load a checkpoint into a backbone, a classifier or a whole segmentor.
@@ -62,7 +64,11 @@ def set_options(weights: Mapping[str, Tensor], **options: bool) -> None:
 
 
 def adapt(
-    backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, source: Source = None
+    backbone: nn.Module,
+    state_dict: dict[str, Tensor],
+    prefix: str,
+    source: Source = None,
+    other_channels: bool = False,
 ) -> str:
     """Replace a PolyNeXt's weights in ``state_dict`` by what it loads, after a strict check.
 
@@ -74,6 +80,7 @@ def adapt(
             If ``prefix`` is empty, they may be a whole segmentor's, whose heads are left over.
         prefix: Where the backbone is in the model: '' or a name and a dot.
         source: The file, for messages.
+        other_channels: Whether to adapt the stem of a file for images of three channels.
 
     Returns:
         The report.
@@ -89,6 +96,7 @@ def adapt(
     if is_authors(given):
         with naming(source):
             weights = translate(given, backbone.arch, expected)
+    adapted = adapt_stem(weights, expected, _STEM) if other_channels else ''
     optional = [
         key
         for key in weights
@@ -109,7 +117,32 @@ def adapt(
     require_whole_norms(fresh, weights, source)
     require_loadable(expected, weights, source)
     state_dict.update({prefix + key: value for key, value in weights.items()})
-    return report('PolyNeXt', len(weights), len(expected), source, fresh, left_over)
+    return report('PolyNeXt', len(weights), len(expected), source, fresh, left_over) + adapted
+
+
+def adapt_stem(weights: dict[str, Tensor], expected: Mapping[str, Tensor], key: str) -> str:
+    """Adapt a stem for images of three channels to those of the model, as timm does.
+
+    One channel gets the sum of the three; of several, channel i gets those of channel i modulo 3,
+    times 3 over their number, so that the sum of channels that are alike stays what it was.
+
+    Args:
+        weights: Of a file, changed in place.
+        expected: Of the model.
+        key: Of the stem's kernels, (C, channels of the image, h, w).
+
+    Returns:
+        What to add to the report, '' if nothing was adapted.
+    """
+    stem = weights.get(key)
+    channels = expected[key].shape[1]
+    if stem is None or stem.ndim != 4 or stem.shape[1] != 3 or channels == 3:
+        return ''
+    if channels == 1:
+        weights[key] = stem.sum(1, keepdim=True)
+    else:
+        weights[key] = stem[:, torch.arange(channels) % 3] * (3 / channels)
+    return f'; {key} adapted from 3 to {channels} channels'
 
 
 def own_weights(
@@ -288,7 +321,14 @@ def _hint(weights: Mapping[str, Tensor], backbone: nn.Module) -> str:
         return f'the file is of arch {arch!r}: set arch to that'
     if norm != backbone.norm:
         return f'the file is of a network with norm={norm!r}: set norm to that'
-    return 'check in_channels, and that the file is complete'
+    stem = weights.get(_STEM)
+    if stem is not None and stem.shape[1] != backbone.stem.weight.shape[1]:
+        found, wanted = stem.shape[1], backbone.stem.weight.shape[1]
+        hint = f'the file is for images of {found} channels, and in_channels={wanted}'
+        if found == 3 and hasattr(backbone, 'adapt_stem'):
+            hint += ': set adapt_stem=True in the backbone to adapt the stem, or in_channels=3'
+        return hint
+    return 'check that the file is complete'
 
 
 def raise_unless_equal(

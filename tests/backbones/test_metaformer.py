@@ -295,6 +295,19 @@ def test_what_is_left_over_or_fresh_is_reported(weights, tmp_path, log):
     )
 
 
+@pytest.mark.parametrize('naming', [dict, in_authors_names], ids=['timm', 'authors'])
+def test_the_stem_of_a_file_is_adapted_on_request(weights, naming, tmp_path, log):
+    path = tmp_path / 'peer.pth'
+    saved(naming(weights), path)
+    model = build(in_channels=4, adapt_stem=True, init_cfg=pretrained(path))
+    model.init_weights()
+    expected = timm.models.adapt_input_conv(4, weights['stem.conv.weight'])
+    torch.testing.assert_close(model.stem.conv.weight.data, expected)
+    assert log[0].endswith('; stem.conv.weight adapted from 3 to 4 channels')
+    with pytest.raises(CheckpointError, match='set adapt_stem=True in the backbone'):
+        build(in_channels=4, init_cfg=pretrained(path)).init_weights()
+
+
 def test_a_whole_segmentors_backbone(tmp_path):
     """As mmengine saves it: with output norms, heads and meta."""
     model = randomized(build())

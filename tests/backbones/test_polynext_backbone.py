@@ -99,6 +99,8 @@ def test_builds_under_every_default_scope(scope):
         (dict(grad_clip_norm=-5.0), 'positive or None'),
         (dict(out_norm='LN'), 'True or False'),
         (dict(with_cp='no'), 'True or False'),
+        (dict(out_contiguous=1), 'out_contiguous must be True or False'),
+        (dict(adapt_stem='timm'), 'adapt_stem must be True or False'),
         (dict(compile_cells=1), "True, False or 'reduce-overhead', got 1"),
         (dict(compile_cells='max'), "True, False or 'reduce-overhead', got 'max'"),
         (dict(weight_init='kaiming'), r"\('imagenet', 'trunc_normal'\), got 'kaiming'"),
@@ -182,6 +184,43 @@ def test_more_channels():
 
 
 # Half precision
+
+
+@pytest.mark.parametrize('out_norm', [True, False])
+def test_outputs_are_in_contiguous_memory_on_request(out_norm):
+    torch.manual_seed(0)
+    usual = backbone(out_norm=out_norm)
+    model = backbone(out_norm=out_norm, out_contiguous=True)
+    model.load_state_dict(usual.state_dict())
+    x = torch.randn(2, 3, 64, 96)
+    for out, other in zip(model(x), usual(x), strict=True):
+        assert other.is_contiguous(memory_format=torch.channels_last)
+        assert out.is_contiguous() and torch.equal(out, other)
+
+
+@pytest.mark.parametrize('channels', [1, 3, 4, 7])
+def test_the_stem_of_a_file_is_adapted_on_request_as_by_timm(channels, tmp_path, monkeypatch):
+    timm = pytest.importorskip('timm')
+    log: list[str] = []
+    monkeypatch.setattr(
+        'polynext_mm.backbones.multiscale.print_log', lambda text, **_: log.append(text)
+    )
+    weights = backbone().state_dict()
+    file = tmp_path / 'file.pth'
+    torch.save(weights, file)
+    init_cfg = dict(type='Pretrained', checkpoint=str(file))
+    model = backbone(in_channels=channels, adapt_stem=True, init_cfg=init_cfg)
+    model.init_weights()
+    expected = timm.models.adapt_input_conv(channels, weights['stem.weight'])
+    torch.testing.assert_close(model.stem.weight.data, expected)
+    others = model.state_dict()
+    assert all(torch.equal(others[key], weights[key]) for key in weights if 'stem' not in key)
+    line = f'stem.weight adapted from 3 to {channels} channels'
+    assert any(line in message for message in log) == (channels != 3)
+    torch.save(others, file)  # what is of as many channels is taken as it is
+    again = backbone(in_channels=channels, adapt_stem=True, init_cfg=init_cfg)
+    again.init_weights()
+    assert torch.equal(again.stem.weight, model.stem.weight)
 
 
 class ProductTypes(TorchDispatchMode):

@@ -144,7 +144,8 @@ def test_another_number_of_input_channels(path):
     torch.save(imagenet_weights(), path)
     message = refusal(path, in_channels=4)
     assert 'stem.weight is (48, 3, 7, 7) instead of (48, 4, 7, 7)' in message
-    assert 'check in_channels' in message
+    remedy = 'adapt_stem=True in the backbone to adapt the stem, or in_channels=3'
+    assert f'for images of 3 channels, and in_channels=4: set {remedy}' in message
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,15 @@
-"""The normalization that published weights expect, and whether a model applies it.
+"""Whether a model applies the normalization that published weights expect.
 
-The published ImageNet backbones and ADE20K segmentors were trained on RGB images from which
-:data:`MEAN` was subtracted before the division by :data:`STD`. Images in BGR, which is how mmcv
-reads them, or in another range give features that look fine and are not. In mm's configs::
+The published ImageNet backbones and ADE20K segmentors were trained on RGB images with the mean and
+the standard deviation of ImageNet. Images in BGR, which is how mmcv reads them, or in another range
+give features that look fine and are not. In mm's configs::
 
     data_preprocessor = dict(
         mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True
     )
 
 The files of the low-resolution network, of CIFAR-10, SVHN and Tiny-ImageNet, expect
-:data:`LOW_RESOLUTION_MEAN` and :data:`LOW_RESOLUTION_STD` instead.
+those of CIFAR-10 instead; all are in :mod:`polynext_mm.normalization`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,9 @@ from torch import nn
 
 from ...compat.mmengine import converts_channels, normalizes
 from ...nn import ARCHS
+from ...normalization import IMAGENET, LOW_RESOLUTION
 from .. import models
 
-MEAN = (123.675, 116.28, 103.53)  # of R, G, B from 0 to 255
-STD = (58.395, 57.12, 57.375)
-# CIFAR-10's, which the release uses for all three data sets: LOWRES_MEAN and LOWRES_STD in utils.py
-# of github.com/jjwang8/PolyNeXt, times 255.
-LOW_RESOLUTION_MEAN = (125.307, 122.95, 113.865)
-LOW_RESOLUTION_STD = (62.993, 62.089, 66.705)
 _TOLERANCE = 1.0  # some configs round to integers
 # by package and name, since importing mmseg takes seconds and need not be possible
 _KNOWN_KINDS = (('mmengine', 'ImgDataPreprocessor'), ('mmseg', 'SegDataPreProcessor'))
@@ -80,7 +75,7 @@ def find_mismatch(model: nn.Module) -> Mismatch | None:
         getattr(backbone, 'arch', None) == ARCHS['cpolynext_lr']
         for backbone in models.backbones(model).values()
     )
-    right = (LOW_RESOLUTION_MEAN, LOW_RESOLUTION_STD) if is_low else (MEAN, STD)
+    right = (LOW_RESOLUTION if is_low else IMAGENET).of_bytes()
     if is_rgb and _are_close(mean, right[0]) and _are_close(std, right[1]):
         return None
     text = (
