@@ -57,8 +57,6 @@ EXCEPTIONS = {
         'mm_grounding_dino': 'needs a language model',
         'ocsort': 'needs the package lap; it trains its YOLOX alone',
         'reid': 'needs mmpretrain',
-        'sort': 'trackers of trained detectors: no training of their own',
-        'strongsort': 'trackers of trained detectors: no training of their own',
         'tridentnet': 'its heads take the three branches of its own backbone',
     },
 }
@@ -85,6 +83,7 @@ SETTINGS: dict[str, dict[str, dict]] = {
 }
 # The config where it is not the first with a ResNet-50 and a neck, or the first of all.
 CONFIGS = {
+    ('mmdet', 'strongsort'): 'yolox_x_8xb4-80e_crowdhuman-mot17halftrain_test-mot17halfval',
     ('mmseg', 'setr'): 'setr_vit-l_naive_8xb2-160k_ade20k-512x512',
 }
 # Sides of images where the usual one is too small.
@@ -195,6 +194,10 @@ def build(package: str, method: str) -> nn.Module:
     for part in dicts(model):
         for key in ('pretrained', 'batch_augments'):
             part.pop(key, None)
+        if 'teacher_ckpt' in part:
+            part['teacher_ckpt'] = None
+        if isinstance(part.get('teacher_config'), str):
+            part['teacher_config'] = str(mm_folder(package) / part['teacher_config'])
         if isinstance(part.get('init_cfg'), dict) and part['init_cfg']['type'] == 'Pretrained':
             part['init_cfg'] = None
         if isinstance(part.get('sampler'), dict) and 'num' in part['sampler']:
@@ -239,3 +242,29 @@ def batch(package: str, method: str, model: nn.Module, training: bool) -> dict:
         sample.gt_sem_seg = PixelData(sem_seg=labels)
         sample.proposals = InstanceData(bboxes=sample.gt_instances.bboxes + 3, scores=torch.ones(2))
     return data
+
+
+def table(package: str) -> str:
+    """Return the table of the docs for a package: what needs more than the rules, and exceptions."""
+    lines = [f'| folder of {package} | with a PolyNeXt |', '|---|---|']
+    settings = {
+        method: ' '.join(f'`{key}={value!r}`'.replace("'", '') for key, value in of_method.items())
+        for method, of_method in SETTINGS[package].items()
+    }
+    rows = settings | {method: f'no: {why}' for method, why in EXCEPTIONS[package].items()}
+    lines += [f'| `{method}` | {text} |' for method, text in sorted(rows.items())]
+    return '\n'.join(lines) + '\n'
+
+
+def page_with_tables() -> str:
+    """Return docs/other_configs.md with the tables of this module."""
+    text = PAGE.read_text(encoding='utf-8')
+    for package in PACKAGES:
+        start, end = f'<!-- {package}: written by tests/docs/mm_methods.py -->\n', '<!-- end -->'
+        before, _, rest = text.partition(start)
+        text = before + start + table(package) + end + rest.partition(end)[2]
+    return text
+
+
+if __name__ == '__main__':
+    PAGE.write_text(page_with_tables(), encoding='utf-8')

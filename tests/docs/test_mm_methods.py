@@ -58,6 +58,13 @@ def test_a_method_trains_a_step_and_predicts(package, method):
     check(package, method)
 
 
+def test_the_page_has_these_tables():
+    written = mm_methods.page_with_tables()
+    assert mm_methods.PAGE.read_text(encoding='utf-8') == written, (
+        'run `python tests/docs/mm_methods.py`'
+    )
+
+
 def test_the_tables_name_methods_that_there_are():
     for table in (EXCEPTIONS, SETTINGS):
         for package in PACKAGES:
