@@ -33,7 +33,7 @@ class OutBatchNorm(ChannelBatchNorm):
 class PolyNeXt(PolyNeXtNetwork, MultiScale):
     """PolyNeXt backbone for segmentors and detectors.
 
-    Registered in mmengine's root registry, so a config of mmseg, mmdet or any other OpenMMLab
+    Registered in mmengine's root registry, so a config of mmseg, mmdet or another OpenMMLab
     library can name it once ``polynext_mm`` is imported::
 
         custom_imports = dict(imports=['polynext_mm'], allow_failed_imports=False)

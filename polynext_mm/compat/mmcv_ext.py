@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from types import ModuleType
@@ -781,6 +782,8 @@ def modulated_deform_conv_forward(
         *(group, deformable_group),
     )
     given = bias if with_bias else None
+    size = output.shape[2:]
+    offset, mask = _as_read(offset, size), _as_read(mask, size)
     output.copy_(_deform_conv(input, weight, offset, mask, given, settings))
 
 
@@ -823,10 +826,27 @@ def modulated_deform_conv_backward(
         *(stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w),
         *(group, deformable_group),
     )
-    grads = _deform_conv_backward(grad_output, input, weight, offset, mask, settings)
-    written = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias)
-    for place, grad in zip(written, grads if with_bias else grads[:4]):
-        place.copy_(grad)
+    size = grad_output.shape[2:]
+    read_offset, read_mask = _as_read(offset, size), _as_read(mask, size)
+    grads = _deform_conv_backward(grad_output, input, weight, read_offset, read_mask, settings)
+    grad_input.copy_(grads[0])
+    grad_weight.copy_(grads[1])
+    for place, grad in ((grad_offset, grads[2]), (grad_mask, grads[3])):
+        whole = grad.new_zeros(place.shape)
+        whole.flatten(1)[:, : grad[0].numel()] = grad.flatten(1)
+        place.copy_(whole)
+    if with_bias:
+        grad_bias.copy_(grads[4])
+
+
+def _as_read(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Return offsets or factors as mmcv's kernels read those of a larger map.
+
+    DyHead gives a level the offsets of the one below. The kernels take them for a map of their own
+    size, one after the other in memory, so that networks were trained with the first of them.
+    """
+    count = values.shape[1] * math.prod(size)
+    return values.flatten(1)[:, :count].unflatten(1, (-1, *size))
 
 
 def _deform_conv(

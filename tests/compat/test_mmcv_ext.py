@@ -560,6 +560,25 @@ def test_deformable_convolution_passes_gradcheck(settings):
     )
 
 
+# by mmcv 2.1.0's compiled operators: sums of result and gradients, each value times its place
+LARGER_MAP = [684.6461181640625, -2868.474609375, 24973.78125, 395.69378662109375, 325.25390625]
+
+
+def test_offsets_of_a_larger_map_are_read_as_by_mmcv():
+    images = torch.arange(16.0).view(1, 1, 4, 4).requires_grad_()
+    offset = ((torch.arange(288.0).view(1, 18, 4, 4) % 7 + 0.5) / 8).requires_grad_()
+    mask = (torch.arange(144.0).view(1, 9, 4, 4) % 5 / 5).requires_grad_()
+    weight = torch.arange(1.0, 10).view(1, 1, 3, 3).requires_grad_()
+    found = ops.modulated_deform_conv2d(images, offset, mask, weight, None, 2, 1)
+    found.sum().backward()
+    assert not offset.grad.flatten()[72:].any() and not mask.grad.flatten()[36:].any()
+    numbers = [found, offset.grad, mask.grad, images.grad, weight.grad]
+    sums = [
+        (value * torch.arange(value.numel()).view(value.shape)).sum().item() for value in numbers
+    ]
+    assert sums == pytest.approx(LARGER_MAP, rel=1e-5)
+
+
 @pytest.mark.parametrize('dtype', HALVES)
 def test_deformable_convolution_of_half_precision_counts_in_float32(dtype):
     images, offset, mask, weight, bias = (

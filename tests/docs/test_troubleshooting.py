@@ -151,6 +151,15 @@ def missing_data() -> None:
     require_dataset(Config.fromfile(CONFIG).train_dataloader.dataset)
 
 
+def channels_last() -> None:
+    build()(torch.zeros(1, 3, 64, 64))[0].view(1, 2, -1)
+
+
+def four_channels() -> None:
+    model = build(arch='cpolynext_t', in_channels=4)
+    model.load_state_dict(dict(imagenet_weights('cpolynext_t')), strict=False)
+
+
 def small_images() -> None:
     build()(torch.randn(1, 3, 30, 36))
 
@@ -173,6 +182,8 @@ PROVOKED: dict[str, Callable[[], None]] = {
     'data_preprocessor gives BGR': other_normalization,
     'data set: ADE20K': missing_data,
     'images must be at least': small_images,
+    'view size is not compatible': channels_last,
+    'images of 3 channels': four_channels,
 }
 
 
