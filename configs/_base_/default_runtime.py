@@ -11,6 +11,8 @@ custom_hooks = [
     dict(type='NonFiniteHook', patience=3),
     dict(type='InterruptHook'),
     dict(type='WatchdogHook', timeout=1800),
+    # 'unchecked' or 'off': docs/performance.md
+    dict(type='KernelCheckHook', kernels='checked'),
 ]
 env_cfg = dict(
     cudnn_benchmark=True,

@@ -372,11 +372,20 @@ def check_gpu_kernels() -> Check:
 
     if not TRITON_KERNELS.is_there:
         return Check(name, 'note', f'{TRITON_KERNELS.what_is_missing()}: {without}')
-    from polynext_mm.nn.ops import triton_operators
+    from polynext_mm.nn import kernel_check
+    from polynext_mm.nn.ops import dispatch
 
-    if not triton_operators.runs_on(torch.device('cuda')):
+    if dispatch.kernel_mode() == 'off':
+        return Check(name, 'note', f'{dispatch.KERNELS_VARIABLE}=off: {without}')
+    device = torch.device('cuda', torch.cuda.current_device())
+    if not kernel_check.available(device):
         return Check(name, 'note', f'not for this GPU: {without}')
-    return Check(name, 'ok', 'used on this GPU')
+    result = kernel_check.check(device, (torch.float32, torch.bfloat16, torch.float16))
+    if result.findings:
+        found = '; '.join(map(str, result.findings))
+        hint = "none: a training takes torch's operations instead"
+        return Check(name, 'note', found, hint)
+    return Check(name, 'ok', result.text)
 
 
 def _has_driver() -> bool:

@@ -12,6 +12,7 @@ from .checks.training import TrainingCheckHook
 from .cuda_graphs import CUDAGraphHook
 from .hooks import CheckpointGuardHook
 from .interruption import InterruptHook, LostWorkerError
+from .kernels import KernelCheckHook
 from .nonfinite import NonFiniteHook
 from .optim import AutocastOptimWrapper, PolyNeXtOptimWrapperConstructor
 from .reproducibility import ReproducibilityHook
@@ -24,6 +25,7 @@ __all__ = [
     'CheckpointGuardHook',
     'DataCheckHook',
     'InterruptHook',
+    'KernelCheckHook',
     'LostWorkerError',
     'NonFiniteError',
     'NonFiniteHook',

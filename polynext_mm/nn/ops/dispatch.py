@@ -11,7 +11,8 @@ import contextlib
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Collection, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,28 @@ class Kernel(torch.autograd.Function):
         raise NotImplementedError
 
 
+#: What may be set: kernels in Triton are used where trainings found them right, or without a check,
+#: or not at all.
+KERNEL_MODES = ('checked', 'unchecked', 'off')
+KERNELS_VARIABLE = 'POLYNEXT_KERNELS'
+
+
+def kernel_mode(default: str = 'checked') -> str:
+    """Return one of :data:`KERNEL_MODES`: the environment's, which is asked first, or the default.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    mode = os.environ.get(KERNELS_VARIABLE) or default
+    if mode not in KERNEL_MODES:
+        name = KERNELS_VARIABLE if os.environ.get(KERNELS_VARIABLE) else 'kernels'
+        raise ValueError(f'{name} is {mode!r}: set it to {", ".join(KERNEL_MODES[:-1])} or off')
+    return mode
+
+
 _plain = False
-_triton = True
+_triton = kernel_mode() != 'off'
+_refused: frozenset[str] = frozenset()  # modules of kernels in Triton
 _recomputing = False
 
 
@@ -59,7 +80,8 @@ def plain_ops(enabled: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def triton_ops(enabled: bool) -> Iterator[None]:
-    """Choose whether kernels written in Triton may run, in all threads; by default they may.
+    """Choose whether kernels written in Triton may run, in all threads; by default they may, unless
+    POLYNEXT_KERNELS=off is in the environment.
 
     Without them, operations take the kernels written in torch that other devices take. To be tried
     when :func:`plain_ops` cures wrong numbers on a GPU, or where Triton does not compile. Forward
@@ -89,7 +111,28 @@ def by_triton(module: ModuleType | None, *args) -> TypeGuard[ModuleType]:
     """Return whether a module of :func:`triton_module` is to be used: it is there and allowed, and
     its ``supports`` takes the arguments.
     """
-    return module is not None and _triton and module.supports(*args)
+    return (
+        module is not None
+        and _triton
+        and module.__name__ not in _refused
+        and module.supports(*args)
+    )
+
+
+def refuse_triton(modules: Collection[str]) -> frozenset[str]:
+    """Take torch's operations instead of some kernels in Triton, in all threads, from now on.
+
+    Args:
+        modules: Names of modules of kernels, as in :func:`triton_module`. It replaces what was
+            refused before.
+
+    Returns:
+        What was refused before.
+    """
+    global _refused
+    before = frozenset(name.rpartition('.')[2] for name in _refused)
+    _refused = frozenset(f'{__package__}.{name}' for name in modules)
+    return before
 
 
 def remember(ctx) -> None:
