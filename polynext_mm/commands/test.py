@@ -91,11 +91,23 @@ def require_results_apart(cfg: Config, args: argparse.Namespace) -> str | None:
 
 
 def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
-    hook = cfg.default_hooks.visualization
-    hook.update(draw=True, interval=1, show=args.show, wait_time=args.wait_time)
+    from polynext_mm.engine.checks.decoding import Decoder, image_decoder
+    from polynext_mm.engine.results import DecodedVisualizationHook
+
+    how = dict(show=args.show, wait_time=args.wait_time)
+    decoder = image_decoder(cfg.test_dataloader.dataset.get('pipeline') or ())
+    if cfg.default_scope == 'mmseg' and decoder is not None and decoder != Decoder():
+        cfg.default_hooks.visualization = dict(
+            type=DecodedVisualizationHook.__name__,
+            color_type=decoder.flag,
+            imdecode_backend=decoder.backend,
+            **how,
+        )
+    else:
+        cfg.default_hooks.visualization.update(draw=True, interval=1, **how)
     if args.show_dir:
         if cfg.default_scope == 'mmdet':
-            hook.test_out_dir = str(Path(args.show_dir).absolute())
+            cfg.default_hooks.visualization.test_out_dir = str(Path(args.show_dir).absolute())
         else:
             cfg.visualizer.save_dir = args.show_dir
 

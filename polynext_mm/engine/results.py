@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
-from mmengine.registry import METRICS
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, METRICS
+from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 from PIL import Image
 
 from .checks.coco import read_coco
 from .checks.data import lazily_built, list_pairs
+from .checks.decoding import Decoder
 from .checks.findings import is_local
 from .checks.walk import TASKS, datasets_of
 
@@ -57,6 +61,45 @@ class LabelImages(BaseMetric):
 
     def compute_metrics(self, results: list) -> dict:
         return {}
+
+
+@HOOKS.register_module()
+class DecodedVisualizationHook(Hook):
+    """Draw predictions of a segmentor into images as its pipeline decodes them.
+
+    mmseg's hook reads every image as 8 bits in three upright channels, whatever the pipeline does.
+
+    Args:
+        color_type: As for mm's LoadImageFromFile.
+        imdecode_backend: Likewise.
+        show: Whether to show each picture in a window.
+        wait_time: Seconds that it is shown.
+    """
+
+    def __init__(
+        self, color_type: str, imdecode_backend: str, show: bool = False, wait_time: float = 0.0
+    ):
+        self.decoder = Decoder(color_type, imdecode_backend)
+        self.show, self.wait_time = show, wait_time
+        self.count = 0
+
+    def after_test_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Sequence[Any] | None = None,
+    ) -> None:
+        for sample in outputs or ():
+            self.count += 1
+            Visualizer.get_current_instance().add_datasample(
+                f'test_{os.path.basename(sample.img_path)}',
+                np.asarray(self.decoder.picture(Path(sample.img_path).read_bytes())),
+                data_sample=sample,
+                show=self.show,
+                wait_time=self.wait_time,
+                step=self.count,
+            )
 
 
 def files_of(cfg: Config, task: str, with_images: bool = True) -> tuple[list[str], list[str]]:

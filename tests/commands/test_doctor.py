@@ -84,6 +84,7 @@ def test_a_torch_too_old_to_compile(examine, monkeypatch):
     assert f'compile_cells needs torch 2.12 or newer, and this is {torch.__version__}' in printed
 
 
+@pytest.mark.heavy
 def test_what_this_torch_lacks(examine, monkeypatch):
     lacking = tuple(
         f._replace(is_there=f is torch_features.EXPORT) for f in torch_features.OPTIONAL

@@ -7,9 +7,14 @@ import mmcv
 import numpy as np
 import pytest
 import tifffile
+import torch
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+from mmseg.visualization import SegLocalVisualizer
 from PIL import Image
 
 from polynext_mm.engine.checks.decoding import Decoder, read_header
+from polynext_mm.engine.results import DecodedVisualizationHook
 
 FLAGS = ('color', 'grayscale', 'unchanged', 'color_ignore_orientation')
 
@@ -58,3 +63,19 @@ def test_many_channels_are_a_picture_to_look_at(tmp_path, bands):
     picture = Decoder('unchanged', 'tifffile').picture(path.read_bytes())
     assert picture.mode == 'RGB' and picture.size == (9, 8)
     assert picture.getpixel((0, 0)) == (255, 255, 255) and picture.getpixel((0, 7)) == (0, 0, 0)
+
+
+def test_predictions_are_drawn_into_what_the_pipeline_decodes(tmp_path):
+    path = tmp_path / 'image.tif'
+    pixels = np.random.default_rng(0).integers(0, 4000, (48, 64, 5)).astype(np.uint16)
+    tifffile.imwrite(path, pixels, photometric='minisblack', planarconfig='contig')
+    sample = SegDataSample(metainfo=dict(img_path=str(path)))
+    sample.pred_sem_seg = PixelData(data=torch.ones(1, 48, 64, dtype=torch.long))
+    backends = [dict(type='LocalVisBackend')]
+    SegLocalVisualizer.get_instance(
+        tmp_path.name, vis_backends=backends, save_dir=str(tmp_path), alpha=1.0
+    ).dataset_meta = dict(classes=('soil', 'leaf'), palette=[[0, 0, 0], [10, 200, 30]])
+    DecodedVisualizationHook('unchanged', 'tifffile').after_test_iter(None, 0, outputs=[sample])
+    (drawn,) = tmp_path.rglob('*.png')
+    assert Image.open(drawn).size == (64, 48)
+    assert (10, 200, 30) in set(Image.open(drawn).getdata())

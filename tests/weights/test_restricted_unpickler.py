@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from polynext_mm.weights.restricted_unpickler import load_restricted
-from polynext_mm.weights.stand_ins import STAND_INS, rebuilt
+from polynext_mm.weights.stand_ins import ALLOWED, rebuilt
 from tests.weights.hostile import CODE, archive, older, tensor, weights_and
 
 LEGACY = dict(_use_new_zipfile_serialization=False)
 
 
 def read(path, **settings):
-    return rebuilt(load_restricted(path, 'cpu', STAND_INS, **settings))
+    return rebuilt(load_restricted(path, 'cpu', ALLOWED, **settings))
 
 
 @pytest.fixture
