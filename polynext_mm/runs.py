@@ -6,6 +6,7 @@ imported here but the standard library.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 BEST, LAST = 'best', 'last'
@@ -33,7 +34,7 @@ def is_work_dir(path: str | Path) -> bool:
     return Path(path).is_dir() and config_of(path) is not None
 
 
-def find_checkpoint(config: str | Path, checkpoint: str | Path | None) -> str:
+def find_checkpoint(config: str | os.PathLike, checkpoint: str | os.PathLike | None) -> str:
     """Return the checkpoint that is meant by a config or work dir and a name.
 
     Args:
@@ -46,7 +47,7 @@ def find_checkpoint(config: str | Path, checkpoint: str | Path | None) -> str:
         RunNotFoundError: If it is not there; the message lists those that are.
     """
     folder = _folder_of(config)
-    name = None if checkpoint is None else str(checkpoint)
+    name = None if checkpoint is None else os.fspath(checkpoint)
     if name is not None and name not in (BEST, LAST):
         if '://' in name or name.startswith('unsafe:') or Path(name).expanduser().is_file():
             return name
@@ -69,7 +70,7 @@ def find_checkpoint(config: str | Path, checkpoint: str | Path | None) -> str:
     return str(wanted[-1])
 
 
-def _folder_of(config: str | Path) -> Path:
+def _folder_of(config: str | os.PathLike) -> Path:
     path = Path(config)
     if path.is_dir():
         return path

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,7 @@ from timm.models._features import FeatureGetterNet, feature_take_indices  # noqa
 
 __all__ = ['PolyNeXt']
 _POOLS = ('avg', '')
+_PRUNED = 'the classifier was removed by prune_intermediate_layers()'
 
 # torch.fx takes a stage as one step: what a stage does depends on the tensors that come
 register_notrace_module(Stage)
@@ -160,7 +162,7 @@ class PolyNeXt(PolyNeXtNetwork):
         self.num_classes = num_classes
         self.num_features = widths[-1]
         self.head_hidden_size = 2 * widths[-1]
-        self.feature_info = [
+        self.feature_info: list[dict[str, Any]] = [
             dict(num_chs=width, reduction=stride, module=f'outs.{stage}')
             for stage, (width, stride) in enumerate(zip(widths, strides))
         ]
@@ -186,14 +188,14 @@ class PolyNeXt(PolyNeXtNetwork):
         """Return the logits of a feature, or what goes into the last layer."""
         return x if self.head is None else self.head(x, pre_logits)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override] # logits, not features
         """Return the logits (B, num_classes) of images (B, in_chans, H, W)."""
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = 'NCHW',
@@ -227,7 +229,7 @@ class PolyNeXt(PolyNeXtNetwork):
 
     def prune_intermediate_layers(
         self,
-        indices: int | Sequence[int] = 1,
+        indices: int | list[int] = 1,
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
@@ -250,6 +252,7 @@ class PolyNeXt(PolyNeXtNetwork):
 
     def get_classifier(self) -> nn.Module:
         """Return the last layer."""
+        assert self.head is not None, _PRUNED
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -262,6 +265,7 @@ class PolyNeXt(PolyNeXtNetwork):
         Raises:
             ValueError: For another pooling.
         """
+        assert self.head is not None, _PRUNED
         self.num_classes = num_classes
         self.head.reset(num_classes, self.head.global_pool if global_pool is None else global_pool)
 
@@ -314,7 +318,7 @@ def _agree_on_norm_size(model: PolyNeXt, _: object) -> None:
 
     Several processes keep to this size: timm loads before DistributedDataParallel takes the shapes.
     """
-    if model.norm == 'bn':
+    if model.given_norm_size is not None:  # norm='bn'
         if model._files_tell_norm_size:
             model.given_norm_size = model.norm_size
         else:

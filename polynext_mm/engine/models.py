@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 
@@ -18,5 +20,5 @@ def backbones(model: nn.Module) -> dict[str, MultiScale]:
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return a model without what wraps it for several processes or test-time augmentation."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
+        model = cast(nn.Module, model.module)
     return model

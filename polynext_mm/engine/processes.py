@@ -1,7 +1,9 @@
 """Ranks that act as one: what the main process finds, every process learns."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from mmengine import dist
@@ -11,7 +13,7 @@ Found = TypeVar('Found')
 
 def on_main(find: Callable[[], Found]) -> Found:
     """Call ``find`` in the main process; return its result, or raise its error, in all of them."""
-    outcome = [None, None]
+    outcome: list[Any] = [None, None]
     if dist.is_main_process():
         try:
             outcome[0] = find()

@@ -7,14 +7,14 @@ import importlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, Union, cast
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.device import get_device
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from mmengine.runner import load_checkpoint
 from PIL import Image, ImageOps
@@ -125,9 +125,10 @@ class Predictor:
         self.tta = tta
         source = find_checkpoint(os.fspath(config), checkpoint)
         self.model = build_model(cfg, source, _device(device))
-        self.classes = tuple(map(str, self.model.dataset_meta['classes']))
-        self.palette = colours(self.model.dataset_meta.get('palette'), len(self.classes))
-        self._step: nn.Module = self.model
+        described = cast('dict[str, Any]', self.model.dataset_meta)
+        self.classes = tuple(map(str, described['classes']))
+        self.palette = colours(described.get('palette'), len(self.classes))
+        self._step: BaseModel = self.model
         steps = cfg.test_dataloader.dataset.pipeline
         if tta:
             self._step = MODELS.build(dict(cfg.tta_model, module=self.model))
@@ -188,7 +189,7 @@ class Predictor:
         """
         if isinstance(image, (str, os.PathLike)):
             path = os.fspath(image)
-            info = dict(img_path=path, img_id=0)
+            info: dict[str, Any] = dict(img_path=path, img_id=0)
             try:
                 info = self._read(info)
             except Exception as error:  # noqa: BLE001 - decoders raise anything at all
@@ -278,8 +279,8 @@ def build_model(cfg: Config, checkpoint: str, device: str | torch.device) -> nn.
         if name in cfg.model:
             cfg.model[name] = None
     for part in cfg.model.values():  # the checkpoint brings them
-        if isinstance(part, Mapping) and part.get('init_cfg'):
-            part.init_cfg = None
+        if isinstance(part, dict) and part.get('init_cfg'):
+            part['init_cfg'] = None
     importlib.import_module(f'{cfg.default_scope}.models')
     init_default_scope(cfg.default_scope)
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
@@ -347,7 +348,7 @@ def colours(palette: Any, count: int) -> tuple[Colour, ...]:
 # Images on their way to the model
 
 
-def _steps(pipeline: Sequence[Mapping], keep_size: bool) -> list[dict]:
+def _steps(pipeline: Sequence[Any], keep_size: bool) -> list[Any]:
     """Return the steps of a pipeline without annotations and, if asked for, without resizing."""
     kept = []
     for step in pipeline:

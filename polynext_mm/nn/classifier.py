@@ -34,7 +34,7 @@ class Classifier(nn.Module):
         self.norm = norm(channels)
         self.proj = nn.Linear(channels, 4 * channels, bias=False)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(2 * channels, num_classes)
+        self.fc: nn.Module = nn.Linear(2 * channels, num_classes)
 
     def forward(self, feature: Tensor) -> Tensor:
         """Return the logits (B, num_classes) of a feature (B, C, H, W)."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Union
 
@@ -21,7 +21,7 @@ from . import restricted_unpickler, stand_ins
 from .errors import CheckpointError, shown
 from .files import checksum_path, sha256_of
 
-MapLocation = Union[str, torch.device, Mapping[str, str], Callable, None]
+MapLocation = Union[str, torch.device, dict[str, str], Callable, None]
 
 _ARCHIVE = b'PK\x03\x04'
 # raised where this torch, or this package, lacks something: no sign of damage

@@ -61,9 +61,8 @@ def convert(
     backbone, heads = names.split_backbone(checkpoint['state_dict'])
     arch = arch or _infer_arch(backbone, source)
     converted = _rename(backbone, to, arch, source)
-    if to == 'authors' and not heads:
-        content = converted
-    else:
+    content: dict[str, Any] = converted
+    if heads or to == 'ours':
         weights = names.join_backbone(converted, heads) if heads else converted
         content = dict(meta=_plain(checkpoint['meta']), state_dict=weights)
     _write(content, target)

@@ -82,7 +82,7 @@ def fetch(url: str) -> Path:
         rank = torch.distributed.get_rank() if distributed else int(os.environ.get('RANK', 0))
         failure = _download(url, path, progress=rank == 0)
     if distributed:
-        failures = [None] * torch.distributed.get_world_size()
+        failures: list[str | None] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(failures, failure)
         failure = next(filter(None, failures), None)
     if failure:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ..nn import ARCHS
+from ..nn import ARCHS, PolyNeXt
 from .errors import CheckpointError, shown
 from .names import (
     BACKBONE,
@@ -45,10 +46,10 @@ def load(model: nn.Module, source: str | os.PathLike) -> str:
     """
     weights = dict(read(source)['state_dict'])
     if hasattr(model, 'backbone'):
-        adapt(model.backbone, weights, BACKBONE, source)
+        adapt(cast(PolyNeXt, model.backbone), weights, BACKBONE, source)
         report = check(model, weights, source)
     else:
-        report = adapt(model, weights, '', source)
+        report = adapt(cast(PolyNeXt, model), weights, '', source)
     model.load_state_dict(weights, strict=False)
     return report
 
@@ -64,7 +65,7 @@ def set_options(weights: Mapping[str, Tensor], **options: bool) -> None:
 
 
 def adapt(
-    backbone: nn.Module,
+    backbone: PolyNeXt,
     state_dict: dict[str, Tensor],
     prefix: str,
     source: Source = None,
@@ -181,7 +182,7 @@ def naming(source: Source) -> Iterator[None]:
         raise CheckpointError(f'{named(source)}: {error}') from error
 
 
-def _expected(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _expected(backbone: PolyNeXt, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return what a state dict of a PolyNeXt holds, its norms having the size of ``weights``."""
     expected = backbone.state_dict()
     size = norm_size(weights, backbone.arch)
@@ -223,7 +224,7 @@ def check(
     """
     require_tensors(state_dict, source)
     if backbones is None:
-        backbones = {'backbone': model.backbone}
+        backbones = {'backbone': cast(nn.Module, model.backbone)}
     prefixes = tuple(f'{name}.' for name in backbones)
     expected = {k: v for k, v in model.state_dict().items() if not k.startswith(prefixes)}
     heads = {k: v for k, v in state_dict.items() if not k.startswith(prefixes)}
@@ -267,8 +268,9 @@ def check(
 
 def _raise_if_norms_differ(backbone: nn.Module, keys: Collection[str], source: Source) -> None:
     in_file = {key.split('.')[1] for key in keys if key.startswith(('out_norms.', 'extra_norms.'))}
-    absent = sorted(set(backbone.out_norms) - in_file)
-    if in_file and not len(backbone.out_norms):
+    out_norms = cast(nn.ModuleDict, backbone.out_norms)
+    absent = sorted(set(out_norms) - in_file)
+    if in_file and not len(out_norms):
         raise CheckpointError(f'{named(source)} was trained with output norms: set out_norm=True')
     if absent:
         raise CheckpointError(
@@ -308,7 +310,7 @@ def _groups(keys: Collection[str]) -> list[str]:
     return list(dict.fromkeys('.'.join(key.split('.')[:2]) for key in keys))
 
 
-def _hint(weights: Mapping[str, Tensor], backbone: nn.Module) -> str:
+def _hint(weights: Mapping[str, Tensor], backbone: PolyNeXt) -> str:
     """Say what a file that does not fit is, or what to check if that cannot be told."""
     if not any(key.startswith(('stem.', 'cells.', 'stages.')) for key in weights):
         return 'it has no weights of the backbone at all'

@@ -111,7 +111,8 @@ def norm_size(state_dict: Mapping[str, Tensor], arch: Arch) -> tuple[int, int] |
     """Return the height and width of the images that the norms are for; None for LN."""
     for mark in _BATCH_NORM_MARKS:
         if mark in state_dict and state_dict[mark].ndim > 1 and state_dict[mark].numel():
-            return tuple(side * arch.stem_stride for side in state_dict[mark].shape[-2:])
+            height, width = state_dict[mark].shape[-2:]
+            return height * arch.stem_stride, width * arch.stem_stride
     return None
 
 
@@ -213,7 +214,8 @@ def renamed(weights: Mapping[str, Value], new_name: Callable[[str], str]) -> dic
     Raises:
         ValueError: If two become one, naming them.
     """
-    result, old_names = {}, {}
+    result: dict[str, Value] = {}
+    old_names: dict[str, str] = {}
     for key, value in weights.items():
         name = new_name(key)
         if name in result:

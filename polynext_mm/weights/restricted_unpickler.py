@@ -140,7 +140,10 @@ _OPERATIONS = (
 ).split()
 
 
-class _Unpickler(pickle._Unpickler):
+_InPython: Any = pickle._Unpickler  # its stack and methods are missing from the types of Python
+
+
+class _Unpickler(_InPython):
     """Interprets the operations that torch's restricted reader does, under the same conditions.
 
     ``allowed`` is what the file may name, ``size`` the number of its bytes.

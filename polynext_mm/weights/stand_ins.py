@@ -56,7 +56,8 @@ class _Array:
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, is_fortran, data = state
-        self.__init__(shape, dtype, data, 'F' if is_fortran else 'C')
+        self.shape, self.dtype, self.data = shape, dtype, data
+        self.order = 'F' if is_fortran else 'C'
 
     def value(self) -> Any:
         if not isinstance(self.dtype, _Dtype) or not isinstance(self.data, (bytes, bytearray)):

@@ -50,5 +50,7 @@ def read_timm(name: str) -> dict:
             'None'
         ) from error
     state_dict = OrderedDict(weights)
-    state_dict._metadata = {'': {'source': name}}
+    state_dict._metadata = {  # type: ignore[attr-defined] # where torch looks for it
+        '': {'source': name}
+    }
     return dict(state_dict=state_dict, meta={})

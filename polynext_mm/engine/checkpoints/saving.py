@@ -91,7 +91,7 @@ register_backend(_ATOMIC, AtomicBackend, force=True)
 class _DeferredRemoval(LocalBackend):
     """Remembers what is to be removed, so that it can be done when the replacement is there."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.files: list[Path] = []
 
@@ -137,7 +137,7 @@ def newest_checkpoint(folder: Path, templates: Iterable[str] = ()) -> Newest:
     count = len(times) + len(passed_over)
     if not count:
         return Newest(None, f'there is no checkpoint in {folder}: the training starts afresh')
-    for path in sorted(times, key=times.get, reverse=True):
+    for path in sorted(times, key=times.__getitem__, reverse=True):
         problem = containers.damage(path)
         if problem is None:
             break
@@ -314,6 +314,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     # of mmseg's and mmdet's metrics, those that mmengine does not know
     _default_greater_keys = [*private.GREATER_IS_BETTER, 'Fscore', 'recall', 'IoU', 'PQ']
+    backend_args: dict | None
+    file_backend: Any
     _continuation: Continuation | None = None
     _to_read_back: dict | None = None
     _was_read_back = False
@@ -377,8 +379,9 @@ class AtomicCheckpointHook(CheckpointHook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if not private.resumes(runner):
             return
-        source, meta = private.load_from(runner), checkpoint.get('meta')
+        source = private.load_from(runner)
         require_training(checkpoint, source)
+        meta = checkpoint['meta']
         if meta.get('nonfinite'):
             raise CheckpointError(
                 f'{source} was saved because the loss was not finite: it is there to be looked '
@@ -463,7 +466,9 @@ class AtomicCheckpointHook(CheckpointHook):
         """Remove best files that a killed run had replaced and not removed yet."""
         for best in map(Path, self._best_paths()):
             prefix, step = _prefix_and_step(best.name)
-            for path in folder.glob('best_*.pth') if step is not None else ():
+            if step is None:
+                continue
+            for path in folder.glob('best_*.pth'):
                 other_prefix, other_step = _prefix_and_step(path.name)
                 if other_prefix == prefix and other_step is not None and other_step < step:
                     path.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import itertools
 import logging
 import os
@@ -150,7 +151,7 @@ class WorkDirHook(Hook):
             hook.filename_tmpl for hook in runner.hooks if isinstance(hook, CheckpointHook)
         ]
         for place in dict.fromkeys([Path(runner.work_dir), folder]):
-            on_main(lambda place=place: lock(place))
+            on_main(functools.partial(lock, place))
             if is_main_process():
                 remove_partial_files(place)
         if not private.resumes(runner):
@@ -183,7 +184,7 @@ class WorkDirHook(Hook):
     def _resume_from_newest(runner: Runner, folder: Path, templates: list[str]) -> None:
         newest: Newest = on_main(lambda: newest_checkpoint(folder, templates))
         runner.logger.info(newest.report)
-        private.set_resume(runner, newest.path and str(newest.path))
+        private.set_resume(runner, None if newest.path is None else str(newest.path))
 
     def after_run(self, runner: Runner) -> None:
         hook = checkpoint_hook(runner)
