@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 #: The module of every command, and what the command does in one line.
 COMMANDS: dict[str, tuple[str, str]] = {
+    'new': ('new', 'write the config of a training on a folder of yours'),
     'train': ('train', 'train a segmentor or a detector'),
     'test': ('test', 'evaluate a segmentor (mIoU) or a detector (COCO AP)'),
     'predict': ('predict', "draw a model's predictions into images"),

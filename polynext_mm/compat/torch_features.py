@@ -145,7 +145,7 @@ def can_autocast_to(device: str, dtype: torch.dtype) -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def has_fast_bfloat16() -> bool:
     """Return whether this CPU has instructions for bfloat16 that torch uses, on Linux alone.
 
