@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     'test': ('test', 'evaluate a segmentor (mIoU) or a detector (COCO AP)'),
     'predict': ('predict', "draw a model's predictions into images"),
     'check-dataset': ('check_dataset', 'read a data set once and say what is wrong with it'),
+    'convert-dataset': ('convert_dataset', 'annotations of other formats as mm reads them'),
     'convert': ('convert', "translate a checkpoint's names to ours, or to the authors'"),
     'export': ('export', 'write a model as ONNX, or as a program of torch.export'),
     'validate-imagenet': (

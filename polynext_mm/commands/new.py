@@ -539,7 +539,9 @@ _base_ = __import__('polynext_mm').config_file('_base_/own_detection')
 # the data
 classes = {classes}
 data_root = {root!r}  # of the images
-train_file, val_file, test_file = {files!r} + 'train.json', {files!r} + 'val.json', {files!r} + '{test}.json'
+annotations = {files!r}
+train_file, val_file = annotations + 'train.json', annotations + 'val.json'
+test_file = annotations + '{test}.json'
 scale = {scale}  # images are resized to fit into it
 train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
 train_pipeline[2].scale = test_pipeline[1].scale = scale

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..backbones.multiscale import MultiScale
 from ..backbones.polynext import PolyNeXt
 from ..compat import torch_features
+from ..compat.logs import say
 from ..nn import batch_norm, layers
 from . import models
 
@@ -238,7 +239,7 @@ class AutocastOptimWrapper(OptimWrapper):
         self.device_type = device
         self.cast_dtype = getattr(torch, dtype)
         if dtype != 'float32' and not torch_features.can_autocast_to(device, self.cast_dtype):
-            print_log(f'this {device} has no fast {dtype}: training in float32', logger='current')
+            say(f'this {device} has no fast {dtype}: training in float32')
             self.cast_dtype = torch.float32
         self.loss_scaler = torch_features.grad_scaler(
             device, init_scale=loss_scale, enabled=self.cast_dtype is torch.float16

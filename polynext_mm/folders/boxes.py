@@ -135,7 +135,7 @@ class _Images:
                 self._by_name.setdefault(key, []).append(path)
 
     def find(self, name: str, annotation: Path) -> Path:
-        """Return the image of an annotation file: of that name, beside it or nearest to it.
+        """Return the image of an annotation file: of that name, and with most folders in common.
 
         Raises:
             FolderError: If there is none.
@@ -148,14 +148,9 @@ class _Images:
         found = self._by_name.get(name) or self._by_name.get(annotation.stem) or []
         if not found:
             raise FolderError(f'{annotation}: there is no image {name or annotation.stem}')
-        depth = len(annotation.parts)
-        return max(
-            found,
-            key=lambda path: next(
-                (i for i in range(depth) if path.parts[i : i + 1] != annotation.parts[i : i + 1]),
-                depth,
-            ),
-        )
+        # labels/val/1.txt is of images/val/1.jpg, not of images/train/1.jpg
+        parts = set(annotation.parts)
+        return max(found, key=lambda path: len(parts & set(path.parts)))
 
 
 def _read_voc(images: _Images, files: Iterable[Path]) -> Iterator[Picture]:

@@ -122,7 +122,7 @@ def colour_table(folder: Path) -> tuple[Path, list[Colour]] | None:
 
 
 def parse_colours(text: str) -> list[Colour]:
-    """Return the names and colours in lines such as ``road:128,64,128::`` or ``128 64 128 road``."""
+    """Return names and colours of lines such as ``road:128,64,128::`` and ``128 64 128 road``."""
     table = []
     for line in text.splitlines():
         numbers = re.search(r'(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})', line)

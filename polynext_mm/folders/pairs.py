@@ -129,7 +129,8 @@ def _label_of(image: _Group, groups: list[_Group]) -> Pairs | None:
         if count < max(2, _ENOUGH * min(len(image.stems), len(label.stems))):
             continue
         same_split = split_of(image.folder) == split_of(label.folder)
-        rank = same_split, bool(_HINT.search(str(label.folder / label.suffix))), count
+        same_name = image.folder.name == label.folder.name
+        rank = same_split, same_name, bool(_HINT.search(str(label.folder / label.suffix))), count
         names = sorted(stem for stem in image.stems if stem + tail in label.stems)
         pair = Pairs(
             image.folder,
