@@ -225,7 +225,7 @@ def _check_heads(model: nn.Module, state_dict: dict, prefix: str, local_metadata
     )
     for key in own.keys() - kept.keys():
         del state_dict[prefix + key]
-    print_log(report, logger='current')
+    say(report)
 
 
 def check_bools(**settings: bool) -> None:

@@ -205,7 +205,7 @@ class ConsoleHook(Hook):
         if best or last:
             if not best:
                 say(f'last checkpoint: {last}')
-            say(f'next: polynext-mm predict IMAGE {runner.cfg.filename} {best or last}')
+            say(f'next: polynext-mm predict IMAGE {runner.work_dir}')
 
     def _before_evaluating(self) -> None:
         self._evaluated = self._evaluation = time.monotonic()
