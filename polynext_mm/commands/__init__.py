@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     'benchmark': ('benchmark', 'measure time and memory beside peers'),
     'demo': ('demo', 'train and evaluate on a sample, in minutes on a CPU'),
     'plot': ('plot', 'draw the logs of one or several trainings'),
+    'download': ('download', 'download published files to where configs look for them'),
     'list': ('list_all', 'list archs, configs and published files'),
     'config': ('config', 'print a config with all that it inherits, or its path'),
     'doctor': ('doctor', 'say what is installed and what works, for bug reports'),
