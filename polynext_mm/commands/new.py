@@ -246,6 +246,8 @@ def segmentation(root: Path, files: Path, machine: Machine, args: argparse.Names
         else '',
         clip=clip_of(plan['arch']),
         clip_wrapper=clip_of(plan['arch'], wrapper=True),
+        lr=rate_of(args),
+        heads=heads_of(args),
     )
     return text
 
@@ -401,6 +403,7 @@ def detection(root: Path, files: Path, machine: Machine, args: argparse.Namespac
         init=init_of(args),
         clip=clip_of(plan['arch']),
         clip_wrapper=clip_of(plan['arch'], wrapper=True),
+        lr=rate_of(args),
         light='' if machine.memory else ', stacked_convs=2, feat_channels=128, in_channels=128',
         light_neck='' if machine.memory else ', out_channels=128',
         epochs=epochs,
@@ -469,6 +472,18 @@ def init_of(args: argparse.Namespace) -> str:
     return "dict(type='Pretrained', checkpoint=f'polynext://{arch}'),"
 
 
+def rate_of(args: argparse.Namespace) -> str:
+    """Return the learning rate of 16 images: of the published recipes, or higher from scratch."""
+    return '2e-3' if args.from_scratch else '1e-4'
+
+
+def heads_of(args: argparse.Namespace) -> str:
+    """Return what follows the optimizer: from scratch, heads learn as fast as the backbone."""
+    if args.from_scratch:
+        return "\noptim_wrapper['paramwise_cfg'] = dict(head_lr_mult=1.0)"
+    return '  # times 10 in the heads'
+
+
 def clip_of(arch: str, wrapper: bool = False) -> str:
     """Return the clips of the recipe of an A network: of each cell's gradient, and of all."""
     if not arch.startswith('apolynext'):
@@ -522,7 +537,7 @@ model = dict(
 
 # the schedule
 max_iters = {iterations}
-optim_wrapper = dict(optimizer=dict(lr=1e-4 * batch_size / 16){clip_wrapper})  # heads: times 10
+optim_wrapper = dict(optimizer=dict(lr={lr} * batch_size / 16){clip_wrapper}){heads}
 auto_scale_lr = dict(base_batch_size=batch_size)  # --auto-scale-lr: for more GPUs
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end={warmup}),
@@ -576,7 +591,7 @@ model = dict(
 
 # the schedule
 max_epochs = {epochs}
-optim_wrapper = dict(optimizer=dict(lr=1e-4 * batch_size / 16){clip_wrapper})
+optim_wrapper = dict(optimizer=dict(lr={lr} * batch_size / 16){clip_wrapper})
 auto_scale_lr = dict(base_batch_size=batch_size)  # --auto-scale-lr: for more GPUs
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end={warmup}),

@@ -116,6 +116,7 @@ class QuietRunner(Runner):
                     if isinstance(memory, logging.handlers.MemoryHandler):
                         memory.setTarget(handler)
                         memory.flush()
+                        memory.flushLevel = logging.NOTSET  # at once from now on
             else:
                 handler.addFilter(_OnConsole())
                 handler.setFormatter(_Plain())

@@ -29,7 +29,8 @@ def test_durations(seconds, text):
 
 def test_a_training_prints_a_few_lines_and_its_log_file_has_all(tmp_path, capfd):
     cfg = config('segmentation', tmp_path)
-    with console.quiet('mmseg'):
+    with warnings.catch_warnings(), console.quiet('mmseg'):
+        warnings.simplefilter('always')
         warnings.warn('before there is a file', stacklevel=1)
         runner = console.QuietRunner.from_cfg(cfg)
         print_log('for the file', logger='current')
