@@ -12,6 +12,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from polynext_mm.compat.packages import MissingPackageError
+
 #: The module of every command, and what the command does in one line.
 COMMANDS: dict[str, tuple[str, str]] = {
     'new': ('new', 'write the config of a training on a folder of yours'),
@@ -59,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
         module, _ = COMMANDS[argv[0]]
-        return importlib.import_module(f'.{module}', __name__).main(argv[1:])
+        try:
+            return importlib.import_module(f'.{module}', __name__).main(argv[1:])
+        except MissingPackageError as error:
+            sys.exit(str(error))
     parser = build_parser()
     args, _ = parser.parse_known_args(argv)
     if args.version:
