@@ -78,7 +78,9 @@ def fingerprints(paths: Iterable[Path]) -> np.ndarray:
     for path in paths:
         with Image.open(path) as image:
             image.draft('L', (128, 128))  # of a JPEG file, reads what is needed for that size
-            small = ImageOps.exif_transpose(image).convert('L').resize((17, 16), Image.Resampling.BOX)
+            small = (
+                ImageOps.exif_transpose(image).convert('L').resize((17, 16), Image.Resampling.BOX)
+            )
         pixels = np.asarray(small, np.int16)
         rows.append(np.packbits(pixels[:, 1:] > pixels[:, :-1]))
     return np.array(rows, np.uint8).reshape(-1, 32)

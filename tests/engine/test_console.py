@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from mmengine.logging import print_log
-from runs import config
 
 from polynext_mm.compat.logs import say
 from polynext_mm.engine import console
 from polynext_mm.engine.console import duration
+from tests.engine.runs import config
 
 
 @pytest.mark.parametrize(
