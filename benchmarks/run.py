@@ -54,7 +54,9 @@ PROFILE_ROWS = 12
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog='polynext-mm benchmark',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_argument_group('what to measure, at least one of')
     what.add_argument(

@@ -16,13 +16,16 @@ import matplotlib.pyplot as plt  # noqa: E402 - the backend comes first
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from mmengine.config import Config  # noqa: E402
-from mmseg.evaluation import IoUMetric  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from make_materials import SCENES, make_scenes  # noqa: E402
 from polynext_mm.commands import plot  # noqa: E402
 from polynext_mm.commands.arguments import positive  # noqa: E402
+from polynext_mm.engine.console import without_noise  # noqa: E402
 from run_tools import ROOT, announce, newest, run_tool  # noqa: E402
+
+with without_noise():
+    from mmseg.evaluation import IoUMetric
 
 CONFIG = ROOT / 'configs' / 'upernet_cpolynext_materials.py'
 IGNORED = 255

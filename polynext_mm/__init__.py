@@ -15,9 +15,10 @@ from .compat import install_coco_reader, install_mmcv_ops, when_imported
 if TYPE_CHECKING:
     from .backbones import MetaFormer, PolyNeXt
     from .inference import Predictor
+    from .nn.arch import widths
     from .resources import config_file
 
-__all__ = ['MetaFormer', 'PolyNeXt', 'Predictor', 'config_file']
+__all__ = ['MetaFormer', 'PolyNeXt', 'Predictor', 'config_file', 'widths']
 __version__ = '0.1.0'
 
 _SUBPACKAGES = ('backbones', 'datasets', 'engine', 'inference', 'nn', 'weights')
@@ -32,7 +33,8 @@ def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return importlib.import_module(f'{__name__}.{name}')
     if name in __all__:
-        module = dict(config_file='resources', Predictor='inference').get(name, 'backbones')
+        modules = dict(config_file='resources', Predictor='inference', widths='nn.arch')
+        module = modules.get(name, 'backbones')
         return getattr(importlib.import_module(f'{__name__}.{module}'), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 

@@ -37,7 +37,7 @@ from .nn.cell import Stage
 from .nn.classifier import Classifier
 from .nn.layers import LayerNorm, MakeNorm
 from .normalization import IMAGENET, LOW_RESOLUTION, Normalization
-from .weights import PUBLISHED, Published, loading, names
+from .weights import PUBLISHED, Published, downloads, loading, names
 
 require_timm()
 
@@ -47,6 +47,7 @@ from timm.models import (  # noqa: E402 - the line above says how to install it
     register_model,
     register_notrace_module,
 )
+from timm.models._builder import PretrainedCfg, resolve_pretrained_cfg  # noqa: E402
 from timm.models._features import FeatureGetterNet, feature_take_indices  # noqa: E402
 
 __all__ = ['PolyNeXt']
@@ -428,6 +429,27 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def _with_file(
+    name: str,
+    pretrained_cfg: str | Mapping | PretrainedCfg | None = None,
+    pretrained_cfg_overlay: Mapping | None = None,
+    **_: object,
+) -> dict | None:
+    """Return settings that name the file of a published url, which mm and timm then share.
+
+    Raises:
+        CheckpointError: If it cannot be downloaded; the message says where to put it.
+    """
+    overlay = dict(pretrained_cfg_overlay or {})
+    cfg = resolve_pretrained_cfg(
+        name, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay
+    )
+    urls = {published.url for published in _CLASSIFIERS}
+    if cfg.url in urls and not (cfg.file or cfg.state_dict):
+        overlay['file'] = str(downloads.fetch(cfg.url))
+    return overlay or None
+
+
 def _entrypoint(name: str, arch: str, norm: str) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, **options) -> nn.Module:
         if norm != 'ln' and options.setdefault('norm', norm) != norm:
@@ -441,6 +463,8 @@ def _entrypoint(name: str, arch: str, norm: str) -> Callable[..., nn.Module]:
             del options['feature_cls']
         if options.get('feature_cls') == 'dict':
             raise ValueError("feature_cls must be 'list', 'getter', 'hook' or 'fx', got 'dict'")
+        if pretrained:
+            options['pretrained_cfg_overlay'] = _with_file(name, **options)
         return build_model_with_cfg(
             PolyNeXt,
             name,

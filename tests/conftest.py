@@ -45,6 +45,14 @@ def quick_configs(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def any_cpu_is_fast_in_bfloat16(monkeypatch):
+    """Test mixed precision on CPUs without instructions for it too."""
+    from polynext_mm.compat import torch_features
+
+    monkeypatch.setattr(torch_features, 'has_fast_bfloat16', lambda: True)
+
+
+@pytest.fixture(autouse=True)
 def workers_end_with_their_test():
     """Shut workers down while their queues work.
 

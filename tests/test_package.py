@@ -113,6 +113,13 @@ def test_a_failure_of_ours_leaves_mmengine_to_others():
     assert printed[0] == 'None' and printed[1].startswith('polynext_mm.backbones')
 
 
+def test_widths_follow_the_arch():
+    assert polynext_mm.widths('apolynext_s') == [72, 144, 288, 432]
+    assert polynext_mm.widths(TINY_ARCH) == list(TINY_ARCH['widths'])
+    with pytest.raises(ValueError, match='unknown arch .*cpolynext_t'):
+        polynext_mm.widths('cpolynext_xl')
+
+
 def test_attributes():
     assert polynext_mm.PolyNeXt is polynext_mm.backbones.PolyNeXt
     assert {'PolyNeXt', 'MetaFormer', 'nn', 'weights', 'engine', '__version__'} <= set(
@@ -126,7 +133,7 @@ def test_run_checks_the_stack_before_the_script(tmp_path, monkeypatch):
     script.write_text('raise SystemExit')
     monkeypatch.setattr(sys, 'argv', ['polynext_mm', 'run', str(script)])
     monkeypatch.setitem(sys.modules, 'mmcv', None)
-    with pytest.raises(ImportError, match='polynext_mm needs mmcv'):
+    with pytest.raises(SystemExit, match='polynext_mm needs mmcv'):
         main()
 
 

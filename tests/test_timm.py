@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import polynext_mm.timm  # noqa: F401 - registers
 from polynext_mm.nn import ARCHS
-from polynext_mm.weights import PUBLISHED, CheckpointError
+from polynext_mm.weights import PUBLISHED, CheckpointError, downloads
 from tests.golden import Golden, image
 from tests.helpers.checkpoints import imagenet_weights
 from tests.helpers.networks import ARCH
@@ -399,8 +399,20 @@ def test_pretrained_is_the_authors_file(monkeypatch, tmp_path, name, network):
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
     (tmp_path / 'checkpoints').mkdir()
     weights = FILES.get(name) or FILES[f'{name}.{timm.get_pretrained_cfg(name).tag}']
-    torch.save(released(network), tmp_path / 'checkpoints' / f'{weights}.pt')
+    # the file that mm's loader downloads, so that there is one
+    torch.save(released(network), downloads.cached_path(PUBLISHED[weights].url))
     assert is_golden(create(name, pretrained=True), network)
+
+
+def test_pretrained_offline_says_where_the_file_goes(monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise OSError('no network')
+
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', refuse)
+    with pytest.raises(CheckpointError, match='no network.*Put the file at') as caught:
+        timm.create_model('cpolynext_t', pretrained=True)
+    assert str(downloads.cached_path(PUBLISHED['cpolynext_t'].url)) in str(caught.value)
 
 
 def test_pretrained_on_tiny_imagenet(tmp_path):

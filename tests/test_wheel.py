@@ -149,7 +149,7 @@ def test_a_wheel_works_in_an_empty_directory(command, tmp_path):
 
     options = as_arguments(tiny_options(sample_as_ade20k(tmp_path), iters=2))
     printed = command('train', NAME, *options)
-    assert 'Iter(val)' in printed
+    assert 'validation at 2' in printed
     checkpoint = command.folder / 'work_dirs' / NAME / 'iter_2.pth'
     assert torch.load(checkpoint, weights_only=False)['meta']['iter'] == 2
     assert 'mIoU' in command('test', f'{NAME}.py', checkpoint, *options)

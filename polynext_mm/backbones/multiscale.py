@@ -8,11 +8,11 @@ import weakref
 from collections.abc import Iterator, Sequence
 
 import torch
-from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from ..compat.logs import say
 from ..compat.torch_features import register_load_state_dict_pre_hook
 from ..weights import loading
 from ..weights.names import BACKBONE
@@ -187,7 +187,7 @@ def _adapt_state_dict(
     backbone: MultiScale, state_dict: dict, prefix: str, local_metadata: dict, *_
 ) -> None:
     report = backbone.adapt(state_dict, prefix, local_metadata.get('source'))
-    print_log(report, logger='current')
+    say(report)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def _check_heads(model: nn.Module, state_dict: dict, prefix: str, local_metadata
     )
     for key in own.keys() - kept.keys():
         del state_dict[prefix + key]
-    print_log(report, logger='current')
+    say(report)
 
 
 def check_bools(**settings: bool) -> None:

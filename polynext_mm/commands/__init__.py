@@ -12,12 +12,16 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from polynext_mm.compat.packages import MissingPackageError
+
 #: The module of every command, and what the command does in one line.
 COMMANDS: dict[str, tuple[str, str]] = {
+    'new': ('new', 'write the config of a training on a folder of yours'),
     'train': ('train', 'train a segmentor or a detector'),
     'test': ('test', 'evaluate a segmentor (mIoU) or a detector (COCO AP)'),
     'predict': ('predict', "draw a model's predictions into images"),
     'check-dataset': ('check_dataset', 'read a data set once and say what is wrong with it'),
+    'convert-dataset': ('convert_dataset', 'annotations of other formats as mm reads them'),
     'convert': ('convert', "translate a checkpoint's names to ours, or to the authors'"),
     'export': ('export', 'write a model as ONNX, or as a program of torch.export'),
     'validate-imagenet': (
@@ -28,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     'benchmark': ('benchmark', 'measure time and memory beside peers'),
     'demo': ('demo', 'train and evaluate on a sample, in minutes on a CPU'),
     'plot': ('plot', 'draw the logs of one or several trainings'),
+    'download': ('download', 'download published files to where configs look for them'),
     'list': ('list_all', 'list archs, configs and published files'),
     'config': ('config', 'print a config with all that it inherits, or its path'),
     'doctor': ('doctor', 'say what is installed and what works, for bug reports'),
@@ -56,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
         module, _ = COMMANDS[argv[0]]
-        return importlib.import_module(f'.{module}', __name__).main(argv[1:])
+        try:
+            return importlib.import_module(f'.{module}', __name__).main(argv[1:])
+        except MissingPackageError as error:
+            sys.exit(str(error))
     parser = build_parser()
     args, _ = parser.parse_known_args(argv)
     if args.version:

@@ -176,4 +176,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='do not check config, data and checkpoint before the first step',
     )
+    parser.add_argument(
+        '--verbose', action='store_true', help='print all that goes into the log file'
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)

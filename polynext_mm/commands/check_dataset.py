@@ -16,7 +16,9 @@ from .arguments import add_cfg_options, add_config, not_negative
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog='polynext-mm check-dataset', description='Check the data sets of a config'
+        prog='polynext-mm check-dataset',
+        description='Check the data sets of a config',
+        epilog='example: %(prog)s my_roofs.py --fix-hints',
     )
     add_config(parser)
     parser.add_argument(

@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='polynext-mm export',
         description='Export a segmentor, a detector or a backbone for other programs',
+        epilog='example: %(prog)s work_dirs/my_roofs --out roofs.onnx',
     )
     add_config(parser)
     parser.add_argument(

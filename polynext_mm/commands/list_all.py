@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from polynext_mm.resources import config_names, folder
 
@@ -50,19 +51,40 @@ def configs() -> list[list[str]]:
     rows = [row for row in table if row[0] != 'config']
     listed = {row[0] for row in rows}
     rows += [[name] for name in config_names() if name not in listed]
+    bases = sorted((folder('configs') / '_base_').glob('own_*.py'))
+    rows += [
+        [f'_base_/{path.stem}', *[''] * (len(header) - 2), 'docs/own_data.md'] for path in bases
+    ]
     return [header, *(row + [''] * (len(header) - len(row)) for row in rows)]
 
 
 def files() -> list[list[str]]:
+    """Return the published files, where they come from, and where they are kept here."""
     from polynext_mm.weights import PUBLISHED
+    from polynext_mm.weights.downloads import cached_path
 
     return [
-        ['checkpoint', 'arch', 'norm', 'trained on', 'published'],
+        ['checkpoint', 'arch', 'norm', 'trained on', 'published', 'MB', 'url', 'file'],
         *(
-            [f'polynext://{name}', file.arch, file.norm, file.holds, str(file.figure)]
+            [
+                f'polynext://{name}',
+                file.arch,
+                file.norm,
+                file.holds,
+                str(file.figure),
+                _megabytes(file.size, cached_path(file.url)),
+                file.url,
+                str(cached_path(file.url)),
+            ]
             for name, file in PUBLISHED.items()
         ),
     ]
+
+
+def _megabytes(size: int | None, path: Path) -> str:
+    """Return the size of a published file, or of its download; '?' if neither is there."""
+    size = path.stat().st_size if size is None and path.is_file() else size
+    return '?' if size is None else f'{size / 1e6:.0f}'
 
 
 TABLES = {'archs': archs, 'configs': configs, 'files': files}

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog='polynext-mm test', description='Evaluate a segmentor or a detector'
+        prog='polynext-mm test',
+        description='Evaluate a segmentor or a detector',
+        epilog='example: %(prog)s work_dirs/my_roofs --tta --show-dir pictures',
     )
     add_config(parser)
     parser.add_argument(

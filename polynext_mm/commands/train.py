@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog='polynext-mm train', description='Train a segmentor or a detector'
+        prog='polynext-mm train',
+        description='Train a segmentor or a detector',
+        epilog='example: %(prog)s my_roofs.py --cfg-options train_dataloader.batch_size=4; '
+        '`polynext-mm new` writes a config for a folder of yours',
     )
     add_config(parser)
     add_run_arguments(parser)

@@ -3,6 +3,8 @@
 import importlib
 from types import ModuleType
 
+from .packages import MissingPackageError
+
 
 def require(name: str) -> ModuleType:
     """Import a module of an optional package of the same name.
@@ -16,7 +18,7 @@ def require(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        raise ImportError(
+        raise MissingPackageError(
             f'this needs {package}, which is not installed: run `pip install {package}`',
             name=package,
         ) from error

@@ -32,6 +32,10 @@ _COMPILE_MMCV = {
 }
 
 
+class MissingPackageError(ImportError):
+    """A package is not installed; the message says what to install."""
+
+
 def stack_name() -> str | None:
     """Return ``'onedl'`` or ``'openmmlab'``, whichever comes first on the path, or ``None``."""
     from importlib import metadata  # takes longer to import than all of this package does
@@ -70,7 +74,7 @@ def check_stack(modules: Sequence[str] = ('mmengine', 'mmcv')) -> None:
     """
     for name in modules:
         if importlib.util.find_spec(name) is None:
-            raise ImportError(
+            raise MissingPackageError(
                 f'polynext_mm needs {name}, which is not installed: {_how_to_install(name)}',
                 name=name,
             )

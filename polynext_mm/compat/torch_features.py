@@ -7,8 +7,11 @@ asked for. What can be done otherwise is a function, which says since when torch
 from __future__ import annotations
 
 import contextlib
+import functools
+import re
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -132,12 +135,28 @@ def can_autocast_to(device: str, dtype: torch.dtype) -> bool:
         return False
     if dtype is not torch.bfloat16:
         return device != 'cpu' or FLOAT16_ON_CPUS.is_there
+    if device == 'cpu':
+        return has_fast_bfloat16()
     supported = getattr(device_module(device), 'is_bf16_supported', None)
     if supported is None:
         return True
     if _RELEASE >= (2, 4):
         return supported(including_emulation=False)
     return torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
+
+
+@functools.cache
+def has_fast_bfloat16() -> bool:
+    """Return whether this CPU has instructions for bfloat16 that torch uses, on Linux alone.
+
+    Without them a training step takes four to seven times as long as in float32. Read from the
+    system, since torch tells from 2.10 on.
+    """
+    try:
+        flags = Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace')
+    except OSError:
+        return False
+    return re.search(r'\b(avx512_bf16|amx_bf16|bf16)\b', flags) is not None
 
 
 def grad_scaler(device: str, init_scale: float, enabled: bool) -> torch.cuda.amp.GradScaler:

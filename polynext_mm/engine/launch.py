@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
@@ -14,15 +15,16 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
 from ..compat import check_stack
+from ..compat.logs import say
 from ..resources import find_config
 from ..weights import CheckpointError
+from . import console
 from .checkpoints.saving import NonFiniteError
 from .checkpoints.work_dir import WorkDirInUseError, lock
 from .checks import checkpoint as checkpoint_checks
@@ -96,10 +98,7 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
 
     def __init__(self, module: nn.Module, **options):
         if any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
-            print_log(
-                'SyncBN needs GPUs: on the CPU it becomes BN, with statistics per process',
-                logger='current',
-            )
+            say('SyncBN needs GPUs: on the CPU it becomes BN, with statistics per process')
             module = revert_sync_batchnorm(module)
         super().__init__(module, **options)
 
@@ -186,7 +185,8 @@ def read_config(args: argparse.Namespace) -> Config:
         ConfigError: If ``data_root`` is overridden and no data set of the config is below it.
     """
     args.config = find_config(args.config)
-    cfg = Config.fromfile(args.config)
+    with console.without_noise():  # of what custom_imports import
+        cfg = Config.fromfile(args.config)
     args.file_keys = set(cfg.keys())
     _override(cfg, args.cfg_options)
     if args.work_dir is not None:
@@ -203,7 +203,8 @@ def load_config(name: str, cfg_options: Mapping | None) -> Config:
         ConfigNotFoundError: If there is no such config.
         ConfigError: If ``data_root`` is overridden and no data set of the config is below it.
     """
-    cfg = Config.fromfile(find_config(name))
+    with console.without_noise():  # of what custom_imports import
+        cfg = Config.fromfile(find_config(name))
     _override(cfg, cfg_options)
     return cfg
 
@@ -289,11 +290,15 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
         # before the Runner writes its config
         if task == 'train' and os.environ.get(_RANKS.get(args.launcher, ''), '0') == '0':
             lock(cfg.work_dir)
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-        if not args.unchecked:
-            checkpoint_checks.check_checkpoint(runner, task)
-            data_checks.check_before_data(runner, task)
-        getattr(runner, task)()
+        with contextlib.ExitStack() as stack:
+            if not args.verbose:
+                stack.enter_context(console.quiet(cfg.get('default_scope')))
+            kind = Runner if args.verbose else console.QuietRunner
+            runner = RUNNERS.build(cfg) if 'runner_type' in cfg else kind.from_cfg(cfg)
+            if not args.unchecked:
+                checkpoint_checks.check_checkpoint(runner, task)
+                data_checks.check_before_data(runner, task)
+            getattr(runner, task)()
         _leave_distributed()
     except SystemExit:  # interrupted, in all processes
         _leave_distributed()

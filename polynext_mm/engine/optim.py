@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..backbones.multiscale import MultiScale
 from ..backbones.polynext import PolyNeXt
 from ..compat import torch_features
+from ..compat.logs import say
 from ..nn import batch_norm, layers
 from . import models
 
@@ -197,8 +198,9 @@ class AutocastOptimWrapper(OptimWrapper):
 
     mmengine's AmpOptimWrapper refuses CPUs and scales the loss for bfloat16 too, which does not
     need it; the per-cell gradient clip would cut every scaled gradient to almost nothing. This
-    wrapper scales the loss for float16 only, and tells the backbone the factor. On a GPU without
-    bfloat16 it trains in float32 and logs that.
+    wrapper scales the loss for float16 only, and tells the backbone the factor. On a
+    GPU without bfloat16, and on a CPU without instructions for it, it trains in float32 and logs
+    that.
 
     With a fused optimizer, nothing waits for the device before the whole step is queued. Then, with
     ``clip_grad``, the norm is read for the log.
@@ -237,7 +239,7 @@ class AutocastOptimWrapper(OptimWrapper):
         self.device_type = device
         self.cast_dtype = getattr(torch, dtype)
         if dtype != 'float32' and not torch_features.can_autocast_to(device, self.cast_dtype):
-            print_log(f'{device} has no {dtype} autocast: training in float32', logger='current')
+            say(f'this {device} has no fast {dtype}: training in float32')
             self.cast_dtype = torch.float32
         self.loss_scaler = torch_features.grad_scaler(
             device, init_scale=loss_scale, enabled=self.cast_dtype is torch.float16

@@ -193,6 +193,21 @@ def _archs() -> dict[str, Arch]:
 ARCHS: dict[str, Arch] = _archs()
 
 
+def widths(arch: str | Mapping | Arch) -> list[int]:
+    """Return the channels of every stage, for ``in_channels`` of necks and heads in a config::
+
+        arch = 'cpolynext_t'
+        widths = __import__('polynext_mm').widths(arch)  # [48, 96, 192, 288]
+
+    Args:
+        arch: As for :func:`get_arch`.
+
+    Raises:
+        ValueError: As :func:`get_arch`.
+    """
+    return list(get_arch(arch).widths)
+
+
 def get_arch(arch: str | Mapping | Arch) -> Arch:
     """Return an arch by its name, or made of the fields of :class:`Arch`, or as it is.
 

@@ -88,7 +88,7 @@ def fetch(url: str) -> Path:
     if failure:
         raise CheckpointError(
             f'could not download {url} ({failure}). Put the file at {path}, or give the path of a '
-            'copy instead; to start from scratch instead, set the init_cfg of the backbone to None'
+            'copy instead (`polynext-mm list files` shows where each file belongs)'
         )
     return path
 

@@ -46,8 +46,7 @@ def read_timm(name: str) -> dict:
         raise CheckpointError(
             f'could not fetch {name} ({type(error).__name__}: {reason}). Get '
             f'{hf_hub_url(config.hf_hub_id, "model.safetensors")} and give the path of the file as '
-            'the checkpoint; to start from scratch instead, set the init_cfg of the backbone to '
-            'None'
+            'the checkpoint'
         ) from error
     state_dict = OrderedDict(weights)
     state_dict._metadata = {  # type: ignore[attr-defined] # where torch looks for it

@@ -59,7 +59,7 @@ def test_an_unknown_command_is_refused(capsys):
     with pytest.raises(SystemExit) as end:
         main(['trian', 'config.py'])
     assert end.value.code == 2
-    assert "there is no command 'trian': it is one of train, test" in capsys.readouterr().err
+    assert "there is no command 'trian': it is one of new, train, test" in capsys.readouterr().err
 
 
 def test_every_tool_calls_a_command():

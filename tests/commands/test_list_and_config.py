@@ -1,11 +1,13 @@
 """polynext-mm list and config."""
 
 import pytest
+import torch
 from mmengine.config import Config
 
-from polynext_mm.commands import config, list_all
+from polynext_mm.commands import config, download, list_all
 from polynext_mm.nn import ARCHS
 from polynext_mm.weights import PUBLISHED
+from polynext_mm.weights.downloads import cached_path
 from tests.helpers.files import ROOT
 
 
@@ -17,7 +19,8 @@ def listed(capsys, *arguments) -> list[str]:
 def test_names_of_everything(capsys):
     assert listed(capsys, 'archs', '--names') == list(ARCHS)
     configs = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
-    assert sorted(listed(capsys, 'configs', '--names')) == configs
+    configs += ['_base_/own_detection', '_base_/own_segmentation']
+    assert sorted(listed(capsys, 'configs', '--names')) == sorted(configs)
     assert listed(capsys, 'files', '--names') == [f'polynext://{name}' for name in PUBLISHED]
     everything = listed(capsys, '--names')
     assert len(everything) == len(ARCHS) + len(configs) + len(PUBLISHED)
@@ -28,7 +31,28 @@ def test_words_filter_rows(capsys):
     assert header.split() == ['config', 'backbone', 'head', *header.split()[3:]]
     assert [row.split()[0] for row in rows] == ['upernet_apolynext_s_ade20k']
     assert '49.9 mIoU' in rows[0] and '](' not in rows[0]
-    assert [row.split()[-1] for row in listed(capsys, 'files', 'uper_c')] == ['published', '50.6']
+    assert [row.split()[0] for row in listed(capsys, 'configs', 'own_seg')[1:]] == [
+        '_base_/own_segmentation'
+    ]
+
+
+def test_files_say_where_they_come_from_and_where_they_go(capsys):
+    header, row = listed(capsys, 'files', 'uper_c')
+    file = PUBLISHED['uper_cpolynexts']
+    assert header.split()[-4:] == ['published', 'MB', 'url', 'file']
+    assert row.split()[-4:] == ['50.6', '?', file.url, str(cached_path(file.url))]
+
+
+def test_download_prints_the_path_and_names_what_there_is(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    path = cached_path(PUBLISHED['cpolynext_t'].url)
+    path.parent.mkdir()
+    path.write_bytes(b'downloaded before')
+    for name in ('cpolynext_t', 'polynext://cpolynext_t'):
+        assert download.main([name]) == 0
+        assert capsys.readouterr().out.strip() == str(path)
+    with pytest.raises(SystemExit, match='is not a published file; these are: polynext://cpoly'):
+        download.main(['cpolynext_xl'])
 
 
 def test_nothing_found_is_an_error(capsys):

@@ -25,7 +25,6 @@ PAGE = 'docs/own_data.md'
 SEGMENTATION, DETECTION = (
     example(PAGE, f"config_file('_base_/own_{task}')") for task in ('segmentation', 'detection')
 )
-WIDTHS = list(TINY_ARCH['widths'])
 
 
 @pytest.mark.parametrize('text', [SEGMENTATION, DETECTION], ids=['segmentation', 'detection'])
@@ -49,7 +48,7 @@ def pasted(text: str, folder: Path, *pairs: tuple[str, object]) -> Path:
     path.write_text(
         replaced(
             text,
-            ("'polynext://cpolynext_s'", repr(str(folder / 'tiny.pt'))),
+            ("f'polynext://{arch}'", repr(str(folder / 'tiny.pt'))),
             ("'cpolynext_s'", TINY_ARCH),
             ('num_workers=4', 'num_workers=0'),
             *pairs,
@@ -74,8 +73,6 @@ def segmentation(tmp_path):
         SEGMENTATION,
         tmp_path,
         ('/data/roofs', root),
-        ('[72, 144, 288, 432]', WIDTHS),
-        ('in_channels=288', f'in_channels={WIDTHS[2]}'),
         ('ignored_ids=[]', 'ignored_ids=[11]'),
         ('crop_size = (512, 512)', 'crop_size = (64, 64)'),
         ('batch_size = 8', 'batch_size = 2'),
@@ -96,7 +93,6 @@ def detection(tmp_path):
         ('annotations/val.json', 'annotations/instances_val2017.json'),
         ('images/train/', 'train2017/'),
         ('images/val/', 'val2017/'),
-        ('[144, 288, 432]', WIDTHS[1:]),
         ('(1333, 800)', (128, 96)),
         ('max_epochs = 24', 'max_epochs = 1'),
     )

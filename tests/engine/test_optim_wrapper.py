@@ -9,6 +9,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, PARAM_SCHEDULERS
 from torch import nn
 
+from polynext_mm.compat import torch_features
 from polynext_mm.compat.torch_features import FLOAT16_ON_CPUS
 from polynext_mm.engine import AutocastOptimWrapper
 from tests.helpers.files import CONFIG
@@ -56,6 +57,14 @@ def test_products_run_in_the_type(x, dtype, expected):
     assert dtypes == [expected]
     model(x)  # outside the context, as in evaluation
     assert dtypes[1] is torch.float32
+
+
+def test_bfloat16_is_float32_where_it_is_slower(x, monkeypatch):
+    monkeypatch.setattr(torch_features, 'has_fast_bfloat16', lambda: False)
+    model = build()
+    wrapper = wrapper_of(model)
+    assert wrapper.cast_dtype is torch.float32
+    assert {out.dtype for out in step(model, wrapper, x)} == {torch.float32}
 
 
 def test_bfloat16_is_the_default_and_is_not_scaled(x):

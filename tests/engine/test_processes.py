@@ -31,7 +31,7 @@ def written(cfg: Config, path: Path) -> Path:
 def launch(cfg_file: Path, *arguments, **env: str) -> subprocess.Popen:
     """Two processes by tools/dist_train.sh."""
     return subprocess.Popen(
-        [str(part) for part in (DIST_TRAIN, cfg_file, 2, *arguments)],
+        [str(part) for part in (DIST_TRAIN, cfg_file, 2, '--verbose', *arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

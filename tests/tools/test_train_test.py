@@ -38,6 +38,7 @@ def trained(sample, tmp_path_factory):
         CONFIG,
         '--work-dir',
         work_dir,
+        '--verbose',
         *as_arguments(tiny_options(sample, iters=2) | LOG_ALL),
         cwd=work_dir,
     )
@@ -78,7 +79,13 @@ def test_resuming_goes_on_from_the_latest(trained, sample, tmp_path):
         **{'val_cfg': None, 'val_dataloader': None, 'val_evaluator': None},
     )
     printed = python(
-        TOOLS / 'train.py', CONFIG, '--work-dir', work_dir, '--resume', *as_arguments(options)
+        TOOLS / 'train.py',
+        CONFIG,
+        '--work-dir',
+        work_dir,
+        '--resume',
+        '--verbose',
+        *as_arguments(options),
     )
     assert 'resumed epoch: 0, iter: 2' in printed
     before, after = (torch.load(work_dir / f'iter_{i}.pth', weights_only=False) for i in (2, 3))
@@ -104,6 +111,7 @@ def evaluated(trained, sample, tmp_path_factory):
         trained[0] / 'iter_2.pth',
         '--work-dir',
         folder / 'work',
+        '--verbose',
         '--out',
         folder / 'out',
         '--show-dir',
@@ -148,6 +156,7 @@ def test_tta_with_the_authors_file(sample, tmp_path):
         CONFIG,
         'authors.pth',
         '--tta',
+        '--verbose',
         *as_arguments(tiny_options(sample)),
         cwd=tmp_path,
     )
@@ -415,6 +424,7 @@ def test_the_published_config_takes_a_step_as_it_is(tmp_path):
     printed = python(
         TOOLS / 'train.py',
         ROOT / 'configs' / 'upernet_cpolynext_s_ade20k.py',
+        '--verbose',
         '--work-dir',
         tmp_path / 'work',
         *as_arguments(

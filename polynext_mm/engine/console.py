@@ -1,0 +1,278 @@
+"""What a training or an evaluation prints: a few lines, while its log file has everything.
+
+mmengine prints its log: some 560 lines of hooks, build flags and config before the first iteration.
+A run of ``polynext-mm train`` or ``test`` prints warnings, the lines of ``compat.logs.say``, and
+those of :class:`ConsoleHook`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import logging.handlers
+import numbers
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+
+from ..compat.logs import say
+from . import models
+
+# Warnings of mm about itself that no user can act on
+_NOISE = (
+    'The prefix is not set in metric class',
+    'will be deprecated in future',
+    'does not match exactly',
+    'Could not import OneDL',
+)
+_FIRST = 5.0  # seconds between lines in the beginning
+_LAST = 60.0  # and later, from 20 minutes on
+_SHOWN = 6  # metrics in a line
+
+
+@contextlib.contextmanager
+def quiet(scope: str | None = None) -> Iterator[None]:
+    """Keep warnings of Python, and what mm prints when imported, from the console.
+
+    Warnings go into the log file of the next :class:`QuietRunner`.
+
+    Args:
+        scope: 'mmseg' or 'mmdet', which is imported.
+    """
+    logger = logging.getLogger('py.warnings')
+    handlers, propagate = logger.handlers[:], logger.propagate
+    logging.captureWarnings(True)
+    # holds what comes before there is a file
+    logger.handlers, logger.propagate = [logging.handlers.MemoryHandler(1000, logging.ERROR)], False
+    try:
+        _import_quietly(scope)
+        yield
+    finally:
+        logging.captureWarnings(False)
+        logger.handlers, logger.propagate = handlers, propagate
+
+
+def _import_quietly(scope: str | None) -> None:
+    if scope not in ('mmseg', 'mmdet'):
+        return
+    with without_noise():
+        importlib.import_module(f'{scope}.datasets')
+
+
+@contextlib.contextmanager
+def without_noise() -> Iterator[None]:
+    """Print what is printed within, at the end of it, without what mm says when imported."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        for line in printed.getvalue().splitlines():
+            if not any(noise in line for noise in _NOISE):
+                print(line)
+
+
+class _OnConsole(logging.Filter):
+    """Passes warnings, what was said, and the tables of an evaluation where they are asked for."""
+
+    with_tables = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if getattr(record, 'console', False):
+            return True
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            return not any(noise in text for noise in _NOISE)
+        return self.with_tables and text.startswith(('\n+--', '\n Average Precision'))
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        return text if record.levelno < logging.WARNING else f'{record.levelname}: {text}'
+
+
+class QuietRunner(Runner):
+    """mmengine's Runner with a quiet console and a :class:`ConsoleHook`."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.register_hook(ConsoleHook())
+
+    def build_logger(self, *args, **options) -> MMLogger:
+        logger = super().build_logger(*args, **options)
+        held = logging.getLogger('py.warnings').handlers
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                for memory in held:
+                    if isinstance(memory, logging.handlers.MemoryHandler):
+                        memory.setTarget(handler)
+                        memory.flush()
+                        memory.flushLevel = logging.NOTSET  # at once from now on
+            else:
+                handler.addFilter(_OnConsole())
+                handler.setFormatter(_Plain())
+        return logger
+
+
+class ConsoleHook(Hook):
+    """Print a head, the first iteration, a line every few seconds, metrics, and what to do next.
+
+    Lines have the loss, the seconds of an iteration, and how much time is left at the pace since
+    the first one, validation included.
+    """
+
+    priority = 'LOWEST'
+
+    def before_train(self, runner: Runner) -> None:
+        self._started = time.monotonic()
+        self._first = runner.iter
+        self._shown = (self._first, self._started)
+        if is_main_process():
+            for line in _head(runner):
+                say(line)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        done, now = runner.iter + 1, time.monotonic()
+        if not is_main_process():
+            return
+        before, since = self._shown
+        if done > self._first + 1 and done < runner.max_iters and now - since < self._pause(now):
+            return
+        if done == self._first + 1:  # has loaded what later ones find loaded
+            self._paced = now
+            left = ''
+        else:
+            pace = (now - self._paced) / (done - self._first - 1)
+            left = f'  {duration(pace * (runner.max_iters - done))} left'
+        loss = (outputs or {}).get('loss')
+        shown = '' if loss is None else f'  loss {float(loss):.4g}'
+        each = (now - since) / max(done - before, 1)
+        say(f'iteration {done}/{runner.max_iters}{shown}  {each:.2f} s each{left}')
+        self._shown = (done, now)
+
+    def _pause(self, now: float) -> float:
+        return min(_LAST, max(_FIRST, (now - self._started) / 20))
+
+    def before_val(self, runner: Runner) -> None:
+        self._before_evaluating()
+
+    def before_test(self, runner: Runner) -> None:
+        self._before_evaluating()
+        for handler in runner.logger.handlers:
+            for one in handler.filters:
+                if isinstance(one, _OnConsole):
+                    one.with_tables = True
+        if is_main_process():
+            say(f'log: {runner.logger.log_file}')
+            say(f'data: {len(runner.test_dataloader.dataset)} samples')
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, *_: Any, **__: Any) -> None:
+        self._evaluating(batch_idx, len(runner.val_dataloader), 'validation')
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, *_: Any, **__: Any) -> None:
+        self._evaluating(batch_idx, len(runner.test_dataloader), 'test')
+
+    def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
+        if is_main_process() and metrics:
+            say(f'validation at {runner.iter}:  {_metrics(metrics)}')
+            now = time.monotonic()
+            self._shown = (runner.iter, now)
+
+    def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
+        if is_main_process() and metrics:
+            say(f'test:  {_metrics(metrics)}')
+
+    def after_train(self, runner: Runner) -> None:
+        if not is_main_process():
+            return
+        saver = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+        best = getattr(saver, 'best_ckpt_path', None)
+        last = runner.message_hub.get_info('last_ckpt') if saver else None
+        say(f'done in {duration(time.monotonic() - self._started)}')
+        if best:
+            score = runner.message_hub.get_info('best_score')
+            say(f'best checkpoint: {best} ({saver.key_indicators[0]} {_number(score)})')
+        if best or last:
+            if not best:
+                say(f'last checkpoint: {last}')
+            say(f'next: polynext-mm predict IMAGE {runner.work_dir}')
+
+    def _before_evaluating(self) -> None:
+        self._evaluated = self._evaluation = time.monotonic()
+
+    def _evaluating(self, index: int, number: int, what: str) -> None:
+        now = time.monotonic()
+        if is_main_process() and now - self._evaluated >= _FIRST and index + 1 < number:
+            left = (now - self._evaluation) / (index + 1) * (number - index - 1)
+            say(f'{what} {index + 1}/{number}  {duration(left)} left')
+            self._evaluated = now
+
+
+def _head(runner: Runner) -> Iterator[str]:
+    """Yield what a training is: its files, network, data and schedule."""
+    cfg: Config = runner.cfg
+    model = models.unwrapped(runner.model)
+    backbone = getattr(model, 'backbone', None)
+    arch = (cfg.model.get('backbone') or {}).get('arch')
+    name = f'{type(model).__name__} with {type(backbone).__name__}'
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    device = next(model.parameters()).device.type
+    dtype = getattr(runner.optim_wrapper, 'cast_dtype', None)
+    yield f'log: {runner.logger.log_file}'
+    yield (
+        f'network: {name}{f" {arch}" if isinstance(arch, str) else ""}, '
+        f'{parameters / 1e6:.3g} M parameters, on {device}'
+        + (f' in {str(dtype).removeprefix("torch.")}' if dtype else '')
+    )
+    loader = runner.train_dataloader
+    batch = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
+    data = f'data: {len(loader.dataset)} samples to train on'
+    if runner.val_loop is not None:
+        data += f', {len(runner.val_dataloader.dataset)} to validate'
+    yield data
+    total = batch * runner.world_size
+    every = getattr(runner.train_loop, 'val_interval', None)
+    unit = 'epochs' if 'Epoch' in type(runner.train_loop).__name__ else 'iterations'
+    yield (
+        f'schedule: {runner.max_iters} iterations of {total} images, '
+        f'{runner.max_iters * total / max(len(loader.dataset), 1):.3g} times each'
+        + (f'; validation every {every} {unit}' if every and runner.val_loop is not None else '')
+    )
+    if runner.iter:
+        yield f'resumed at iteration {runner.iter}'
+
+
+def _metrics(metrics: Mapping[str, float]) -> str:
+    shown = [
+        f'{name}: {_number(value)}'
+        for name, value in metrics.items()
+        if isinstance(value, numbers.Real) and name not in ('data_time', 'time')
+    ]
+    return ', '.join(shown[:_SHOWN])
+
+
+def _number(value: float) -> str:
+    return f'{value:.4g}'
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words: ``8 s``, ``3 min 5 s``, ``2 h 14 min``, ``3 d 4 h``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f'{whole} s'
+    if whole < 3600:
+        return f'{whole // 60} min {whole % 60} s'
+    if whole < 86400:
+        return f'{whole // 3600} h {whole % 3600 // 60} min'
+    return f'{whole // 86400} d {whole % 86400 // 3600} h'

@@ -1,0 +1,107 @@
+"""Image files of a folder, and what a look at some of them tells."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif')
+_SPLITS = {
+    'train': 'train',
+    'training': 'train',
+    'val': 'val',
+    'valid': 'val',
+    'validation': 'val',
+    'test': 'test',
+    'testing': 'test',
+}
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Yield all files below a folder, sorted, those that are hidden left out."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith('.'))
+        yield from (Path(place) / name for name in sorted(files) if not name.startswith('.'))
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Return all image files below a folder, sorted."""
+    return [path for path in walk(folder) if path.suffix.lower() in SUFFIXES]
+
+
+def split_of(path: Path) -> str | None:
+    """Return 'train', 'val' or 'test' if a part of a relative path says so, as in val2017."""
+    for part in path.parts:
+        for word in re.findall(r'[a-z]+', part.lower()):
+            if word in _SPLITS:
+                return _SPLITS[word]
+    return None
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return the width and height of an image as mm reads it, turned as its EXIF data say."""
+    with Image.open(path) as image:
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return (image.height, image.width) if turned else image.size
+
+
+def spread(items: Sequence, count: int) -> list:
+    """Return ``count`` items from the first to the last, or all if there are no more."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+def flatness(paths: Sequence[Path], count: int = 6) -> float:
+    """Return how many pixels equal their right neighbours in some images: nearly all in labels."""
+    shares = []
+    for path in spread(paths, count):
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+        same = pixels[:, 1:] == pixels[:, :-1]
+        shares.append(float((same.all(-1) if same.ndim == 3 else same).mean()))
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def fingerprints(paths: Iterable[Path]) -> np.ndarray:
+    """Return 256 bits of each image, (N, 32) uint8: where brightness rises from left to right.
+
+    They change little when an image is scaled, compressed or made brighter (Krawetz, "Kind of like
+    that", 2013, for 64 bits).
+    """
+    rows = []
+    for path in paths:
+        with Image.open(path) as image:
+            image.draft('L', (128, 128))  # of a JPEG file, reads what is needed for that size
+            small = (
+                ImageOps.exif_transpose(image).convert('L').resize((17, 16), Image.Resampling.BOX)
+            )
+        pixels = np.asarray(small, np.int16)
+        rows.append(np.packbits(pixels[:, 1:] > pixels[:, :-1]))
+    return np.array(rows, np.uint8).reshape(-1, 32)
+
+
+def listed_splits(root: Path, stems: set[str]) -> dict[str, set[str]]:
+    """Return the names in the files train.txt, val.txt and test.txt below a folder.
+
+    Those of VOC's ImageSets and of YOLO are found: an image, its path or its name in each line.
+
+    Args:
+        root: The folder.
+        stems: Names of the images; a file that names anything else is no list of them.
+    """
+    found: dict[str, set[str]] = {}
+    for path in walk(root):
+        split = _SPLITS.get(path.stem) if path.suffix == '.txt' else None
+        if split is None or path.stem in stems:
+            continue
+        lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
+        names = {Path(line.split()[0]).stem for line in lines if line.strip()}
+        if names and names <= stems and split not in found:
+            found[split] = names
+    return found if {'train', 'val'} <= found.keys() else {}

@@ -1,0 +1,72 @@
+"""The lines that a training and an evaluation print, and those that only their log file has."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import pytest
+from mmengine.logging import print_log
+
+from polynext_mm.compat.logs import say
+from polynext_mm.engine import console
+from polynext_mm.engine.console import duration
+from tests.engine.runs import config
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'text'),
+    [
+        (0.4, '0 s'),
+        (59.6, '1 min 0 s'),
+        (200, '3 min 20 s'),
+        (8040, '2 h 14 min'),
+        (274000, '3 d 4 h'),
+    ],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_training_prints_a_few_lines_and_its_log_file_has_all(tmp_path, capfd):
+    cfg = config('segmentation', tmp_path)
+    with warnings.catch_warnings(), console.quiet('mmseg'):
+        warnings.simplefilter('always')
+        warnings.warn('before there is a file', stacklevel=1)
+        runner = console.QuietRunner.from_cfg(cfg)
+        print_log('for the file', logger='current')
+        print_log('"FileClient" will be deprecated in future', 'current', logging.WARNING)
+        print_log('to be seen', 'current', logging.WARNING)
+        say('said')
+        runner.train()
+        warnings.warn('while it runs', stacklevel=1)
+    printed, logged = capfd.readouterr(), Path(runner.logger.log_file).read_text()
+    assert not printed.err
+    lines = printed.out.splitlines()
+    assert len(lines) < 25, printed.out
+    assert 'said' in lines and 'WARNING: to be seen' in lines
+    last = runner.max_iters
+    for start in (
+        f'log: {runner.logger.log_file}',
+        'network: ',
+        'data: ',
+        'schedule: ',
+        f'iteration 1/{last}  loss ',
+        f'iteration {last}/{last}  loss ',
+        f'validation at {last}: ',
+        'done in ',
+        'next: polynext-mm predict IMAGE',
+    ):
+        assert any(line.startswith(start) for line in lines), (start, printed.out)
+    for text in (
+        'for the file',
+        'to be seen',
+        'said',
+        'deprecated in future',
+        'before there is a file',
+        'while it runs',
+        'System environment:',
+        'Iter(train)',
+    ):
+        assert text in logged, text
+    with pytest.warns(UserWarning, match='afterwards'):
+        warnings.warn('afterwards', stacklevel=1)
