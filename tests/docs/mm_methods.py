@@ -1,15 +1,13 @@
 """The methods that mmseg and mmdet ship configs of, with a PolyNeXt by the rules of the docs.
 
-``python tests/docs/mm_methods.py`` writes the tables of exceptions in docs/other_configs.md.
+``python -m tests.docs.mm_methods`` writes the tables of exceptions in docs/other_configs.md.
 """
 
 from __future__ import annotations
 
 import copy
 import importlib
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from mmengine.config import Config
@@ -18,12 +16,9 @@ from mmengine.structures import InstanceData, PixelData
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
-sys.path += [str(Path(__file__).parents[1] / folder) for folder in ('', 'configs', 'detection')]
-
-import detectors  # noqa: E402 - runs as a script too
-import segmentors  # noqa: E402
-
-from helpers import ROOT, mm_folder  # noqa: E402
+from tests.configs import segmentors
+from tests.detection import detectors
+from tests.helpers.files import ROOT, mm_folder
 
 PAGE = ROOT / 'docs' / 'other_configs.md'
 PACKAGES = ('mmseg', 'mmdet')
@@ -245,7 +240,7 @@ def batch(package: str, method: str, model: nn.Module, training: bool) -> dict:
 
 
 def table(package: str) -> str:
-    """Return the table of the docs for a package: what needs more than the rules, and exceptions."""
+    """Return the docs' table for a package: what needs more than the rules, and exceptions."""
     lines = [f'| folder of {package} | with a PolyNeXt |', '|---|---|']
     settings = {
         method: ' '.join(f'`{key}={value!r}`'.replace("'", '') for key, value in of_method.items())

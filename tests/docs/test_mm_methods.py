@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 
-import mm_methods
 import pytest
 import torch
-from mm_methods import EXCEPTIONS, PACKAGES, SETTINGS
 from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 
 from polynext_mm.engine.models import backbones
+from tests.docs import mm_methods
+from tests.docs.mm_methods import EXCEPTIONS, PACKAGES, SETTINGS
 
 EVERY = 1 if os.environ.get('POLYNEXT_MM_ALL_METHODS') else 8
 
@@ -61,7 +61,7 @@ def test_a_method_trains_a_step_and_predicts(package, method):
 def test_the_page_has_these_tables():
     written = mm_methods.page_with_tables()
     assert mm_methods.PAGE.read_text(encoding='utf-8') == written, (
-        'run `python tests/docs/mm_methods.py`'
+        'run `python -m tests.docs.mm_methods`'
     )
 
 
