@@ -563,7 +563,7 @@ train_pipeline[2].scale = test_pipeline[1].scale = scale
 tta_pipeline = _base_.tta_pipeline
 tta_pipeline[1].transforms[0][0].scale = scale
 batch_size = {batch}  # on each GPU
-dataset = dict(data_root=data_root, metainfo=dict(classes=classes))
+dataset = dict(data_root=data_root, data_prefix=dict(img=''), metainfo=dict(classes=classes))
 train_dataloader = dict(
     batch_size=batch_size,
     num_workers={workers},

@@ -27,6 +27,7 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
+@pytest.mark.heavy
 def test_a_training_prints_a_few_lines_and_its_log_file_has_all(tmp_path, capfd):
     cfg = config('segmentation', tmp_path)
     with warnings.catch_warnings(), console.quiet('mmseg'):

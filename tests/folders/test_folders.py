@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image, ImageEnhance
 
 from polynext_mm.commands import main
@@ -346,3 +347,8 @@ def test_a_config_for_detection(arch, tmp_path, monkeypatch, machine):
     assert [len(part['images']) for part in parts] == [8, 2]
     assert all((folder / entry['file_name']).is_file() for p in parts for entry in p['images'])
     assert cfg.val_evaluator.ann_file == cfg.val_file
+    init_default_scope('mmdet')
+    for split_, count in (('train', 8), ('val', 2)):
+        dataset = DATASETS.build(cfg[f'{split_}_dataloader'].dataset)
+        assert len(dataset) == count
+        assert dataset[0]['inputs'].shape[0] == 3
