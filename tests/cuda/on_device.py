@@ -5,6 +5,8 @@ import os
 import torch
 
 DEVICE = os.environ.get('POLYNEXT_TEST_DEVICE', 'cuda')
+#: Of the environment: a file that gets a line for every test, and whose tests are not run again.
+RESULTS = 'POLYNEXT_TEST_RESULTS'
 
 
 def is_available():
