@@ -215,7 +215,8 @@ def test_errors_for_people(segmentor, arguments, message, tmp_path, monkeypatch)
 def test_a_config_or_checkpoint_that_is_missing_or_does_not_fit(segmentor, tmp_path):
     out = tmp_path / 'model.onnx'
     assert 'there is no config nowhere' in export('nowhere', segmentor[1], '--out', out)
-    assert 'FileNotFoundError' in export(segmentor[0], tmp_path / 'no.pth', '--out', out)
+    absent = tmp_path / 'no.pth'
+    assert f'there is no checkpoint {absent}' in export(segmentor[0], absent, '--out', out)
     weights = torch.load(segmentor[1])
     weights['state_dict'].pop('decode_head.conv_seg.bias')
     torch.save(weights, tmp_path / 'cut.pth')
