@@ -140,7 +140,7 @@ class InterruptHook(Hook):
         tell(f'{signal.Signals(number).name}: finishing this iteration, saving, and leaving')
 
     def _defer_errors_of_workers(self) -> None:
-        """Defer the error that torch's SIGCHLD handler raises in mid-step to the end of the step."""
+        """Defer errors that torch's SIGCHLD handler raises in mid-step to the end of the step."""
         torchs = signal.getsignal(signal.SIGCHLD) if hasattr(signal, 'SIGCHLD') else None
         if not callable(torchs) or torchs == self._remember_worker or not self._previous:
             return
