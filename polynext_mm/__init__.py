@@ -2,9 +2,9 @@
 
 ``custom_imports = dict(imports=['polynext_mm'], allow_failed_imports=False)`` in a config is all
 that another project needs: importing this package registers backbones, hooks and optimizer wrapper
-with mmengine, lets its loader read PolyNeXt's files, and lets ``mmcv.ops`` work without mmcv's
-compiled extension. If mmengine has not been imported yet, all that happens as soon as it is, so
-that :mod:`polynext_mm.nn` and :mod:`polynext_mm.weights` neither need it nor wait for it.
+with mmengine, makes its loader read PolyNeXt's files, and makes ``mmcv.ops`` work without mmcv's
+compiled extension. If mmengine has not been imported yet, this happens as soon as it is, so that
+:mod:`polynext_mm.nn` and :mod:`polynext_mm.weights` neither need it nor wait for it.
 """
 
 import importlib
@@ -46,7 +46,7 @@ def __dir__() -> list[str]:
 def _register() -> None:
     install_mmcv_ops()
     install_coco_reader()
-    importlib.import_module(f'{__name__}.engine')  # and with it backbones
+    importlib.import_module(f'{__name__}.engine')  # this also registers the backbones
     importlib.import_module(f'{__name__}.engine.checkpoints').install_loader()
 
 

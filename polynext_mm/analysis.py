@@ -1,9 +1,9 @@
 """Parameters and multiply-adds of a network, without computing anything.
 
-The network runs once on the meta device, which knows shapes alone, under torch's FlopCounterMode:
-that counts convolutions and matrix products, attention whichever way it is computed, and this
-package's operators by their own formulas. Elementwise operations, norms, pooling and resizing are
-not counted, as is the field's convention.
+The network runs once on the meta device, which has shapes but no values, under torch's
+FlopCounterMode. That counts convolutions, matrix products, attention however it is computed, and
+this package's operators by their own formulas. By convention, elementwise operations, norms,
+pooling and resizing are not counted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from .compat.torch_features import CUSTOM_OPERATORS, no_fused_attention_layers
 from .nn import plain_ops
 
-# what torch's counter has no formula for, if torch has it
+# operators without a formula in torch's counter, if this torch has them
 _FORMULAS = {
     getattr(torch.ops.aten, name): (
         lambda q_shape, k_shape, v_shape, *_, **__: sdpa_flop_count(q_shape, k_shape, v_shape)
@@ -30,13 +30,13 @@ _FORMULAS = {
     for name in ('_scaled_dot_product_flash_attention_for_cpu',)
     if hasattr(torch.ops.aten, name)
 }
-# Heads of regions that run as they are counted here: each head once on all of its regions.
+# RoI heads that run as counted here: each head once, on all of its regions.
 _ROI_HEADS = ('StandardRoIHead', 'CascadeRoIHead')
 _MASKED_REGIONS = 100
 
 
 class NeedsValuesError(RuntimeError):
-    """A model does not run on the meta device; ``reason`` says which and why."""
+    """A model does not run on the meta device; ``reason`` says which model and why."""
 
     def __init__(self, reason: str):
         super().__init__(f'{reason}: set the device to cpu')
@@ -48,9 +48,9 @@ class Part:
     """A module's share.
 
     Args:
-        parameters: Of the module and its children.
-        macs: Multiply-adds while the module runs, its children included. If it is not called as a
-            module but its children are, theirs; None if nothing of it is called.
+        parameters: Number of parameters, children included.
+        macs: Multiply-adds while the module runs, children included. If only its children are
+            called, the sum of theirs; None if none is.
     """
 
     parameters: int
@@ -63,9 +63,9 @@ class Cost:
 
     Args:
         shape: Of the image, (channels, H, W).
-        parameters: Of the whole network, heads that only train included.
+        parameters: Number in the whole network, including heads that only train.
         macs: Multiply-adds for one image: what papers of this field call MACs, and often FLOPs.
-        parts: Of every module, by its name, outer ones first.
+        parts: The share of each module, by its name, outer ones first.
     """
 
     shape: tuple[int, int, int]
@@ -75,7 +75,7 @@ class Cost:
 
     @property
     def flops(self) -> int:
-        """Floating-point operations: a multiplication and an addition for each multiply-add."""
+        """Floating-point operations, two for each multiply-add."""
         return 2 * self.macs
 
 
@@ -85,15 +85,15 @@ def count(
     """Count what a network costs on one image, on the device where it is.
 
     Args:
-        model: Built under ``torch.device('meta')`` it is counted at once; elsewhere it computes. It
-            is put into eval mode.
+        model: The network, which is put into eval mode. On the meta device counting is instant;
+            elsewhere the network is computed.
         shape: Of the image, (channels, H, W).
-        run: What inference does to a batch of images, if not ``model(images)``.
+        run: Inference on a batch of images; ``model(images)`` by default.
     """
     model = model.eval()
     device = next(model.parameters()).device
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
-    # without operators, the counter would see what kernels compute beside the products
+    # without operators, the counter would see the internals of kernels
     ops = contextlib.nullcontext() if CUSTOM_OPERATORS.is_there else plain_ops()
     with device, ops, no_fused_attention_layers(), _spending(model, counter) as flops, counter:
         (run or model)(torch.zeros(1, *shape, requires_grad=torch.is_grad_enabled()))
@@ -117,7 +117,7 @@ def count(
 
 @contextlib.contextmanager
 def _spending(model: nn.Module, counter: FlopCounterMode) -> Iterator[dict[str, int]]:
-    """Yield what every module that is called has spent, by its name."""
+    """Yield a dict that collects what every called module spends, by its name."""
     flops: dict[str, int] = {}
     before: list[int] = []
 
@@ -189,13 +189,13 @@ def build_model(config: Any, device: str) -> nn.Module:
     if scope:
         importlib.import_module(f'{scope}.models')
         init_default_scope(scope)
-    # built where there are values: drop-path rates, for one, are often taken from a tensor
+    # built on the CPU, since drop-path rates, for example, are often read from a tensor
     # some models, such as DINO, write into the settings that they are given
     return MODELS.build(copy.deepcopy(config.model)).to(device).requires_grad_(False)
 
 
 def _inference(model: Any, size: tuple[int, int]) -> Callable[[Tensor], Any]:
-    """Return what inference computes of one image, up to where results are sorted out."""
+    """Return a function that does inference for one image, without its postprocessing."""
     meta = dict(
         img_shape=size,
         ori_shape=size,
@@ -215,7 +215,7 @@ def _inference(model: Any, size: tuple[int, int]) -> Callable[[Tensor], Any]:
 
 
 def _detect_in_two_stages(model: Any, images: Tensor) -> None:
-    """Run a detector's parts on as many regions as it may propose, wherever these would be."""
+    """Run a detector's parts on the largest number of regions it may propose."""
     roi_head = model.roi_head
     kind = type(roi_head).__name__
     if kind not in _ROI_HEADS or roi_head.with_shared_head:
@@ -242,7 +242,7 @@ def table(cost: Cost, depth: int = 1) -> str:
 
     Args:
         cost: Of the network.
-        depth: Of names: 1 for the network's own parts, 2 for theirs as well, and so on.
+        depth: Depth of names: 1 for the network's own parts, 2 for theirs as well, and so on.
     """
     parts = {name: part for name, part in cost.parts.items() if name.count('.') < depth}
     rows = [*parts.items(), ('total', Part(cost.parameters, cost.macs))]

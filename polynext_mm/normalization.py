@@ -12,8 +12,8 @@ class Normalization:
     """What is subtracted from the channels of an image, and what the rest is divided by.
 
     Args:
-        mean: Of R, G and B, for values from 0 to 1.
-        std: The same.
+        mean: Means of R, G and B, for values from 0 to 1.
+        std: Their standard deviations.
     """
 
     mean: Triple
@@ -22,7 +22,7 @@ class Normalization:
     def of_bytes(self) -> tuple[Triple, Triple]:
         """Return mean and standard deviation for values from 0 to 255, as mm's configs have them.
 
-        Three decimals, as they are usually written.
+        Rounded to three decimals, as they are usually written.
         """
         return _times_255(self.mean), _times_255(self.std)
 

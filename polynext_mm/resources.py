@@ -1,4 +1,4 @@
-"""Find configs, tools and benchmarks, in a wheel or in a clone, and demo, in a clone alone."""
+"""Find configs, tools and benchmarks in a wheel or a clone, and demo in a clone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a work dir holds: the config of its training, and the checkpoints.
+"""Find the config and the checkpoints in a work dir.
 
-It stands for both wherever a command or the Predictor takes a config and a checkpoint. Nothing is
-imported here but the standard library.
+Wherever a command or the Predictor takes a config and a checkpoint, a work dir stands for both.
+This module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 
 BEST, LAST = 'best', 'last'
 _WEIGHTS = ('.pth', '.pt', '.safetensors')
-# saved to be looked at, not to be used
+# saved for inspection only
 _NOT_FINITE = 'nonfinite'
 _SHOWN = 8
 
 
 class RunNotFoundError(FileNotFoundError):
-    """A work dir, or a checkpoint of it, is not there."""
+    """There is no such work dir, or no such checkpoint in it."""
 
 
 def config_of(folder: str | Path) -> str | None:
@@ -35,11 +35,11 @@ def is_work_dir(path: str | Path) -> bool:
 
 
 def find_checkpoint(config: str | os.PathLike, checkpoint: str | os.PathLike | None) -> str:
-    """Return the checkpoint that is meant by a config or work dir and a name.
+    """Return the checkpoint that a config or work dir and a name refer to.
 
     Args:
-        config: As it was given: a work dir, or a config, whose work dir is ``work_dirs/CONFIG`` or
-            the folder that it is in.
+        config: As given by the user: a work dir, or a config, whose work dir is
+            ``work_dirs/CONFIG`` or the folder that it is in.
         checkpoint: A path, url or published name; the name of a file in the work dir; 'best' or
             'last'; None for the best, or else the newest, in the work dir.
 
@@ -79,7 +79,7 @@ def _folder_of(config: str | os.PathLike) -> Path:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Return those of a folder, the newest last."""
+    """Return the checkpoints in a folder, the newest last."""
     files = folder.iterdir() if folder.is_dir() else ()
     found = [
         path

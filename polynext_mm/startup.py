@@ -1,8 +1,8 @@
-"""The first and the last moments of a process of a training, before anything heavy is imported.
+"""The start and end of a training process; nothing heavy is imported here.
 
-A rank ends with its launcher, and a signal that comes before there is anything to save says that
-the command is to be started again. Whoever reads what the process prints may be gone by then (the
-pipe of ``tee``, the terminal, the disk of the log), which changes nothing about what it does.
+A rank ends with its launcher. A signal that comes before there is anything to save makes it exit
+with the code that asks for a restart. The reader of its output may be gone by then (the pipe of
+``tee``, the terminal, the disk of the log), which must not change what the process does.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from collections.abc import Iterator
 
 # sysexits.h's EX_TEMPFAIL: try again later, with --resume
 RESUME_ME = 75
-# where tools/dist_run.py says which process it is
+# environment variable in which tools/dist_run.py passes its process id
 LAUNCHER = 'POLYNEXT_LAUNCHER'
-_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+_PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
 
 def tell(message: str, patience: float = 5.0) -> None:
-    """Write a line to stderr, unless nobody takes it within ``patience`` seconds.
+    """Write a line to stderr, giving up if nobody reads it within ``patience`` seconds.
 
-    It neither raises nor blocks, so that what it announces happens in any case.
+    This neither raises nor blocks, so that what follows happens in any case.
     """
-    with contextlib.suppress(OSError, ValueError):  # closed, its reader gone, its disk full
+    with contextlib.suppress(OSError, ValueError):  # closed, without a reader, or on a full disk
         if select.select([], [2], [], patience)[1]:
             os.write(2, f'{message}\n'.encode())
 
@@ -36,18 +36,18 @@ def tell(message: str, patience: float = 5.0) -> None:
 def keep_standard_streams() -> None:
     """Open ``/dev/null`` for each of stdin, stdout and stderr that is closed.
 
-    Otherwise the next file to be opened gets its number, and what is written to stderr ends up in
-    a checkpoint.
+    Otherwise the next file to be opened gets its descriptor, and output to stderr could end up in a
+    checkpoint.
     """
     for stream in range(3):
         try:
             os.fstat(stream)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor
 
 
 def _settle_standard_streams() -> None:
-    """Flush what can be flushed: Python exits with code 120 if it cannot do that at the end."""
+    """Flush what can be flushed: if Python cannot do that at exit, the exit code becomes 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -60,15 +60,15 @@ def _settle_standard_streams() -> None:
 
 
 def end_with_launcher() -> None:
-    """Let the system kill this process when torchrun, if that started it, is no longer there.
+    """Let the system kill this process when the torchrun that started it, if any, ends.
 
     Raises:
-        SystemExit: If it is gone already, which only tools/dist_run.py makes known.
+        SystemExit: If it is gone already, which can be told only with tools/dist_run.py.
     """
     if 'TORCHELASTIC_RUN_ID' not in os.environ or sys.platform != 'linux':
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # taken out: what this process starts has another parent
+    # removed, since child processes have another parent
     launcher = os.environ.pop(LAUNCHER, None)
     if launcher is not None and os.getppid() != int(launcher):
         sys.exit(f'the launcher, process {launcher}, is gone: nothing is started without it')
@@ -76,9 +76,9 @@ def end_with_launcher() -> None:
 
 @contextlib.contextmanager
 def resumable_start() -> Iterator[None]:
-    """Until InterruptHook takes over, let SIGTERM end this process with exit code 75.
+    """Make SIGTERM end this process with exit code 75 until InterruptHook takes over.
 
-    The exit code of what runs inside is kept even if nobody reads what was printed.
+    The exit code of the block is kept even if the output cannot be written.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -87,7 +87,7 @@ def resumable_start() -> Iterator[None]:
     process = os.getpid()
 
     def leave(number: int, frame: object) -> None:
-        if os.getpid() == process:  # not of what was forked from it
+        if os.getpid() == process:  # not in forked children
             tell(f'SIGTERM before the first iteration: exit code {RESUME_ME}')
         os._exit(RESUME_ME)
 

@@ -54,7 +54,7 @@ __all__ = ['PolyNeXt']
 _POOLS = ('avg', '')
 _PRUNED = 'the classifier was removed by prune_intermediate_layers()'
 
-# torch.fx takes a stage as one step: what a stage does depends on the tensors that come
+# torch.fx treats a stage as a leaf, since its control flow depends on the input tensors
 register_notrace_module(Stage)
 
 
@@ -64,9 +64,9 @@ class Head(Classifier):
 
     Args:
         channels: C, of the last stage.
-        num_classes: Of the logits; 0 leaves the last layer out.
+        num_classes: Number of logits; 0 leaves the last layer out.
         drop_rate: Dropout before the last layer.
-        global_pool: 'avg', or '' for a map in place of its mean.
+        global_pool: 'avg', or '' to return a map instead of its mean.
         norm: Makes the norm.
     """
 
@@ -100,7 +100,7 @@ class Head(Classifier):
         )
 
     def forward(self, feature: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the logits of a feature (B, C, H, W), or what goes into the last layer."""
+        """Return the logits of a feature (B, C, H, W), or the input of the last layer."""
         x = self.products(feature)
         x = self.dropout(x.mean((1, 2)) if self.global_pool else x.permute(0, 3, 1, 2))
         return x if pre_logits else self.fc(x)
@@ -118,20 +118,20 @@ class PolyNeXt(PolyNeXtNetwork):
         drop_path_rate: Stochastic depth of the last cell; rises linearly from 0.
         norm: 'ln', or 'bn' for the fully polynomial network.
         norm_size: For 'bn', the side, or height and width, of the images that the norms' weights
-            and statistics are for. What is loaded is resized to it. By default, a file tells it,
-            and it is 224 without one; the first batch of a training in one process makes its size
-            this one. Set it to the crop of a training with several processes or with an average of
-            the weights (``--model-kwargs norm_size=160`` of timm's scripts): either takes the
-            shapes before the first batch.
+            and statistics are for; loaded weights are resized to it. By default it is that of the
+            loaded file, or 224, and the first batch of a training in one process changes it to the
+            size of its images. With several processes or an average of the weights, set it to the
+            crop (``--model-kwargs norm_size=160`` of timm's scripts): both copy the shapes before
+            the first batch.
         sync_norm: For 'bn', take statistics over the batches of all processes in training.
-        output_stride: Must be 32, which scripts on top of timm ask of any network, or the arch's
-            own: no stage can be dilated.
+        output_stride: Must be 32, which scripts on top of timm pass to any network, or the arch's
+            own stride: no stage can be dilated.
 
     Raises:
         ValueError: For values that are not valid, naming those that are.
 
     Attributes:
-        outs: What every feature passes through unchanged, for hooks.
+        outs: Identity modules that every feature passes through, for hooks.
         num_features: Channels of :meth:`forward_features`.
         head_hidden_size: Channels of :meth:`forward_head` before the last layer.
         feature_info: Channels, stride and module of the feature of every stage.
@@ -186,7 +186,7 @@ class PolyNeXt(PolyNeXtNetwork):
         return last
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the logits of a feature, or what goes into the last layer."""
+        """Return the logits of a feature, or the input of the last layer."""
         return x if self.head is None else self.head(x, pre_logits)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override] # logits, not features
@@ -234,10 +234,10 @@ class PolyNeXt(PolyNeXtNetwork):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Remove what the features of ``indices`` do not need, and return their stages.
+        """Remove what the features of ``indices`` do not need, and return the stages kept.
 
         Args:
-            indices: As of :meth:`forward_intermediates`.
+            indices: As for :meth:`forward_intermediates`.
             prune_norm: Without effect: there are no norms of features.
             prune_head: Remove the classifier even if all stages are kept.
         """
@@ -261,7 +261,7 @@ class PolyNeXt(PolyNeXtNetwork):
 
         Args:
             num_classes: Of the logits; 0 leaves the last layer out.
-            global_pool: 'avg' or '', None for what it is.
+            global_pool: 'avg' or ''; None keeps the present one.
 
         Raises:
             ValueError: For another pooling.
@@ -276,7 +276,7 @@ class PolyNeXt(PolyNeXtNetwork):
             stage.with_cp = enable
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Return what timm groups parameters by for layer-wise learning rates: cells, or stages."""
+        """Return the patterns by which timm groups parameters for layer-wise learning rates."""
         cells = [
             (r'^stages\.(\d+)\.downsample', (0,)),
             (r'^stages\.(\d+)\.cells\.(\d+)', None),
@@ -285,7 +285,7 @@ class PolyNeXt(PolyNeXtNetwork):
         return dict(stem=r'^stem', blocks=r'^stages\.(\d+)' if coarse else cells)
 
     def no_weight_decay(self) -> set[str]:
-        """Return the weights of norms that their shapes do not tell from a matrix's."""
+        """Return the weights of norms whose shapes look like those of matrices."""
         return {
             f'{name}.{key}'
             for name, norm in self.named_modules()
@@ -306,7 +306,7 @@ class Features(FeatureGetterNet):
 
 
 def _translate(model: PolyNeXt, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
-    """Give a model weights in the authors' names under ours, in place."""
+    """Rename weights from the authors' names to ours, in place."""
     keys = [key for key in state_dict if key.startswith(prefix)]
     if names.is_authors({key.removeprefix(prefix) for key in keys}):
         weights = {key.removeprefix(prefix): state_dict.pop(key) for key in keys}
@@ -315,9 +315,9 @@ def _translate(model: PolyNeXt, state_dict: dict[str, Tensor], prefix: str, *_) 
 
 
 def _agree_on_norm_size(model: PolyNeXt, _: object) -> None:
-    """Resize what was loaded to ``norm_size``, or let it be what was loaded.
+    """Resize loaded norms to ``norm_size``, or set that to the size loaded.
 
-    Several processes keep to this size: timm loads before DistributedDataParallel takes the shapes.
+    Several processes keep this size: timm loads before DistributedDataParallel copies the shapes.
     """
     if model.given_norm_size is not None:  # norm='bn'
         if model._files_tell_norm_size:
@@ -330,8 +330,8 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: PolyNeXt) -> d
     """Translate and check pretrained weights, before timm fits them to other images and classes.
 
     Args:
-        state_dict: In the authors' names or ours.
-        model: Which may have another number of classes or of channels of the image.
+        state_dict: Weights in the authors' names or ours.
+        model: The model, possibly with other numbers of classes and of image channels.
 
     Raises:
         CheckpointError: If anything is missing or left over, or of another shape than that of the
@@ -356,12 +356,12 @@ class _Data:
     """What a released classifier was trained and measured on.
 
     Args:
-        name: As in the release.
-        tag: Of the weights in timm's names.
+        name: Name in the release.
+        tag: Tag of the weights in timm's names.
         size: Side of the images.
-        num_classes: Of the logits.
-        crop_pct: The side over that of the image before the crop.
-        normalization: Of the images.
+        num_classes: Number of logits.
+        crop_pct: Side of the crop over the side of the resized image.
+        normalization: Normalization of the images.
     """
 
     name: str
@@ -372,7 +372,7 @@ class _Data:
     normalization: Normalization = LOW_RESOLUTION
 
 
-#: The data of classifiers, by what ``Published.holds`` calls them.
+#: The training data of classifiers, by ``Published.holds``.
 _DATA = {
     'imagenet': _Data(
         'ImageNet-1K',

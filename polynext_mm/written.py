@@ -1,4 +1,4 @@
-"""The one rule for files that commands write: never over what is read, never over each other."""
+"""The rule for files that commands write: never overwrite an input or another result."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 
 
 class OverwriteError(ValueError):
-    """A result would be written over a file that is read, or over another result."""
+    """A result would overwrite an input, or another result."""
 
 
 def require_apart(targets: Iterable[tuple[str, Path]], inputs: Iterable[str | os.PathLike]) -> None:
-    """Check that every result gets a file of its own, and none replaces what is read.
+    """Check that every result has its own file, and none replaces an input.
 
-    Symbolic and hard links count as the files that they lead to.
+    Symbolic and hard links count as the files that they point to.
 
     Args:
-        targets: What writes each file (an option of the command, such as '--out'), and its path.
-        inputs: Everything that is read: images, labels, annotations, config, checkpoint.
+        targets: For each file to write, the option of the command, such as '--out', and the path.
+        inputs: All files that are read: images, labels, annotations, config, checkpoint.
 
     Raises:
         OverwriteError: If not, naming the file and the option.
@@ -40,10 +40,10 @@ def require_apart(targets: Iterable[tuple[str, Path]], inputs: Iterable[str | os
 
 
 def _identities(path: Path) -> list[object]:
-    """Return what tells a file from others: its path without links, and its inode if it exists."""
+    """Return what identifies a file: its path without links, and its inode if it exists."""
     found: list[object] = [os.path.realpath(path)]
     try:
         status = path.stat()
-    except OSError:  # is not there yet, or is a url
+    except OSError:  # does not exist yet, or is a url
         return found
     return [*found, (status.st_dev, status.st_ino)]

@@ -1,4 +1,4 @@
-"""ConvFormer and CAFormer, the peers that PolyNeXt is compared with, as backbones of mm.
+"""ConvFormer and CAFormer, the peers of PolyNeXt in comparisons, as mm backbones.
 
 timm has the networks (``timm/models/metaformer.py``); this module gives them the arguments, the
 outputs and the strict loading of :class:`~polynext_mm.backbones.PolyNeXt`.
@@ -26,7 +26,7 @@ from .multiscale import MultiScale, check_bools, refuse_pretrained
 METAFORMERS = tuple(
     f'{family}_{size}' for family in ('convformer', 'caformer') for size in ('s18', 's36', 'm36')
 )
-# keys that tell whose file it is: timm's names, and those of the authors' release
+# keys by which timm's files and those of the authors' release are recognized
 _TIMM_MARK = 'stem.conv.weight'
 _AUTHORS_MARK = 'downsample_layers.0.conv.weight'
 _CLASSIFIER = ('head.', 'norm.')
@@ -183,14 +183,14 @@ def _load_from_timm(filename: str, map_location: str | None = None) -> dict:
 
 
 def _in_timms_names(weights: dict[str, Tensor], backbone: MetaFormer) -> dict[str, Tensor]:
-    """Translate the names and shapes of the authors' release by timm's own table.
+    """Translate names and shapes of the authors' release with timm's own table.
 
     Raises:
         ValueError: If two names become one.
     """
     from timm.models.metaformer import checkpoint_filter_fn
 
-    # timm looks every name up in the model; one that is not there is for the strict check to find
+    # timm looks up every name in the model; unknown ones are left to the strict check
     known = collections.defaultdict(lambda: torch.empty(0), backbone.state_dict())
     model = SimpleNamespace(state_dict=lambda: known)
     translated = checkpoint_filter_fn(weights, model)
@@ -200,7 +200,7 @@ def _in_timms_names(weights: dict[str, Tensor], backbone: MetaFormer) -> dict[st
 
 
 def _hint(weights: Mapping[str, Tensor], backbone: MetaFormer) -> str:
-    """Say what the file is, if that can be told."""
+    """Say what the file is, if it can be recognized."""
     if _TIMM_MARK not in weights:
         return (
             'it has no weights of the backbone at all (a file that holds a backbone alone is given '

@@ -43,9 +43,9 @@ class MultiScale(BaseModule):
         out_channels: Channels of the outputs.
         out_strides: Strides of the outputs.
         out_norms: The LN of each output, by the index of its stage; empty without ``out_norm``.
-        out_contiguous: As given.
-        adapt_stem: As given.
-        frozen_stages: As given.
+        out_contiguous: The argument.
+        adapt_stem: The argument.
+        frozen_stages: The argument.
     """
 
     #: Endings of the names of learned scales, which no recipe decays.
@@ -62,7 +62,7 @@ class MultiScale(BaseModule):
         adapt_stem: bool,
         init_cfg: dict | list[dict] | None,
     ) -> None:
-        """Check the arguments that all backbones have in common, and act on them.
+        """Check and apply the arguments that all backbones share.
 
         Args:
             widths: Channels of every stage.
@@ -72,7 +72,7 @@ class MultiScale(BaseModule):
             out_norm: Pass every output through an LN of its own.
             out_contiguous: Return outputs in contiguous memory, (B, C, H, W) in this order.
             adapt_stem: Adapt the stem of files for images of three channels.
-            init_cfg: As of mmengine's BaseModule.
+            init_cfg: As for mmengine's BaseModule.
 
         Raises:
             ValueError: For values that are not valid, naming those that are.
@@ -109,7 +109,7 @@ class MultiScale(BaseModule):
         register_load_state_dict_pre_hook(self, _adapt_state_dict)
 
     def make_out_norm(self, stage: int, channels: int) -> nn.Module:
-        """Return the norm of the output of a stage."""
+        """Return the norm for the output of a stage."""
         return OutNorm(channels)
 
     def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
@@ -119,7 +119,7 @@ class MultiScale(BaseModule):
     def adapt(
         self, state_dict: dict[str, Tensor], prefix: str, source: str | os.PathLike | None = None
     ) -> str:
-        """Replace this backbone's weights in ``state_dict`` by what it loads, after a strict check.
+        """Convert this backbone's weights in ``state_dict`` to what it loads, after a strict check.
 
         Args:
             state_dict: Weights, changed in place; keys that begin with ``prefix`` are the
@@ -147,7 +147,7 @@ class MultiScale(BaseModule):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the features of ``out_indices``, in channels-last memory or, on request, another.
+        """Return the features of ``out_indices``, in channels-last memory or contiguous.
 
         Args:
             x: Images, (B, in_channels, H, W), H and W from 32 up.
@@ -191,7 +191,7 @@ def _adapt_state_dict(
 
 
 # ------------------------------------------------------------------------------------------------
-# The heads beside a backbone: a model is told from a backbone alone by what it is made a part of
+# Heads beside a backbone: they exist if the backbone is registered as a child of a model
 # ------------------------------------------------------------------------------------------------
 
 _models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -207,9 +207,9 @@ register_module_module_registration_hook(_watch_heads)
 
 
 def _check_heads(model: nn.Module, state_dict: dict, prefix: str, local_metadata: dict, *_) -> None:
-    """Check what is beside the backbone, where a model is loaded from a file."""
+    """Check the weights of the heads when a whole model is loaded from a file."""
     if 'source' not in local_metadata:
-        return  # weights in memory, which may be a part of the model's
+        return  # not from a file: these may be only part of the model's weights
     backbones = {k: part for k, part in model.named_children() if isinstance(part, MultiScale)}
     own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     if not any(key.partition('.')[0] in backbones for key in own):
@@ -229,7 +229,7 @@ def _check_heads(model: nn.Module, state_dict: dict, prefix: str, local_metadata
 
 
 def check_bools(**settings: bool) -> None:
-    """Check that every setting is True or False: the string ``'no'`` would count as true.
+    """Check that every setting is True or False, since the string ``'no'`` would count as true.
 
     Raises:
         ValueError: If one is not, naming it.

@@ -1,4 +1,4 @@
-"""PolyNeXt as a backbone of mmseg, mmdet and whatever else looks into mmengine's root registry."""
+"""PolyNeXt as a backbone for mmseg, mmdet and everything that uses mmengine's root registry."""
 
 from __future__ import annotations
 
@@ -209,8 +209,8 @@ class PolyNeXt(PolyNeXtNetwork, MultiScale):
     def set_loss_scale(self, scale: float | Tensor) -> None:
         """Set the factor that the loss is multiplied by before backward.
 
-        A scalar on the device of the images is never waited for. Its values follow each other in
-        the same memory, from which a CUDA graph reads the one of the step.
+        A scalar tensor on the device does not cause a synchronization. New values are copied into
+        the same tensor, so that a CUDA graph reads the current one.
 
         ``grad_clip_norm`` applies to gradients of the unscaled loss. ``AutocastOptimWrapper`` calls
         this in every iteration; a training loop that scales the loss itself must do so too.

@@ -1,8 +1,8 @@
-"""The command ``polynext-mm``, which is ``python -m polynext_mm``, too.
+"""The command ``polynext-mm``, also ``python -m polynext_mm``.
 
 Each command is a module of this folder with ``main(argv)`` and, ``benchmark`` excepted, a
 ``build_parser()``, and is imported when it is used. ``tools/`` has scripts with the names that mm
-users expect; they call the same.
+users expect, which call the same functions.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ class UsageError(ValueError):
 
 
 class KeyValues(argparse.Action):
-    """Settings of a config, ``KEY=VALUE``, gathered in a dict. :func:`setting` reads the values."""
+    """Collect settings ``KEY=VALUE`` of a config in a dict, with values read by :func:`setting`."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         found = dict(getattr(namespace, self.dest, None) or {})
@@ -37,9 +37,9 @@ _PATHS = ('/', './', '../', '~')
 
 
 def setting(text: str) -> Any:
-    """Read the value of a setting as mm's tools do: numbers, words, ``a,b``, ``[a,(1,2)]``.
+    """Parse the value of a setting as mm's tools do: numbers, words, ``a,b``, ``[a,(1,2)]``.
 
-    Paths stay as they are, whatever characters they have, and so does what stands in quotes.
+    Paths and quoted text are kept as they are.
 
     Raises:
         ValueError: If brackets are not closed.
@@ -64,7 +64,7 @@ def setting(text: str) -> Any:
 
 
 def _is_path(value: str) -> bool:
-    """Return whether a value is one path, and no list of paths or of metrics such as coco/mAP."""
+    """Return whether a value is a single path, not a list of paths or of metrics like coco/mAP."""
     if value.startswith(('[', '(')):
         return os.path.exists(value)
     parts = [part.strip() for part in value.split(',')]
@@ -76,7 +76,7 @@ def _is_path(value: str) -> bool:
 
 
 def _split(text: str) -> list[str]:
-    """Split at the commas that are in no brackets and no quotes; one may follow the last part."""
+    """Split at commas outside brackets and quotes; a trailing comma is allowed."""
     closing = {']': '[', ')': '('}
     parts, inside, quote, part = [], [], '', ''
     for char in text:
@@ -86,7 +86,7 @@ def _split(text: str) -> list[str]:
             continue
         if quote:
             quote = '' if char == quote else quote
-        elif char in '\'"' and not part.strip():  # an apostrophe within a word is none
+        elif char in '\'"' and not part.strip():  # an apostrophe within a word is not a quote
             quote = char
         elif char in '[(':
             inside.append(char)
@@ -156,7 +156,7 @@ def read_config(args: argparse.Namespace) -> Config:
     Raises:
         SystemExit: If there is none, or an option cannot work, with a line that says so.
     """
-    path = config_path(args)  # before what takes seconds to import
+    path = config_path(args)  # fail before imports that take seconds
     from polynext_mm.engine import launch
     from polynext_mm.engine.checks.config import ConfigError
 

@@ -1,4 +1,4 @@
-"""Measure time and memory beside peers: ``polynext-mm benchmark``, which is benchmarks/run.py."""
+"""Measure time and memory against peers: ``polynext-mm benchmark`` runs benchmarks/run.py."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Read a data set once and say what is wrong with it: ``polynext-mm check-dataset CONFIG``.
 
-Ends with exit code 1 if training or evaluation would fail or go silently wrong, else 0.
+The exit code is 1 if training or evaluation would fail or go silently wrong, else 0.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.utils import ProgressBar
 from PIL import Image, ImageDraw
 
-# importing the package registers all, and gives mmcv its operators before mm is imported
+# importing the package registers everything and provides mmcv.ops before mm is imported
 from polynext_mm.datasets import Finding, survey
 from polynext_mm.engine import launch
 from polynext_mm.engine.checks import config as config_checks
@@ -49,7 +49,7 @@ class Split:
 
 
 def splits_of(cfg: Config) -> Iterator[Split]:
-    """The data sets of a config, each once, with their lists read."""
+    """Return the data sets of a config, each once, with their lists read."""
     seen = []
     for task in config_checks.TASKS:
         loader = cfg.get(f'{task}_dataloader') or {}
@@ -118,13 +118,13 @@ def read(split: Split, workers: int) -> None:
 
 
 def of_config(cfg: Config) -> Iterator[Finding]:
-    """What the config says of classes and pixels that cannot be right together."""
+    """Find contradictions in what the config says about classes and pixels."""
     yield from data_checks.class_findings(cfg)
     yield from data_checks.scale_findings(cfg)
 
 
 def shared(splits: Sequence[Split]) -> Iterator[Finding]:
-    """Images of training that are also evaluated on."""
+    """Find training images that are also evaluated on."""
     for train in splits:
         for other in splits:
             if train.place.startswith('train') and not other.place.startswith('train'):
@@ -210,7 +210,7 @@ def draw(split: Split, folder: Path, count: int) -> list[Path]:
 
 
 def paint_label(split: Split, picture: Image.Image, image: str, label: str) -> Image.Image:
-    """The picture in the colours of its classes; grey is ignored."""
+    """Return the picture in the colours of its classes; ignored pixels are grey."""
     source = split.source
     palette = source.metainfo.get('palette') or []
     classes, _ = ids_of(len(palette), source.reduce_zero_label, source.label_map)
@@ -226,7 +226,7 @@ def paint_label(split: Split, picture: Image.Image, image: str, label: str) -> I
 
 
 def boxes_painter(split: Split):
-    """A function that draws the boxes of an image with the names of their categories."""
+    """Return a function that draws the boxes of an image with the names of their categories."""
     content = read_coco(split.audit.path)
     names = {category['id']: category['name'] for category in content['categories']}
     images = {
@@ -242,7 +242,7 @@ def boxes_painter(split: Split):
         pen = ImageDraw.Draw(painted)
         for entry in boxes.get(images[image], ()):
             x, y, width, height = entry['bbox']
-            # without or with negative extent there is nothing but the corner to see
+            # a box without positive extent shows as a corner only
             corner = max(x + width, x + 1), max(y + height, y + 1)
             pen.rectangle((x, y, *corner), outline=(255, 220, 0), width=2)
             pen.text((x + 3, y + 2), str(names.get(entry['category_id'], '?')), fill=(255, 220, 0))

@@ -1,7 +1,7 @@
 """Say what is installed and what works here: ``polynext-mm doctor [CONFIG [CHECKPOINT]]``.
 
-The report is made to be pasted into a bug report. Exit code 1 means that something is broken, for
-which the report has the one command that mends it.
+The output is meant to be pasted into a bug report. Exit code 1 means that something is broken; the
+report then shows the one command that fixes it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _OPTIONAL = {
     'tensorboard': "TensorBoard as one of the config's vis_backends",
 }
 _MM_MODULES = ('mmengine', 'mmcv', 'mmseg', 'mmdet')
-# whose names differ from those of their modules
+# packages whose names differ from their modules
 _DISTRIBUTIONS = {
     'cv2': 'opencv-python-headless',
     'PIL': 'pillow',
@@ -59,13 +59,13 @@ _DISTRIBUTIONS = {
 
 @dataclass(frozen=True)
 class Check:
-    """What was tried, and how it went.
+    """A check and its result.
 
     Args:
         name: What was tried.
-        state: 'ok', 'note' for what does without something optional, or 'FAIL'.
+        state: 'ok', 'note' where something optional is missing, or 'FAIL'.
         text: What was found.
-        remedy: The one command or setting that helps, where something is missing.
+        remedy: The one command or setting that helps, if something is missing.
     """
 
     name: str
@@ -112,7 +112,7 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
 
 
 def _tried(name: str, check: Callable[[], Check]) -> Check:
-    """Return what a check finds, or that it was stopped by an error; without what mm prints."""
+    """Run a check, hiding what mm prints; an error becomes its result."""
     try:
         with (
             warnings.catch_warnings(),
@@ -121,12 +121,12 @@ def _tried(name: str, check: Callable[[], Check]) -> Check:
         ):
             warnings.simplefilter('ignore')
             return check()
-    except Exception as error:  # whatever is wrong with this installation is the finding
+    except Exception as error:  # any error of this installation is a finding
         return Check(name, 'FAIL', _one_line(error), _remedy(error))
 
 
 def _remedy(error: Exception) -> str:
-    """Return the command that helps where an import failed; none if the error itself says it."""
+    """Return the command that fixes a failed import; none if the error itself says it."""
     if 'libGL' in str(error):
         return (
             'pip uninstall -y opencv-python && '
@@ -135,7 +135,7 @@ def _remedy(error: Exception) -> str:
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return ''
     module = error.name.partition('.')[0]
-    if module in _MM_MODULES:  # there are two sets of them, which do not mix
+    if module in _MM_MODULES:  # there are two incompatible sets of them
         return ''
     return f'pip install {_DISTRIBUTIONS.get(module, module)}'
 
@@ -155,7 +155,7 @@ def machine() -> Iterator[tuple[str, str]]:
 
 
 def _compiler() -> str | None:
-    """Return the first line of what the compiler that torch.compile takes says of its version."""
+    """Return the version line of the compiler that torch.compile uses."""
     for name in (os.environ.get('CXX', 'g++'), 'clang++'):
         path = shutil.which(name)
         if path:
@@ -191,7 +191,7 @@ def packages() -> Iterator[tuple[str, str]]:
 
 
 def _version(module: str) -> str:
-    """Return the version of a module as it is imported, not as some metadata on the path say."""
+    """Return the version of a module as imported, which metadata on the path may contradict."""
     if importlib.util.find_spec(module) is None:
         return 'not installed'
     try:
@@ -237,7 +237,7 @@ def devices() -> Iterator[tuple[str, str]]:
 
 
 def check_installation() -> Check:
-    """Only one of the two sets of mm packages in one place, and torch's parts fit together."""
+    """Check that only one set of mm packages is installed in one place."""
     from polynext_mm.compat import check_stack, stack_name
     from polynext_mm.compat.packages import stacks_in_one_place
 
@@ -254,7 +254,7 @@ def check_installation() -> Check:
 
 
 def check_torch() -> Check:
-    """Which of the features that not every torch has are there."""
+    """List the features that this torch lacks."""
     import torch
 
     from polynext_mm.compat.torch_features import OPTIONAL
@@ -269,7 +269,7 @@ def check_torch() -> Check:
 
 
 def check_networks() -> Check:
-    """A tiny network, built from the registry, computes forward and backward everywhere."""
+    """Run a tiny network from the registry forward and backward on every device."""
     import torch
     from mmengine.registry import MODELS
 
@@ -476,7 +476,7 @@ def check_data(cfg) -> Check:
 
 
 def check_checkpoint(model: nn.Module, checkpoint: str) -> Check:
-    """Keys and shapes, as loading checks them, and the figure that was published for the file."""
+    """Check keys and shapes as loading does, and show the figure published for the file."""
     from polynext_mm.backbones.multiscale import MultiScale
     from polynext_mm.weights import CheckpointError, loading, read
     from polynext_mm.weights.names import BACKBONE

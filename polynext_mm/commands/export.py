@@ -1,7 +1,7 @@
 """Export a model for other programs: ``polynext-mm export CONFIG CHECKPOINT --out model.onnx``.
 
-The graph takes images of any batch, height and width. It is written beside the file that is asked
-for, compared with torch on several sizes, and only then put in its place.
+The graph takes images of any batch, height and width. It is written to a temporary file, compared
+with torch on several sizes, and only then renamed.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def exported_size(text: str) -> tuple[int, int]:
-    """Convert HEIGHTxWIDTH of an image that graphs take."""
+    """Convert HEIGHTxWIDTH of an image that a graph can take."""
     if min(size := image_size(text)) < 32:
         raise argparse.ArgumentTypeError(f'images must be at least 32x32, got {text}')
     return size
@@ -95,7 +95,7 @@ def choose_format(out: Path, aot: bool, force: bool) -> str:
     """Return the key of the format to write.
 
     Raises:
-        UsageError: If the name of the file does not tell it.
+        UsageError: If the suffix of the file names no format.
         FileExistsError: If the file exists and is not to be replaced.
     """
     if out.suffix not in ('.onnx', '.pt2') or (aot and out.suffix != '.pt2'):
@@ -188,7 +188,7 @@ def describe(network, out: Path) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep torch and onnxscript from logging and warning of what is meant to be so."""
+    """Suppress expected log messages and warnings of torch and onnxscript."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _count(config: Config, shape: tuple[int, int] | None, device: str | None) -> Cost:
-    """Count on a device; if none is chosen, on the meta device or, where that fails, the CPU."""
+    """Count on a device; by default on the meta device or, if that fails, on the CPU."""
     from polynext_mm.analysis import NeedsValuesError, count_config
 
     try:

@@ -39,10 +39,10 @@ class Benchmark:
 
     Args:
         name: As papers call it.
-        option: Of the command line.
-        images: Number of images, in ImageNet-C of each corruption and severity.
+        option: Its name on the command line.
+        images: Number of images; for ImageNet-C, of each corruption and severity.
         layout: Where the images are below the folder of the benchmark.
-        subset: Of timm's lists of classes, 'a' or 'r'; '' for all classes.
+        subset: The list of classes in timm, 'a' or 'r'; '' for all classes.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Benchmark:
 
     @property
     def wnids(self) -> list[str]:
-        """The classes, by their names in WordNet."""
+        """Return the WordNet ids of the classes."""
         return _timm_list(f'imagenet_{self.subset}_synsets' if self.subset else 'imagenet_synsets')
 
     @property
     def indices(self) -> list[int] | None:
-        """Where the classes are among the 1000 of ImageNet-1K; None for all of them."""
+        """Return the indices of the classes in ImageNet-1K; None for all 1000."""
         if not self.subset:
             return None
         return [int(line) for line in _timm_list(f'imagenet_{self.subset}_indices')]
@@ -81,15 +81,15 @@ def find_images(benchmark: Benchmark, folder: Path, partial: bool = False) -> li
     """Return the folder of the classes of a benchmark; for ImageNet-C one for each condition.
 
     Args:
-        benchmark: What is expected.
-        folder: Of the benchmark. That of ImageNet-1K may be the parent of ``val``.
+        benchmark: The benchmark expected there.
+        folder: Its folder. For ImageNet-1K, it may be the parent of ``val``.
         partial: Accept that classes are missing.
 
     Returns:
-        Of ImageNet-C the 75 folders of its corruptions, each in severities 1 to 5.
+        The folders to measure on; for ImageNet-C, 75: 15 corruptions in severities 1 to 5.
 
     Raises:
-        LayoutError: If something else is there; the message says what was expected.
+        LayoutError: If the folder has another layout; the message says what was expected.
     """
     folder = folder.expanduser()
     if benchmark.option == 'imagenet' and (folder / 'val').is_dir():

@@ -36,7 +36,7 @@ _ROBUSTNESS = {
 
 
 def published_figures(name: str) -> dict[str, float]:
-    """Return what is published of a network, by the option of the benchmark.
+    """Return the published figures of a network, by the option of the benchmark.
 
     Args:
         name: An arch, followed by ``_bn`` where it is fully polynomial, or timm's name of a peer.

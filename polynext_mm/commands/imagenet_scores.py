@@ -30,7 +30,7 @@ _CHANGES = {'imagenet-r': {'interpolation': 'bilinear'}}
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A classifier and what is known of it.
+    """A classifier and what is known about it.
 
     Args:
         name: Of the network.
@@ -48,7 +48,7 @@ class Subject:
     changes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def transform_for(self, benchmark: Benchmark) -> dict[str, Any]:
-        """Return how images of a benchmark are prepared."""
+        """Return the transform for the images of a benchmark."""
         uncropped = {'crop_pct': 1.0} if benchmark.option == 'imagenet-c' else {}
         return {**self.transform, **uncropped, **self.changes.get(benchmark.option, {})}
 
@@ -57,7 +57,7 @@ def load_subject(source: str) -> Subject:
     """Load a classifier.
 
     Args:
-        source: ``polynext://NAME``, the path or url of a file, or ``timm://NAME`` with a name of
+        source: ``polynext://NAME``, the path or url of a file, or ``timm://NAME`` with a name from
             ``timm.list_pretrained()``.
 
     Raises:
@@ -91,7 +91,7 @@ def _polynext(source: str) -> Subject:
     import timm
     from timm.data import resolve_data_config
 
-    from ..timm import IMAGENET_ARCHS, network_name  # which registers how images are prepared
+    from ..timm import IMAGENET_ARCHS, network_name  # registers how images are prepared
 
     weights, _ = names.split_backbone(read(source)['state_dict'])
     bias = next((weights[key] for key in ('head.3.bias', 'head.fc.bias') if key in weights), None)
@@ -134,13 +134,12 @@ class ImageError(OSError):
 
 
 class _Images(Dataset):
-    """The images of a folder, by timm's reader.
+    """The images of a folder, read by timm.
 
-    Unlike timm's own data set, which counts the next image in the place of a damaged one, this
-    raises an error.
+    This raises an error for a damaged image, where timm's own data set silently uses the next one.
 
     Args:
-        folder: With one folder for each class.
+        folder: The folder, with a subfolder for each class.
         class_map: Index of every class by the name of its folder.
     """
 
@@ -149,7 +148,7 @@ class _Images(Dataset):
 
         try:
             self.reader = create_reader('', root=str(folder), class_map=class_map)
-        except RuntimeError as error:  # no images at all
+        except RuntimeError as error:  # raised if there are no images at all
             raise LayoutError(str(error)) from error
         self.transform: Callable[[Any], Tensor] | None = None  # set by timm's create_loader
 
@@ -233,7 +232,7 @@ def score(
                 total += Score(len(targets), int(hits[:, 0].sum()), int(hits.any(1).sum()))
                 bar.update(len(targets))
     except ImageError as error:
-        # of what a worker raises, torch makes a traceback that ends in the message
+        # torch turns a worker's error into a traceback that ends in its message
         raise ImageError(str(error).rpartition(f'{ImageError.__name__}: ')[2].strip()) from error
     return total
 
@@ -243,9 +242,9 @@ class Result:
     """What was measured on a benchmark.
 
     Args:
-        benchmark: Which.
-        score: Over all images.
-        errors: Of ImageNet-C, the top-1 error of each corruption, from 0 to 1.
+        benchmark: The benchmark.
+        score: The score over all images.
+        errors: For ImageNet-C, the top-1 error on each corruption, from 0 to 1.
     """
 
     benchmark: Benchmark
@@ -254,18 +253,18 @@ class Result:
 
     @property
     def complete_images(self) -> int:
-        """The number of images of the whole benchmark."""
+        """Return the number of images of the whole benchmark."""
         conditions = 1 if self.errors is None else len(ALEXNET_ERRORS) * len(SEVERITIES)
         return self.benchmark.images * conditions
 
     @property
     def corruption_errors(self) -> dict[str, float]:
-        """The error of each corruption relative to AlexNet's, in percent."""
+        """Return the error on each corruption relative to AlexNet's, in percent."""
         return {name: 100 * error / ALEXNET_ERRORS[name] for name, error in self.errors.items()}
 
     @property
     def mce(self) -> float | None:
-        """The mean corruption error, in percent; None but for ImageNet-C."""
+        """Return the mean corruption error, in percent; None except for ImageNet-C."""
         if self.errors is None:
             return None
         return sum(self.corruption_errors.values()) / len(self.errors)

@@ -40,7 +40,7 @@ def archs() -> list[list[str]]:
 
 
 def configs() -> list[list[str]]:
-    """Return the tables of configs/README.md as one, and the configs that are in none."""
+    """Return the tables of configs/README.md as one, with configs that are in none."""
     lines = (folder('configs') / 'README.md').read_text(encoding='utf-8').splitlines()
     table = [
         [re.sub(r'\[(.+?)\]\(.+?\)', r'\1', cell.strip()) for cell in line.strip('|').split('|')]

@@ -11,7 +11,7 @@ from pathlib import Path
 from .arguments import UsageError
 from .scalars import Point, Run, read_run
 
-# The first of them that a run has stands for its validation.
+# The main metric of a run is the first of these that it has.
 MAIN_METRICS = (
     'mIoU',
     'coco/bbox_mAP',

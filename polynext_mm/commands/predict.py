@@ -4,7 +4,7 @@ INPUT is an image, a folder, a pattern such as ``'photos/*.jpg'``, a video or th
 camera. The model is a segmentor or a detector: a work dir, or a config and a checkpoint. Images
 that cannot be read are named and left out, and the exit code is then 1.
 
-:class:`polynext_mm.Predictor` does the work; here are the arguments, the files, and the progress.
+:class:`polynext_mm.Predictor` does the work; this module handles arguments, files and progress.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         broken = writer.write(found)
     finally:
-        writer.finish()  # what was found until then
+        writer.finish()  # write what was found so far
     if broken:
         print(f'left out {len(broken)} of {len(found)}:', file=sys.stderr)
         print('\n'.join(f'  {fault}' for fault in broken), file=sys.stderr)

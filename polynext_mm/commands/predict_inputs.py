@@ -1,4 +1,4 @@
-"""What `polynext-mm predict` reads: pictures, and clips, which are videos or cameras."""
+"""The inputs of `polynext-mm predict`: pictures, and clips (videos and cameras)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 VIDEO_SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpg', '.webm', '.wmv')
-# where a camera does not say
+# for cameras that do not report one
 _FRAMES_PER_SECOND = 25
 _OUT = Path('predictions')
 
@@ -143,7 +143,7 @@ def _matching(pattern: str, folder: Path) -> list[Picture | Clip]:
     videos = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
     if not images and not videos:
         raise UsageError(f'no image or video matches {pattern}')
-    # folders of which the pattern matches several stay apart
+    # keep apart several folders that the pattern matches
     folders = {path: path.parent.resolve() for path in images + videos}
     top = Path(os.path.commonpath(folders.values()))
     below = {path: folder / in_it.relative_to(top) / path.name for path, in_it in folders.items()}
@@ -168,7 +168,7 @@ def sources(found: Sequence[Picture | Clip]) -> list[Path]:
 
 
 def label_stems(found: Sequence[Picture | Clip]) -> dict[Picture | Clip, str]:
-    """Return what label maps are called below their folder: as the inputs, without a suffix."""
+    """Return the names of label maps in their folder: those of the inputs, without suffix."""
     if len(found) == 1:
         return {found[0]: found[0].name}
     top = os.path.commonpath([one.target.parent for one in found])

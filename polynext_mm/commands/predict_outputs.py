@@ -1,4 +1,4 @@
-"""What `polynext-mm predict` writes: pictures, videos, label maps and JSON."""
+"""The outputs of `polynext-mm predict`: pictures, videos, label maps and JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .predict_inputs import Clip, Picture, frame_count, frames, frames_per_secon
 
 
 class VideoFile:
-    """A video that is opened with its first frame, whose size it has.
+    """A video file, opened with the size of its first frame.
 
     Args:
         path: The file; its suffix chooses the codec.
@@ -67,9 +67,9 @@ class Writer:
     """Draws predictions, and writes pictures and results.
 
     Args:
-        predictor: Of the model.
-        args: Of the command line.
-        stems: Names of label maps, below their folder, by the inputs.
+        predictor: The model's predictor.
+        args: Arguments of the command line.
+        stems: Names of the label maps in their folder, by input.
     """
 
     def __init__(
@@ -91,8 +91,8 @@ class Writer:
         self.best_left_out: float | None = None
 
     def write(self, inputs: Sequence[Picture | Clip]) -> list[str]:
-        """Draw and write everything; return what is wrong with what cannot be read."""
-        Image.MAX_IMAGE_PIXELS = None  # large pictures are meant to be
+        """Draw and write everything; return the errors of inputs that cannot be read."""
+        Image.MAX_IMAGE_PIXELS = None  # large pictures are intended here
         broken = self._write_pictures([one for one in inputs if isinstance(one, Picture)])
         for clip in inputs:
             if isinstance(clip, Clip):
@@ -111,7 +111,7 @@ class Writer:
             for picture in pictures:
                 try:
                     loaded = self.predictor.load(picture.path)
-                    # OpenCV reads what is there of a file that was cut short
+                    # OpenCV reads truncated files partially
                     fault = file_fault(picture.path) if _pillow_reads(picture.path) else None
                     if fault is not None:
                         raise DataError(fault.what)
@@ -137,7 +137,7 @@ class Writer:
         return broken
 
     def _write_clip(self, clip: Clip) -> None:
-        """Draw and write a video, or what a camera sees until Ctrl-C.
+        """Draw and write a video, or the frames of a camera until Ctrl-C.
 
         Raises:
             UsageError: If it cannot be opened, or has no frames.
@@ -158,7 +158,7 @@ class Writer:
                 video.write(np.asarray(result.draw(self.opacity, self.legend)))
                 self._note(result, f'{clip.name}_{index:06}', f'{self.stems[clip]}_{index:06}')
                 bar.advance()
-        except KeyboardInterrupt:  # how a camera ends
+        except KeyboardInterrupt:  # the way to stop a camera
             print('ended by Ctrl-C', file=sys.stderr)
         finally:
             video.close()
@@ -183,7 +183,7 @@ class Writer:
         entry['shares'] = {key: round(share, 6) for key, share in result.shares.items()}
 
     def finish(self) -> None:
-        """Write the JSON file, if one is wanted, and say how much was found."""
+        """Write the JSON file, if requested, and print how much was found."""
         if self.predictor.detects and self.seen:
             self._count()
         if self.json is None:
@@ -209,7 +209,7 @@ class Writer:
 
 
 def _pillow_reads(path: Path) -> bool:
-    """Return whether Pillow knows the format: of others, only the pipeline's decoder can judge."""
+    """Return whether Pillow knows the format; others only the pipeline's decoder can check."""
     try:
         with Image.open(path):
             return True

@@ -17,8 +17,8 @@ class Point:
     """A value at a moment of training.
 
     Args:
-        iteration: When, in optimizer steps of the whole training.
-        epoch: When, in epochs; None in a training that counts none.
+        iteration: Iteration, counted over the whole training.
+        epoch: Epoch; None in a training without epochs.
         value: The value.
     """
 
@@ -54,12 +54,12 @@ def read_run(path: Path, name: str | None = None) -> Run:
     """Read a training.
 
     Args:
-        path: A work dir, whose starts are joined: what a resumed one repeats replaces what was
-            there; or the folder of a single start, or a scalars.json.
-        name: For legends; by default that of the work dir.
+        path: A work dir, whose starts are joined, with later values replacing earlier ones of the
+            same steps; or the folder of a single start; or a scalars.json.
+        name: Name for legends; by default that of the work dir.
 
     Raises:
-        UsageError: If there are no such files, or one is not what mmengine writes.
+        UsageError: If there are no such files, or one was not written by mmengine.
     """
     files = _files(path)
     records: list[_Record] = []
@@ -83,7 +83,7 @@ def read_run(path: Path, name: str | None = None) -> Run:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    # the folder of every start is named by its time
+    # the folder of each start is named after its time
     found = sorted(path.glob(f'*/{_FILE}')) or sorted(path.glob(_FILE))
     found = found or sorted(path.glob('scalars.json'))
     if not found:
@@ -108,7 +108,7 @@ def _records(file: Path) -> Iterator[_Record]:
             content = json.loads(line)
             step = content.pop('step')
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            if number == len(lines):  # a run that was killed, or is writing just now
+            if number == len(lines):  # the last line of a run that was killed, or is still writing
                 return
             raise UsageError(f'{file}, line {number}: not a record of mmengine') from error
         numbers = {
@@ -120,7 +120,7 @@ def _records(file: Path) -> Iterator[_Record]:
             iteration, epoch = content['iter'], content.get('epoch')
             yield _Record(iteration, epoch, numbers, False)
         else:
-            # The step of a validation is an iteration or the number of an epoch.
+            # The step of a validation is an iteration, or an epoch.
             counts_epochs = step == epoch or step < iteration
             values = {key: v for key, v in numbers.items() if key not in ('time', 'data_time')}
             yield _Record(

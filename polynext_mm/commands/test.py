@@ -69,10 +69,10 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def require_results_apart(cfg: Config, args: argparse.Namespace) -> str | None:
-    """Check that nothing that is read is written over; return the folder of the images.
+    """Check that no input would be overwritten; return the folder of the images.
 
     Raises:
-        OverwriteError: If something would be, naming it.
+        OverwriteError: If an input would be, naming it.
     """
     if args.out is None and args.show_dir is None:
         return None
@@ -86,7 +86,7 @@ def require_results_apart(cfg: Config, args: argparse.Namespace) -> str | None:
     if args.out is not None:
         files = [Path(args.out)] if detects else [label_file(args.out, root, i) for i in images]
         targets += [('--out', path) for path in files]
-    if shows:  # mmdet names pictures as the images, without their folders
+    if shows:  # mmdet names pictures after the images, without their folders
         targets += [('--show-dir', Path(args.show_dir) / Path(image).name) for image in images]
     require_apart(targets, [*all_files_of(cfg, shows), args.config, args.checkpoint])
     return root

@@ -1,4 +1,4 @@
-"""The OpenMMLab packages underneath: are they there, and do they have their operators?"""
+"""Compatibility with what may or may not be installed: mm packages, their operators, torch."""
 
 from .coco_api import install_coco_reader
 from .imports import when_imported

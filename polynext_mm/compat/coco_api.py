@@ -1,12 +1,12 @@
-"""COCO's annotations as mmdet reads them for data sets and for metrics, with three things mended.
+"""mmdet's reader of COCO annotations, for data sets and metrics, with three fixes.
 
-- A box without ``iscrowd`` is no crowd. mmdet's data set thinks so too, and pycocotools raises
-  KeyError in the first evaluation.
-- Ids of annotations are whatever the file says. pycocotools takes a match with the id 0 for none,
-  so that a perfect detection counts as wrong, and cannot compare texts.
-- Classes are matched by name, wherever the file lists them: label ``i`` is the ``i``-th of the
-  names asked for. mmdet numbers them in the order of the file, so that two files with other orders
-  gave the same class two labels.
+- A box without ``iscrowd`` is no crowd, as in mmdet's data set; pycocotools would raise KeyError in
+  the first evaluation.
+- Annotations may have any ids. pycocotools takes a match with id 0 for no match, so that a perfect
+  detection counts as wrong, and it cannot compare strings.
+- Classes are matched by name in any order: label ``i`` is the ``i``-th of the requested names.
+  mmdet numbers them in the order of the file, so that two files with different orders would give
+  the same class two labels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MODULE = 'mmdet.datasets.api_wrappers.coco_api'
 
 
 def install_coco_reader() -> None:
-    """Mend mmdet's reader as soon as it is imported; pycocotools itself stays as it is."""
+    """Patch mmdet's reader as soon as it is imported; pycocotools itself is unchanged."""
     when_imported(
         _MODULE,
         _mend,

@@ -1,4 +1,4 @@
-"""Do something once a module has been imported, without importing it."""
+"""Run code once a module has been imported, without importing it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from types import ModuleType
 
 
 def when_imported(name: str, action: Callable[[], object], failure: str) -> None:
-    """Call ``action`` right after a module has been executed.
+    """Call ``action`` right after a module was executed.
 
-    If the module is imported already, that is now, and what ``action`` raises is raised. Later, the
-    import of the module is somebody else's and must not fail for it: what ``action`` raises is then
-    logged, in one line, and not tried again.
+    If the module is imported already, ``action`` runs now and its errors propagate. If it runs
+    later, during somebody else's import, that must not fail: an error of ``action`` is then logged
+    in one line, and it is not tried again.
 
     Args:
-        name: Of the module.
-        action: What to do.
-        failure: What is logged before what was raised: what does not work, and the remedy.
+        name: Name of the module.
+        action: What to run.
+        failure: Logged before the error: what does not work, and the remedy.
     """
     if sys.modules.get(name) is not None:
         action()
@@ -29,7 +29,7 @@ def when_imported(name: str, action: Callable[[], object], failure: str) -> None
 
 
 class _Finder:
-    """Finds one module as the other finders do, and adds to what is done when it is executed."""
+    """Finds one module through the other finders, and extends its execution."""
 
     def __init__(self, name: str, action: Callable[[], object], failure: str):
         self.name = name

@@ -15,8 +15,8 @@ def install_mmcv_ops() -> None:
 
     Nothing happens if ``mmcv._ext`` can be imported or mmcv is not installed. Otherwise
     :mod:`polynext_mm.compat.mmcv_ext` becomes ``mmcv._ext``. That imports neither ``mmcv.ops`` nor
-    torchvision, unless mmdet or mmseg was imported earlier and had to do without ``mmcv.ops``. A
-    second call changes nothing.
+    torchvision, unless mmdet or mmseg was imported before, without ``mmcv.ops``. A second call
+    changes nothing.
 
     Raises:
         ImportError: If mmcv is installed and cannot be imported itself.
@@ -54,9 +54,9 @@ def _load_stand_in(why: str) -> ModuleType:
 def _repeat_failed_imports() -> None:
     """Give mmcv's operators to the modules of mmdet and mmseg that were imported too early.
 
-    Many of them try ``from mmcv.ops import ...`` and define a placeholder if that fails. Those
-    imported already would keep their placeholders, and importing mmdet or mmseg before
-    polynext_mm, in alphabetical order, is common.
+    Many of them try ``from mmcv.ops import ...`` and define a placeholder if that fails. Modules
+    already imported would keep their placeholders, and importing mmdet or mmseg before polynext_mm
+    is common, since imports are sorted.
     """
     for name, module in list(sys.modules.items()):
         file = getattr(module, '__file__', None)
@@ -71,7 +71,7 @@ def _repeat_failed_imports() -> None:
 
 
 def _repeat_imports(attempt: ast.Try, module: ModuleType) -> None:
-    """Set in ``module`` what its ``try`` statement ``attempt`` imports from ``mmcv.ops``."""
+    """Set the names in ``module`` that its ``try`` statement imports from ``mmcv.ops``."""
     for statement in attempt.body:
         if isinstance(statement, ast.ImportFrom) and _is_of_mmcv_ops(statement):
             operators = importlib.import_module(statement.module)

@@ -1,12 +1,12 @@
 """Every private name of mmengine, mmcv, mmseg and mmdet that this package depends on.
 
-A new release of theirs that renames one breaks this module alone, and the tests of it say where.
-Nothing else in the package reads or sets a private attribute of an object of theirs.
+If a new release renames one, only this module breaks, and its tests say where. Nothing else in the
+package reads or sets a private attribute of their objects.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
@@ -14,7 +14,6 @@ from mmengine.hooks import CheckpointHook
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, Runner
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 #: Private methods and attributes of mmengine's classes that subclasses in this package override.
@@ -26,7 +25,7 @@ OVERRIDDEN: dict[type, tuple[str, ...]] = {
         '_save_checkpoint_with_step',
     ),
 }
-#: Parts of the names of metrics that ``save_best`` keeps the greatest value of.
+#: Parts of the names of metrics for which ``save_best`` keeps the greatest value.
 GREATER_IS_BETTER: tuple[str, ...] = tuple(CheckpointHook._default_greater_keys)
 
 
@@ -34,7 +33,7 @@ GREATER_IS_BETTER: tuple[str, ...] = tuple(CheckpointHook._default_greater_keys)
 
 
 def load_from(runner: Runner) -> str | None:
-    """Return the checkpoint that a run loads or resumes from, if one is named."""
+    """Return the checkpoint that a run loads or resumes from, if any is named."""
     return runner._load_from
 
 
@@ -44,7 +43,7 @@ def resumes(runner: Runner) -> bool:
 
 
 def set_resume(runner: Runner, source: str | None) -> None:
-    """Let a run resume from ``source``, or start afresh if it is None.
+    """Make a run resume from ``source``, or start afresh if it is None.
 
     A run that starts afresh still loads the weights of :func:`load_from`.
     """
@@ -54,7 +53,7 @@ def set_resume(runner: Runner, source: str | None) -> None:
 
 
 def set_load_from(runner: Runner, source: str) -> None:
-    """Let a run load ``source``, which was moved."""
+    """Make a run load ``source``, after the file was moved."""
     runner._load_from = source
 
 
@@ -69,7 +68,7 @@ def loops(runner: Runner) -> dict[str, BaseLoop]:
 
 
 def trains(runner: Runner) -> bool:
-    """Return whether a run is a training, whose loop mmengine builds before it calls hooks."""
+    """Return whether a run trains: mmengine builds the training loop before it calls hooks."""
     return 'train' in loops(runner)
 
 
@@ -79,7 +78,7 @@ def train_dataloader_settings(runner: Runner) -> Any:
 
 
 def decide_val_interval(loop: BaseLoop) -> None:
-    """Let a training loop set ``val_interval`` to what ``dynamic_intervals`` say for now."""
+    """Update ``val_interval`` of a training loop from its ``dynamic_intervals``."""
     loop._decide_current_val_interval()
 
 
@@ -92,12 +91,12 @@ def run_forward(model: BaseModel, data: Any, mode: str) -> Any:
 
 
 def accumulative_counts(wrapper: OptimWrapper) -> int:
-    """Return how many iterations add their gradients up for one step; 1 if there is no saying."""
+    """Return how many iterations accumulate gradients for a step; 1 if it is not known."""
     return getattr(wrapper, '_accumulative_counts', 1)
 
 
 def normalizes(preprocessor: nn.Module) -> bool | None:
-    """Return whether a data preprocessor applies ``mean`` and ``std``; None if it has no such."""
+    """Return whether a data preprocessor applies ``mean`` and ``std``; None if it has neither."""
     return getattr(preprocessor, '_enable_normalize', None)
 
 
@@ -114,13 +113,3 @@ def converts_channels(preprocessor: nn.Module) -> bool:
 def settings_of(config: Config) -> Mapping:
     """Return the settings of a config without its methods and attributes."""
     return config._cfg_dict
-
-
-def checkpoint_schemes() -> dict[str, Callable]:
-    """Return a copy of the table of loaders by the prefixes of file names that they read."""
-    return dict(CheckpointLoader._schemes)
-
-
-def checkpoint_loader(source: str) -> Callable:
-    """Return the loader that mmengine takes for a file name."""
-    return CheckpointLoader._get_checkpoint_loader(source)

@@ -1,8 +1,8 @@
-"""Which packages bring mmengine and mmcv, and what to tell someone who has none.
+"""Which packages provide mmengine and mmcv, and what to install if they are missing.
 
 Two sets of packages carry the same modules: OpenMMLab's own and OneDL's continuation of them.
-Installing one over the other breaks both, so polynext_mm requires neither by name; each is an
-extra of the same name as the set: ``onedl`` and ``openmmlab``.
+Installing one over the other breaks both, so polynext_mm requires neither; each is an extra:
+``onedl`` and ``openmmlab``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STACK_OF = {
 }
 
 _COMPILE_MMCV = {
-    # PyPI holds only the source of onedl-mmcv. Built in pip's isolation it finds no torch and
+    # PyPI has only the source of onedl-mmcv. Built in pip's isolation it finds no torch and
     # leaves its operators out, and pip would keep such a build in its cache.
     'onedl': (
         'pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps onedl-mmcv'
@@ -38,7 +38,7 @@ class MissingPackageError(ImportError):
 
 def stack_name() -> str | None:
     """Return ``'onedl'`` or ``'openmmlab'``, whichever comes first on the path, or ``None``."""
-    from importlib import metadata  # takes longer to import than all of this package does
+    from importlib import metadata  # takes longer to import than this whole package
 
     return next(filter(None, map(_stack_of, metadata.distributions())), None)
 
@@ -50,7 +50,7 @@ def _stack_of(distribution: Any) -> str | None:
 
 
 def stacks_in_one_place() -> list[str]:
-    """Return the folders that hold packages of both sets, which overwrite each other there."""
+    """Return folders that hold packages of both sets, which overwrite each other there."""
     from importlib import metadata
 
     found: dict[str, set[str]] = {}
@@ -81,7 +81,7 @@ def check_stack(modules: Sequence[str] = ('mmengine', 'mmcv')) -> None:
 
 
 def require_mmengine() -> None:
-    """Import mmengine, with which everything of this package is registered.
+    """Import mmengine, with which this package registers everything.
 
     Raises:
         ImportError: If it is missing; the message says what to install.
@@ -91,7 +91,7 @@ def require_mmengine() -> None:
 
 
 def _how_to_install(module: str) -> str:
-    # Where half of a set is there already, the other set must not go on top of it.
+    # If half of one set is installed, do not suggest installing the other over it.
     extra = stack_name() or 'onedl'
     if (extra, module) == ('openmmlab', 'mmcv'):  # which the extra leaves to the user
         return (
@@ -108,7 +108,7 @@ def _how_to_install(module: str) -> str:
 def _packages_of(extra: str) -> list[str]:
     """Return the requirements of an extra; none if this package is not installed itself.
 
-    They are those in pyproject.toml, which the metadata of an installed package repeats.
+    They come from pyproject.toml, by way of the metadata of the installed package.
     """
     from importlib import metadata
 

@@ -1,7 +1,7 @@
-"""What this torch has: the one place that asks, from 2.1, the oldest that is supported, on.
+"""Differences between versions of torch, from 2.1, the oldest supported one.
 
-What cannot be had with an older torch is a :class:`Feature`, whose absence is told where it is
-asked for. What can be done otherwise is a function, which says since when torch itself does it.
+What an older torch cannot do is a :class:`Feature`, whose absence is reported when it is needed.
+What can be done in another way is a function, which says since when torch itself does it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _RELEASE = tuple(int(part) for part in torch.__version__.split('.')[:2])
 
 
 class Feature(NamedTuple):
-    """Something that not every torch has.
+    """A feature that not every version of torch has.
 
     Args:
-        name: What messages call it.
+        name: Its name in messages.
         since: The first release that has it, such as '2.14'.
         is_there: Whether this torch has it.
     """
@@ -36,7 +36,7 @@ class Feature(NamedTuple):
     is_there: bool
 
     def what_is_missing(self) -> str:
-        """Return a line that says which torch has it, and which this is."""
+        """Return a line on which torch the feature needs and which is installed."""
         return f'{self.name} needs torch {self.since} or newer, and this is {torch.__version__}'
 
 
@@ -44,26 +44,26 @@ def _from_release(name: str, since: str) -> Feature:
     return Feature(name, since, _RELEASE >= tuple(map(int, since.split('.'))))
 
 
-#: Operators of our own that a compiler takes into its graph, and that a FLOP counter knows.
+#: Custom operators that a compiler takes into its graph and that the FLOP counter knows.
 CUSTOM_OPERATORS = _from_release('operators for a compiler', '2.4')
-#: Before, there are CPUs and CUDA, each with functions of its own.
+#: Before, only CPUs and CUDA have it, each with its own functions.
 AUTOCAST_BY_DEVICE = _from_release('autocast of every device', '2.4')
 #: Autocast to float16, and all operations in it.
 FLOAT16_ON_CPUS = _from_release('float16 on CPUs', '2.4')
-#: ``weights_only=True`` without the hole of CVE-2025-32434, and stand-ins by name.
+#: ``weights_only=True`` without CVE-2025-32434, and allowed classes under other names.
 SAFE_READER = _from_release('a safe torch.load(weights_only=True)', '2.6')
-#: The oldest release on which the kernels in Triton were run.
+#: The oldest release on which the Triton kernels were tested.
 TRITON_KERNELS = _from_release("this package's kernels in Triton", '2.11')
-#: Before, the compiler fails at maps of any size in training.
+#: Before, the compiler fails in training on maps of dynamic size.
 COMPILE_CELLS = _from_release('compile_cells', '2.12')
 #: Graphs for images of any size.
 EXPORT = _from_release('export', '2.14')
-#: What a user may ask for by name; the others are done in another way.
+#: The features that a user can ask for; the others have substitutes.
 OPTIONAL = (TRITON_KERNELS, COMPILE_CELLS, EXPORT)
 
 
 def matching_torchvision() -> str:
-    """Return the requirement that brings the torchvision of this torch, such as 0.16 for 2.1."""
+    """Return the requirement of the torchvision that matches this torch, such as 0.16 for 2.1."""
     return f'torchvision==0.{_RELEASE[1] + 15}.*'
 
 
@@ -78,7 +78,7 @@ else:
 
     def is_compiling() -> bool:
         """Return whether a compiler traces this code."""
-        # importing torch._dynamo takes seconds
+        # do not import torch._dynamo, which takes seconds
         return 'torch._dynamo' in sys.modules and torch._dynamo.is_compiling()
 
 
@@ -87,7 +87,7 @@ if _RELEASE >= (2, 7):
 else:
 
     def is_exporting() -> bool:
-        """Return whether ``torch.export`` traces this code: not told, and not supported."""
+        """Return False: this torch cannot tell, and export with it is not supported."""
         return False
 
 
@@ -104,7 +104,7 @@ def can_autocast(device: str) -> bool:
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
-    """Return the dtype of autocast on a kind of device; None where it is off, or not to be had."""
+    """Return the dtype of autocast on a kind of device; None where it is off or unavailable."""
     if not can_autocast(device):
         return None
     if AUTOCAST_BY_DEVICE.is_there:
@@ -115,12 +115,12 @@ def autocast_dtype(device: str) -> torch.dtype | None:
 
 
 def autocast(device: str, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Autocast to a dtype, float32 being none, which torch takes for a dtype of CPUs since 2.4."""
+    """Return a context of autocast, empty for float32, which CPUs accept only since torch 2.4."""
     return contextlib.nullcontext() if dtype is torch.float32 else torch.autocast(device, dtype)
 
 
 def set_autocast_enabled(device: str, enabled: bool) -> None:
-    """Turn autocast on or off, on a kind of device that has it."""
+    """Turn autocast on or off for a kind of device that has it."""
     if AUTOCAST_BY_DEVICE.is_there:
         torch.set_autocast_enabled(device, enabled)
     elif device == 'cpu':
@@ -130,7 +130,7 @@ def set_autocast_enabled(device: str, enabled: bool) -> None:
 
 
 def can_autocast_to(device: str, dtype: torch.dtype) -> bool:
-    """Return whether autocast to a dtype is there, and not slower than float32."""
+    """Return whether autocast to a dtype is available and not slower than float32."""
     if not can_autocast(device):
         return False
     if dtype is not torch.bfloat16:
@@ -160,7 +160,7 @@ def has_fast_bfloat16() -> bool:
 
 
 def grad_scaler(device: str, init_scale: float, enabled: bool) -> torch.cuda.amp.GradScaler:
-    """Return a scaler of the loss: ``torch.amp.GradScaler``, of every device, since torch 2.3."""
+    """Return a loss scaler: ``torch.amp.GradScaler``, for all devices since torch 2.3."""
     if _RELEASE >= (2, 3):
         return torch.amp.GradScaler(device, init_scale=init_scale, enabled=enabled)
     return torch.cuda.amp.GradScaler(init_scale=init_scale, enabled=enabled and device == 'cuda')
@@ -172,7 +172,7 @@ def grad_scaler(device: str, init_scale: float, enabled: bool) -> torch.cuda.amp
 
 
 def device_module(device: str) -> ModuleType:
-    """Return ``torch.cuda`` and its like: ``torch.get_device_module`` of torch 2.4."""
+    """Return ``torch.cuda`` or its counterpart: ``torch.get_device_module`` since torch 2.4."""
     return torch.get_device_module(device) if _RELEASE >= (2, 4) else getattr(torch, device)
 
 
@@ -194,16 +194,16 @@ def register_load_state_dict_pre_hook(module: nn.Module, hook: Callable[..., Non
 
 
 def has_fused_optimizers(device: str) -> bool:
-    """Return whether ``AdamW(fused=True)`` is there: on CPUs, since torch 2.4."""
+    """Return whether ``AdamW(fused=True)`` is available: on CPUs, since torch 2.4."""
     return device == 'cuda' or _RELEASE >= (2, 4)
 
 
 @contextlib.contextmanager
 def no_fused_attention_layers() -> Iterator[None]:
-    """Let torch's attention layers call one operator after the other, and not one for all.
+    """Make torch's attention layers call separate operators instead of one fused one.
 
-    ``torch.backends.mha`` is there since torch 2.3. Before, layers whose inputs need a gradient do
-    so: in evaluation, let the images of a model need one, and gradients be enabled.
+    ``torch.backends.mha`` exists since torch 2.3. Before, only inputs that require a gradient have
+    that effect: in evaluation, enable gradients and let the images require one.
     """
     if _RELEASE < (2, 3):
         with torch.enable_grad():
@@ -219,7 +219,7 @@ def no_fused_attention_layers() -> Iterator[None]:
 
 
 def register_flop_formula(operator: torch._ops.OpOverloadPacket, formula: Callable) -> None:
-    """Let torch's FLOP counter know an operator, of whatever overload: it does so since 2.5."""
+    """Register a FLOP formula for all overloads of an operator, as torch itself does since 2.5."""
     flop_counter.register_flop_formula(operator)(formula)
     registry = flop_counter.flop_registry
     if operator not in registry:  # which is where the counter looks

@@ -1,6 +1,6 @@
-"""A segmentation data set of one's own, whose label files may hold other ids than 0, 1, 2, ...
+"""A custom segmentation data set, whose label files may hold other ids than 0, 1, 2, ...
 
-This module needs mmseg, and so is not imported with the package: configs that use the data set name
+This module needs mmseg, so it is not imported with the package: configs that use the data set list
 it in ``custom_imports``, as ``configs/_base_/own_segmentation.py`` does.
 """
 
@@ -19,20 +19,20 @@ from ..engine.checks.findings import IGNORED, DataError
 class OwnSegDataset(BaseSegDataset):
     """mmseg's ``BaseSegDataset`` with ids that are mapped or ignored, wherever labels are loaded.
 
-    Training, evaluation, test-time augmentation and the checks of data all follow, since the data
-    set maps the ids, not a step of a pipeline.
+    Since the data set maps the ids, not a step of a pipeline, this also applies to evaluation,
+    test-time augmentation and the data checks.
 
     Args:
         ignored_ids: Ids in the label files that are no class and are read as 255, besides 255
             itself.
-        label_map: Classes of the ids in the label files, such as ``{0: 0, 255: 1}`` for binary
-            masks; 255 for ids that are ignored. Ids that it does not name are errors, except 255.
-            By default an id is the class of that number.
-        options: As of ``BaseSegDataset``.
+        label_map: The class of each id in the label files, such as ``{0: 0, 255: 1}`` for binary
+            masks; 255 for ignored ids. Ids not listed are errors, except 255. By default an id is
+            the index of its class.
+        options: As for ``BaseSegDataset``.
 
     Raises:
-        DataError: If an ignored id is the id of a class, or an id not within 0 to 255, or a class
-            not within those of the data set.
+        DataError: If an ignored id is that of a class, an id is not within 0 to 255, or a class is
+            not one of the data set's.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class OwnSegDataset(BaseSegDataset):
         super().__init__(**options)
 
     def get_label_map(self, new_classes: Sequence[str] | None = None) -> dict[int, int] | None:
-        """Return what the ids of label files become, counted as mmseg counts them when it maps.
+        """Return the mapping of ids, numbered as mmseg numbers them when it applies it.
 
         Args:
             new_classes: Names of the classes.
@@ -66,7 +66,7 @@ class OwnSegDataset(BaseSegDataset):
                     f'{IGNORED} and no class; the ids of the {number} classes are '
                     f'{min(classes, default=0)} to {max(classes, default=0)}'
                 )
-        # mmseg maps after it has taken 1 from ids (reduce_zero_label), 0 and 255 excepted
+        # mmseg maps after it has subtracted 1 from ids other than 0 and 255 (reduce_zero_label)
         ignored = {
             value - first: IGNORED
             for value in self.ignored_ids
@@ -74,7 +74,7 @@ class OwnSegDataset(BaseSegDataset):
         }
         if not self._own_map:
             return {value: value for value in range(number)} | ignored
-        # what is not named must not stay a class: the first number beyond them is an error
+        # ids not listed must not remain a class: map them to the first number beyond, an error
         return {value: number for value in range(number)} | self._own_map | ignored
 
     def _check_own_map(self, number: int) -> None:

@@ -1,4 +1,4 @@
-"""Backbones with all weights of a checkpoint, or an error."""
+"""Load a backbone with all of its weights from a checkpoint."""
 
 import importlib
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ def load_backbone(config: Any, checkpoint: str) -> tuple[SimpleNamespace, str]:
         may be None, and the report on what was loaded.
 
     Raises:
-        UnsupportedModelError: If the backbone is none of this package's.
+        UnsupportedModelError: If the backbone is not one of this package.
         FileNotFoundError: If there is no such checkpoint.
         CheckpointError: If it cannot be read or does not fit.
     """
@@ -36,7 +36,7 @@ def load_backbone(config: Any, checkpoint: str) -> tuple[SimpleNamespace, str]:
         )
     preprocessor = config.model.get('data_preprocessor')
     if config.get('default_scope') is None:
-        preprocessor = None  # it is not known whose it is
+        preprocessor = None  # the package that it belongs to is not known
     if preprocessor is not None:
         importlib.import_module(f'{config.default_scope}.models')
         preprocessor = MODELS.build(dict(preprocessor, _scope_=config.default_scope))

@@ -1,7 +1,7 @@
 """Networks with tensors in and out, built from mm models so that a graph can be captured.
 
-Whatever of an mm head works on Python lists, on results of one image at a time, or on sizes that a
-graph would keep as numbers, is written here in ordinary torch, for any size.
+Whatever mm heads do with Python lists, one image at a time, or with sizes that a graph would record
+as constants, is rewritten here in ordinary torch, for any size.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor, nn
 
 from ..compat.mmengine import converts_channels, normalizes
 
-_LARGEST_GROWTH = math.log(1000 / 16)  # of a side of a box, as in mmdet's coder
+_LARGEST_GROWTH = math.log(1000 / 16)  # of a box's side over its anchor's, as in mmdet's coder
 
 
 class UnsupportedModelError(ValueError):
-    """A model, or a part of one, that cannot be exported as asked."""
+    """A model, or a part of one, that cannot be exported as requested."""
 
 
 class Preprocessing(nn.Module):
     """What mm's data preprocessor does to a batch in testing.
 
     Args:
-        mean: Of every channel, after the channels were swapped.
-        std: Of every channel.
+        mean: Mean of each channel, after the channels were swapped.
+        std: Standard deviation of each channel.
         swap: Whether to reverse the channels: BGR to RGB, or RGB to BGR.
-        divisor: Images are padded on the right and at the bottom to multiples of it.
-        pad_value: Of the padding, after normalization.
+        divisor: Images are padded on the right and at the bottom to multiples of this.
+        pad_value: Value of the padding, after normalization.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class AnySizePool(nn.Module):
 
 
 class AnySizeGroupNorm(nn.Module):
-    """``nn.GroupNorm`` without its check of the size of a map, which a graph cannot depend on.
+    """``nn.GroupNorm`` without its check of the map's size, on which a graph cannot depend.
 
     Args:
         norm: The norm whose weights it shares.
@@ -114,11 +114,11 @@ class Network(nn.Module):
 
     Args:
         model: A segmentor, a detector, or anything with a ``backbone``.
-        preprocessing: What is done to the images first, or None if they come preprocessed.
+        preprocessing: Applied to the images first; None if they come preprocessed.
 
     Attributes:
-        in_channels: Of the images.
-        output_names: One for each tensor that is returned.
+        in_channels: Channels of the images.
+        output_names: Names of the tensors that are returned.
         out_axes: Names of the dimensions of each.
     """
 
@@ -152,7 +152,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return what heads work on."""
+        """Return the features that heads take, after the neck."""
         features = self.backbone(images)
         return features if self.neck is None else self.neck(features)
 
@@ -200,7 +200,7 @@ class Segmentor(Network):
 
 
 class LabelMap(Segmentor):
-    """The same, up to ``labels``, (B, H, W): the index of the class of every pixel."""
+    """A segmentor up to ``labels``, (B, H, W): the index of the class of every pixel."""
 
     output_names = ('labels',)
     out_axes = (('batch', 'height', 'width'),)
@@ -209,14 +209,14 @@ class LabelMap(Segmentor):
         return (self._scores(self.logits(images, size)).argmax(1),)
 
     def _scores(self, logits: Tensor) -> Tensor:
-        """Return what is largest for the label; a single logit is compared with a threshold."""
+        """Return scores whose argmax is the label; a single logit is compared with a threshold."""
         if logits.shape[1] > 1:
             return logits
         threshold = torch.full_like(logits, self.head.threshold)
         return torch.cat((threshold, logits.sigmoid()), 1)
 
     def shortfall(self, images: Tensor, labels: Tensor) -> float:
-        """Return by how much given labels miss the largest logit, over the logits' magnitude."""
+        """Return how far the logits of given labels are below the largest, in relative terms."""
         size = images.shape[-2:]
         if self.preprocessing is not None:
             images = self.preprocessing(images)
@@ -304,16 +304,16 @@ OUTPUTS: dict[str, type[Network]] = {
 
 
 def make_network(model: nn.Module, output: str | None = None, preprocess: bool = False) -> Network:
-    """Make the network of a model that a graph is captured of.
+    """Make the network of a model from which a graph is captured.
 
     Args:
         model: A segmentor, a detector, or, for 'features', anything with a ``backbone``.
         output: A key of :data:`OUTPUTS`; by default 'logits' of a segmentor and 'boxes' of others.
-        preprocess: Whether the network does the work of the model's data preprocessor too.
+        preprocess: Whether the network includes the model's data preprocessor.
 
     Raises:
-        UnsupportedModelError: If the model cannot give that output, or its data preprocessor does
-            more than can be done in the graph; the message says what can.
+        UnsupportedModelError: If the model cannot produce that output, or its data preprocessor
+            does what a graph cannot; the message says what is possible.
         ValueError: If there is no such output.
     """
     if output is None:

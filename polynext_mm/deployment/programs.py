@@ -1,4 +1,4 @@
-"""Graphs of networks: captured once for every size, written in three formats, run and compared."""
+"""Capture a graph of a network for all sizes, write it in three formats, run and compare it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ LARGEST_BATCH = 1 << 10
 #: Largest difference between a graph and torch, over the largest magnitude of an output.
 TOLERANCE = 1e-4
 
-# Batch, height and width while a graph is captured, without and with hints. With them no map may be
-# of a single row or column. Without them the numbers do not matter.
+# Batch, height and width while a graph is captured, without and with hints. With hints, no map may
+# have a single row or column. Without, the numbers do not matter.
 _EXAMPLES = ((2, 97, 130), (2, 1030, 1550))
 _AXES = ('batch', 'height', 'width')
 
@@ -32,16 +32,16 @@ Run = Callable[[Tensor], list[Tensor]]
 
 
 class ExportError(RuntimeError):
-    """A graph cannot be captured, written or run here, or does not compute what it should."""
+    """A graph cannot be captured, written or run here, or its outputs are wrong."""
 
 
 class Format(NamedTuple):
     """A format of files.
 
     Args:
-        suffix: Of the files.
-        with_hints: What sizes of the graph are, as of :func:`capture`.
-        require: Raises an ExportError where something to write it is not installed.
+        suffix: Suffix of the files.
+        with_hints: As for :func:`capture`.
+        require: Raises an ExportError if something needed to write it is not installed.
         write: Writes a program of a network to a path, with metadata.
         consumer: What runs the files here.
         install: The command that installs the consumer, if it is not torch.
@@ -95,13 +95,13 @@ def capture(network: Network, with_hints: bool = False) -> ExportedProgram:
 
     Args:
         network: As :func:`fused` returns it.
-        with_hints: False lets no size become a number of the graph and no branch depend on one:
-            they are symbols without a value while it is captured. AOTInductor needs to know values,
-            which are then those of a large image.
+        with_hints: With False, sizes are symbols without a value during capture, so none becomes a
+            constant and no branch depends on one. AOTInductor needs values; with True they are
+            those of a large image.
 
     Raises:
-        ExportError: If this torch cannot, or something in the network depends on a size in a way
-            that a graph cannot.
+        ExportError: If this torch cannot do it, or the network depends on a size in a way that a
+            graph cannot.
     """
     if not EXPORT.is_there:
         raise ExportError(f'{EXPORT.what_is_missing()}: upgrade torch')
@@ -113,7 +113,7 @@ def capture(network: Network, with_hints: bool = False) -> ExportedProgram:
     try:
         with torch.no_grad():
             return torch.export.export(network, (images,), dynamic_shapes=shapes)
-    except Exception as error:  # of many kinds, and all say the same to the user
+    except Exception as error:  # errors of many kinds with one meaning to the user
         raise ExportError(
             f'no graph for every size can be captured of this model: {_first_line(error)}'
         ) from error
@@ -250,7 +250,7 @@ def open_file(form: Format, path: Path) -> Run:
     """Return a function from images to outputs that runs a file.
 
     Raises:
-        ExportError: If what runs such files does not take this one.
+        ExportError: If the consumer of the format rejects the file.
     """
     try:
         return form.open(path)
@@ -266,13 +266,13 @@ def open_file(form: Format, path: Path) -> Run:
 def difference(network: Network, images: Tensor, outputs: Sequence[Tensor]) -> float:
     """Return the largest difference of outputs from the network's, over the latter's magnitude.
 
-    Labels, which jump, are compared by their logits: by how much the network's logit of a given
+    Labels are discrete, so they are compared by logits: by how much the network's logit of a given
     label is below its largest.
 
     Args:
-        network: Run by torch.
+        network: The network, run by torch.
         images: (B, C, H, W).
-        outputs: Of a graph of the network for these images.
+        outputs: Outputs of a graph of the network for these images.
     """
     with torch.no_grad():
         if isinstance(network, LabelMap):
@@ -292,10 +292,10 @@ def check(
     """Compare a graph with its network on random images; return the difference of each shape.
 
     Args:
-        network: Run by torch, before :func:`fused`.
+        network: The network before :func:`fused`, run by torch.
         run: The graph.
         shapes: Batch, height and width of the images.
-        name: Of the graph, for messages.
+        name: Name of the graph, for messages.
 
     Raises:
         ExportError: If the graph fails, or a difference is above :data:`TOLERANCE`.

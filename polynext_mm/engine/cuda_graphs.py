@@ -61,16 +61,16 @@ class CUDAGraphHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         for graphed in self._graphed:
-            del graphed.backbone.forward  # which uncovers the method of the class
+            del graphed.backbone.forward  # which restores the method of the class
         self._graphed = []
 
 
 class _Graphed:
-    """The forward pass of a backbone, replayed from a graph where that is right."""
+    """The forward pass of a backbone, replayed from a graph where possible."""
 
     def __init__(self, backbone: PolyNeXt):
         self.backbone = backbone
-        # a second replay before the backward pass would overwrite what that needs of the first
+        # a second replay before the backward pass would overwrite what the first one saved for it
         self.replayed = False
         self._shape: torch.Size | None = None
         self._replay: Callable[[Tensor], tuple[Tensor, ...]] | None = None
@@ -89,7 +89,7 @@ class _Graphed:
 
 
 class _Launched(nn.Module):
-    """The backbone without hooks, which a capture refuses."""
+    """The backbone without hooks, since capturing refuses modules with hooks."""
 
     def __init__(self, backbone: PolyNeXt):
         super().__init__()
@@ -100,7 +100,7 @@ class _Launched(nn.Module):
 
 
 def _capture(backbone: PolyNeXt, x: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    # cached casts would belong to the autocast of this step alone
+    # cached casts are valid only within the autocast of this step
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

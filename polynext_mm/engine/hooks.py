@@ -1,4 +1,4 @@
-"""The hook that checks the checkpoints which a run loads."""
+"""The hook that checks the checkpoints a run loads."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class CheckpointGuardHook(Hook):
 
     The backbone checks its own weights wherever it is loaded; mm merely warns about other weights
     that do not fit, and this hook makes that an error. A file without heads, such as an ImageNet
-    backbone, may start training but may not be evaluated. Where ``load_from`` or a resumed
-    checkpoint brings the backbone's weights, those of ``init_cfg`` are not fetched.
+    backbone, may start training but cannot be evaluated. If ``load_from`` or a resumed checkpoint
+    provides the backbone's weights, those of ``init_cfg`` are not downloaded.
 
-    A ``data_preprocessor`` that normalizes images in another way than the published weights expect
-    is an error where those weights are used as they are: when training starts from ``init_cfg``,
-    and when a file in the authors' names is loaded. Where a checkpoint of another training replaces
-    the weights of ``init_cfg``, it is a warning.
+    A ``data_preprocessor`` that normalizes images differently than the published weights expect is
+    an error where those weights are used directly: when training starts from ``init_cfg``, and when
+    a file in the authors' names is loaded. If a checkpoint of another training replaces the weights
+    of ``init_cfg``, it is a warning.
 
     Args:
         reset_mismatched_heads: Whether layers of the heads that have another shape in the
             checkpoint (for another number of classes) keep their initialization instead.
-        allow_other_normalization: Whether another normalization is meant.
+        allow_other_normalization: Whether another normalization is intended.
 
     Raises:
         CheckpointError: If the checkpoint or the normalization does not fit.
@@ -89,14 +89,14 @@ class CheckpointGuardHook(Hook):
             return
         if names.is_authors({key.removeprefix('backbone.') for key in weights}):
             self._check_normalization(model, is_error=True)
-        # what was trained already has all of its heads
+        # a resumed checkpoint has all heads
         whole = private.resumes(runner) or not private.trains(runner)
         for part in (weights, checkpoint.get('ema_state_dict', {})):
             loading.set_options(
                 part, evaluation=whole, reset_mismatched_heads=self.reset_mismatched_heads
             )
         if private.resumes(runner) and isinstance(model.backbone, PolyNeXt):
-            # the state of the optimizer has the sizes of the checkpoint's norms
+            # the optimizer state has the shapes of the checkpoint's norms
             model.backbone.keep_norm_size()
 
     def _check_normalization(self, model: nn.Module, is_error: bool) -> None:
@@ -116,7 +116,7 @@ class CheckpointGuardHook(Hook):
 
 
 def _require_whole_average(checkpoint: dict, source: str) -> None:
-    """Check that EMAHook, which exchanges weights by name, finds every one of them."""
+    """Check that EMAHook, which swaps weights by name, finds all of them."""
     weights, prefix = checkpoint['state_dict'], 'module.'
     average = {
         key.removeprefix(prefix): value
@@ -130,7 +130,7 @@ def _require_whole_average(checkpoint: dict, source: str) -> None:
 
 
 def _require_plain_path(runner: Runner) -> None:
-    """Check that ``last_checkpoint`` names a file: nobody wrote it down as a source to trust."""
+    """Check that ``last_checkpoint`` names a plain file, not a source such as ``unsafe:``."""
     latest = str(find_latest_checkpoint(runner.work_dir))
     if latest.startswith(UNSAFE) or '://' in latest:
         raise CheckpointError(

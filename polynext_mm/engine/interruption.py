@@ -1,4 +1,4 @@
-"""What ends a training early and leaves time to save: signals, and workers that were killed."""
+"""Save before a training ends early: on signals, and when a data loader worker is killed."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ from .training_scope import around_training
 _SIGNALS = tuple(
     getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP') if hasattr(signal, name)
 )
-# how torch begins to say that a worker is gone, but not that it raised an error
+# how torch reports a dead worker, as opposed to one that raised an error
 _LOST = re.compile(r'DataLoader worker \(pid')
 
 
 class LostWorkerError(RuntimeError):
-    """A process that loads data was killed."""
+    """A worker of a data loader was killed."""
 
 
 @HOOKS.register_module()
 class InterruptHook(Hook):
     """Finish the iteration, save a checkpoint and leave, on a signal or when a worker is killed.
 
-    On SIGTERM, SIGINT or SIGHUP the exit code is 75. Whichever rank gets the signal, all of them
-    stop after the same iteration. In a validation the state from before it is saved, and resuming
+    On SIGTERM, SIGINT or SIGHUP the exit code is 75. Whichever rank gets the signal, all ranks stop
+    after the same iteration. During validation, the state from before it is saved, and resuming
     validates again. A second SIGINT to a single process interrupts at once, as without this hook. A
-    SIGHUP that is ignored, as under nohup, stays so. In a thread that is not the main one, Python
-    handles no signals, and they do what they did before.
+    SIGHUP that is ignored, as under nohup, stays ignored. Outside the main thread Python cannot
+    handle signals, so there they keep their effect.
 
-    A worker of a data loader is killed when memory runs out, for example.
+    Workers of a data loader are killed when memory runs out, for example.
 
     Raises:
         LostWorkerError: If a worker was killed, after the checkpoint was saved.
     """
 
-    # after the checkpoint of the same iteration, before what ReproducibilityHook starts
+    # after the checkpoint of the same iteration, before ReproducibilityHook
     priority = 95
 
     def __init__(self):
@@ -68,7 +68,7 @@ class InterruptHook(Hook):
         try:
             yield
         except RuntimeError as error:
-            # raised where a batch is waited for, between two iterations
+            # raised while waiting for a batch, between two iterations
             if isinstance(error, LostWorkerError) or not _LOST.match(str(error)):
                 raise
             self._lost_worker = self._lost_worker or str(error)
@@ -103,7 +103,7 @@ class InterruptHook(Hook):
 
     def after_train_iter(self, runner: Runner, **step: object) -> None:
         done = runner.iter + 1
-        # gradients that wait for others to be added are not in a checkpoint
+        # a checkpoint does not hold partially accumulated gradients
         accumulated = done % accumulative_counts(runner.optim_wrapper) == 0
         if any_rank(self._is_interrupted()) and (accumulated or done == runner.max_iters):
             hook = checkpoint_hook(runner)
@@ -140,7 +140,7 @@ class InterruptHook(Hook):
         tell(f'{signal.Signals(number).name}: finishing this iteration, saving, and leaving')
 
     def _defer_errors_of_workers(self) -> None:
-        """Let torch's handler, which raises in the middle of a step, wait for the end of it."""
+        """Defer errors that torch's SIGCHLD handler raises in mid-step to the end of the step."""
         torchs = signal.getsignal(signal.SIGCHLD) if hasattr(signal, 'SIGCHLD') else None
         if not callable(torchs) or torchs == self._remember_worker or not self._previous:
             return
@@ -161,13 +161,13 @@ class InterruptHook(Hook):
         self._previous.clear()
 
     def _save_alone(self, runner: Runner) -> None:
-        """Save what was trained without waiting for other ranks."""
+        """Save the state of training without waiting for other ranks."""
         if self._validates:
             for hook in runner.hooks:
-                if isinstance(hook, EMAHook):  # from the average back to the trained weights
+                if isinstance(hook, EMAHook):  # swap the average back for the trained weights
                     hook.after_val_epoch(runner)
         elif dist.is_distributed():
-            return  # the others are within the next iteration
+            return  # the other ranks are already in the next iteration
         hook = checkpoint_hook(runner)
         if hook is not None and dist.is_main_process():
             hook.save_interrupted(runner, runner.iter, together=not self._validates)
@@ -200,8 +200,8 @@ def _explained(lost_worker: str) -> str:
 
 
 def _start_worker(initialize: Callable | None, trainer: int, worker_id: int) -> None:
-    """Let a worker live as long as its trainer needs it, whoever sends a signal to all of them."""
-    if hasattr(signal, 'sigwaitinfo'):  # Linux, where schedulers signal every process of a job
+    """Keep a worker alive while its trainer needs it, even if a signal goes to all processes."""
+    if hasattr(signal, 'sigwaitinfo'):  # on Linux, where schedulers signal every process of a job
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         threading.Thread(target=_end_with_trainer, args=(trainer,), daemon=True).start()
     if initialize is not None:
@@ -209,9 +209,9 @@ def _start_worker(initialize: Callable | None, trainer: int, worker_id: int) -> 
 
 
 def _end_with_trainer(trainer: int) -> None:
-    """End this worker when its trainer says so, and nobody else.
+    """Let only the trainer end this worker.
 
-    The trainer need not be its parent: of workers that a fork server starts, that is the parent.
+    The trainer need not be its parent: workers started by a fork server are children of that.
     """
     while True:
         received = signal.sigwaitinfo(_SIGNALS)

@@ -33,10 +33,10 @@ from .checks import data as data_checks
 from .checks.findings import DataError
 from .interruption import LostWorkerError
 
-# where launchers say which process this is
+# environment variables in which launchers pass the rank
 _RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 
-# what a disk or a folder refuses
+# errors of full disks and of folders that cannot be written
 _REFUSALS = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -51,7 +51,7 @@ _REFUSALS = (
     errno.ENAMETOOLONG,
 )
 
-# For data sets whose root contains the key: where to get them, and their layout.
+# By a part of the data root: where to get the data set, and its layout.
 _SOURCES = {
     'ADEChallengeData2016': (
         'ADE20K (scene parsing benchmark): http://sceneparsing.csail.mit.edu, '
@@ -94,7 +94,7 @@ _SOURCES = {
 
 @MODEL_WRAPPERS.register_module()
 class CPUDistributedDataParallel(MMDistributedDataParallel):
-    """DistributedDataParallel on the CPU, with BN in place of SyncBN, which only GPUs have."""
+    """DistributedDataParallel on the CPU, with BN in place of SyncBN, which needs GPUs."""
 
     def __init__(self, module: nn.Module, **options):
         if any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
@@ -114,7 +114,7 @@ def require_dataset(dataset: ConfigDict) -> None:
         dataset: The settings of a data set, or of a wrapper around one or several.
 
     Raises:
-        DatasetNotFoundError: If one does not; the message gives its path, the expected layout,
+        DatasetNotFoundError: If one is missing; the message gives its path, the expected layout,
             where to get the data, and which demo runs without it.
     """
     for _, settings in config_checks.datasets_of(dataset, 'dataset'):
@@ -146,8 +146,8 @@ def _require_files(dataset: Mapping) -> None:
 def init_distributed(launcher: str, cfg: Config) -> None:
     """Set up the process group of a launcher, and the model wrapper that goes with it.
 
-    With GPUs this is left to mmengine. Without, mmengine would still call CUDA, so gloo is set up
-    here and ``cfg`` gets a model wrapper for the CPU.
+    With GPUs, mmengine does this. Without, mmengine would still call CUDA, so this sets up gloo and
+    puts a model wrapper for the CPU into ``cfg``.
 
     Raises:
         ValueError: If there are no GPUs and the launcher is neither 'pytorch' nor 'slurm'.
@@ -177,8 +177,8 @@ def init_distributed(launcher: str, cfg: Config) -> None:
 def read_config(args: argparse.Namespace) -> Config:
     """Return the config that the arguments name, with the settings that they override.
 
-    ``args`` gets ``file_keys``, the top-level names of the config file, which tell what the command
-    line adds.
+    ``args.file_keys`` is set to the top-level names of the config file, to tell them from those
+    that the command line adds.
 
     Raises:
         ConfigNotFoundError: If there is no such config.
@@ -210,7 +210,7 @@ def load_config(name: str, cfg_options: Mapping | None) -> Config:
 
 
 def _override(cfg: Config, cfg_options: Mapping | None) -> None:
-    """Set what the command line sets; ``data_root`` moves the data."""
+    """Apply the overrides of the command line; ``data_root`` moves the data sets."""
     if cfg_options is not None:
         if 'data_root' in cfg_options:
             _move_data(cfg, str(cfg_options['data_root']))
@@ -237,7 +237,7 @@ def _move_data(cfg: Config, new_root: str) -> None:
 
 
 def _moved(setting: Any, old_root: str, new_root: str) -> Any:
-    """Return a copy of ``setting`` with all paths at or below ``old_root`` at ``new_root``."""
+    """Return a copy of ``setting`` with paths at or below ``old_root`` moved to ``new_root``."""
     if isinstance(setting, Mapping):
         return {key: _moved(value, old_root, new_root) for key, value in setting.items()}
     if isinstance(setting, (list, tuple)):
@@ -252,30 +252,30 @@ def _moved(setting: Any, old_root: str, new_root: str) -> Any:
 
 
 def set_timeout(cfg: Config, seconds: float) -> None:
-    """Let the run end when one of its processes stands still for so long."""
+    """End the run when one of its processes makes no progress for ``seconds``."""
     cfg.custom_hooks = [
         hook
         for hook in cfg.get('custom_hooks') or []
         if not (isinstance(hook, Mapping) and hook.get('type') == 'WatchdogHook')
     ]
     cfg.custom_hooks.append(dict(type='WatchdogHook', timeout=seconds))
-    # the watchdog has to time out before the collectives, which cannot name the rank
+    # time out before NCCL or gloo, which cannot name the rank
     cfg.merge_from_dict({'env_cfg.dist_cfg.timeout': int(seconds) + 60})
 
 
 def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str]) -> None:
     """Run a task of a config's Runner, reading every checkpoint safely.
 
-    If a file is missing or a checkpoint does not fit, the program ends with that message alone.
+    If a file is missing or a checkpoint does not fit, exit with only that message.
 
     Args:
-        cfg: The config; ``runner_type`` in it chooses another Runner than mmengine's.
+        cfg: The config; its ``runner_type`` selects another Runner than mmengine's.
         args: Arguments of ``polynext-mm train`` or ``test``, after :func:`read_config`.
         task: The Runner's method, 'train' or 'test'.
         datasets: Names of the dataloaders whose files must exist.
     """
     check_stack()
-    # a disk that is full of logs is told once, by what needs it, and not by each line of the log
+    # report a full disk once, where it matters, not for each line of the log
     logging.raiseExceptions = False
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
@@ -320,6 +320,6 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
 
 
 def _leave_distributed() -> None:
-    """Leave the process group: gloo's threads abort a process that exits as a member of one."""
+    """Leave the process group: gloo's threads abort a process that exits as a member."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -18,7 +18,7 @@ def backbones(model: nn.Module) -> dict[str, MultiScale]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return a model without what wraps it for several processes or test-time augmentation."""
+    """Return a model without its wrappers for several processes or test-time augmentation."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = cast(nn.Module, model.module)
     return model

@@ -1,4 +1,4 @@
-"""A loss that is no number any more ends the training, with what is needed to find out why."""
+"""End a training whose loss is no longer finite, with what is needed to find out why."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -26,10 +26,10 @@ class NonFiniteHook(Hook):
     """Stop when the loss has not been finite for ``patience`` iterations in a row.
 
     The error names the first of these iterations, the files of its batch, and the first module
-    whose output was not finite. The state is saved as ``nonfinite_iter_N.pth``, which no resume
-    takes. A step that loss scaling skips is no fault: the loss of the next one is finite.
+    whose output was not finite. The state is saved as ``nonfinite_iter_N.pth``, from which no run
+    resumes. A step that loss scaling skips does not count: the loss of the next one is finite.
 
-    Where the weights themselves are no longer finite when a checkpoint is due, it stops at once.
+    If the weights themselves are not finite when a checkpoint is due, the run stops at once.
 
     Args:
         patience: Iterations in a row with a loss of nan or inf after which the training stops.
@@ -61,7 +61,7 @@ class NonFiniteHook(Hook):
         self._in_a_row = 0
         model = models.unwrapped(runner.model)
         self._handles = [model.register_forward_hook(self._keep_loss)]
-        # the weights are still those that gave the loss: after the step they may all be nan
+        # look before the step, with the weights that gave the loss: after it all may be nan
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
         if optimizer is not None:
             self._handles.append(
@@ -80,7 +80,10 @@ class NonFiniteHook(Hook):
             self._stop(runner, runner.iter + 1)
 
     def weights_not_finite(self, runner: Runner, iteration: int) -> None:
-        """Of AtomicCheckpointHook: to go on would be in vain."""
+        """Stop at once if the loss was not finite either: training cannot recover.
+
+        AtomicCheckpointHook calls this.
+        """
         if self._in_a_row:
             self._stop(runner, iteration)
 
@@ -115,7 +118,7 @@ class NonFiniteHook(Hook):
             runner.logger.warning(f'The loss of iteration {self._first} is not finite')
 
     def _first_module(self, runner: Runner) -> str:
-        """Compute the batch once more, and see where numbers end."""
+        """Find the first module with non-finite output, by computing the batch once more."""
         model = models.unwrapped(runner.model)
         buffers = {name: value.clone() for name, value in model.named_buffers()}
         after = random_state()
@@ -157,7 +160,7 @@ class NonFiniteHook(Hook):
 
 @contextlib.contextmanager
 def _watched(model: nn.Module, first: list[str]) -> Iterator[None]:
-    """Let ``first`` begin with the module whose output is the first that is not finite."""
+    """Put the first module whose output is not finite into ``first``."""
 
     def watch(name):
         def look(module, arguments, output):
@@ -189,6 +192,6 @@ def _finite(value: Any) -> bool:
 
 
 def _files(batch: Any) -> list[str]:
-    """The images of a batch of mm's."""
+    """Return the image files of an mm batch."""
     samples = batch.get('data_samples', []) if isinstance(batch, Mapping) else []
     return [str(sample.img_path) for sample in samples if hasattr(sample, 'img_path')]

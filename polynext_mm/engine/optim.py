@@ -18,8 +18,8 @@ from ..compat.logs import say
 from ..nn import batch_norm, layers
 from . import models
 
-# 'released' is what the authors' released code does, which gave the published numbers; in the
-# paper, all norms are exempt from weight decay.
+# 'released' follows the authors' code, which gave the published numbers; the paper exempts all
+# norms from weight decay.
 _NO_DECAY = ('released', 'paper')
 _NORMS = (
     nn.LayerNorm,
@@ -35,8 +35,8 @@ class PolyNeXtOptimWrapperConstructor:
     """Build an optimizer wrapper with one parameter group per learning rate and weight decay.
 
     There are as few groups as possible, since a step launches kernels for each. They are logged.
-    A backbone is any PolyNeXt or MetaFormer in the model, under whatever name and however many;
-    everything else is a head.
+    Every PolyNeXt or MetaFormer in the model is a backbone, whatever its name; everything else is a
+    head.
 
     Checkpoints of any implementation of the optimizer can be resumed: ``fused`` and ``foreach``
     stay as the config has them. Options of ``paramwise_cfg``:
@@ -136,16 +136,16 @@ class PolyNeXtOptimWrapperConstructor:
 
 
 def _keep_implementation(optimizer: torch.optim.Optimizer, state_dict: dict) -> dict:
-    """Let a state that is loaded bring everything but the choice of kernels.
+    """Keep the config's choice of ``fused`` and ``foreach`` when an optimizer state is loaded.
 
-    Otherwise a checkpoint from before ``fused=True`` would turn it off, for half of what a fused
-    optimizer does: loss scaling would go on to leave unscaling to it.
+    Otherwise a checkpoint from before ``fused=True`` would turn it off only halfway: loss scaling
+    would still leave unscaling to the optimizer.
     """
     groups = [
         loaded | {key: own[key] for key in ('fused', 'foreach') if key in own}
         for loaded, own in zip(state_dict['param_groups'], optimizer.param_groups)
     ]
-    if len(groups) != len(state_dict['param_groups']):  # which torch is about to say
+    if len(groups) != len(state_dict['param_groups']):  # torch is about to report that
         return state_dict
     return state_dict | {'param_groups': groups}
 
@@ -202,8 +202,8 @@ class AutocastOptimWrapper(OptimWrapper):
     GPU without bfloat16, and on a CPU without instructions for it, it trains in float32 and logs
     that.
 
-    With a fused optimizer, nothing waits for the device before the whole step is queued. Then, with
-    ``clip_grad``, the norm is read for the log.
+    With a fused optimizer, the host queues the whole step without waiting for the device. Only
+    then, with ``clip_grad``, is the norm read for the log.
 
     Args:
         optimizer: The optimizer.
@@ -260,7 +260,7 @@ class AutocastOptimWrapper(OptimWrapper):
             yield
 
     def _factor_on_the_loss(self) -> float | Tensor:
-        """Return it as a number, or with loss scaling on the device, where the scale is."""
+        """Return the factor as a number, or, with loss scaling, as a tensor on the device."""
         factor = self.scale_loss(1.0)
         if not self.loss_scaler.is_enabled():
             return factor
@@ -321,7 +321,7 @@ class AutocastOptimWrapper(OptimWrapper):
 def _autocast_within(
     modules: Sequence[nn.Module], device: str, dtype: torch.dtype
 ) -> Iterator[None]:
-    """Autocast the calls of ``modules`` alone, and cast what they return to float32."""
+    """Autocast only the calls of ``modules``, and cast what they return to float32."""
     entered = []
 
     def enter(module, args):

@@ -1,4 +1,4 @@
-"""Ranks that act as one: what the main process finds, every process learns."""
+"""Share what one rank finds with all ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def on_main(find: Callable[[], Found]) -> Found:
     if dist.is_main_process():
         try:
             outcome[0] = find()
-        except Exception as error:  # noqa: BLE001 - the other ranks wait to hear of it
+        except Exception as error:  # noqa: BLE001 - the other ranks are waiting for it
             if not dist.is_distributed():
                 raise
             outcome[1] = error
@@ -28,7 +28,7 @@ def on_main(find: Callable[[], Found]) -> Found:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether a flag is set in any of the processes."""
+    """Return whether a flag is set in any of the processes."""
     if not dist.is_distributed():
         return flag
     flags = torch.tensor(int(flag))

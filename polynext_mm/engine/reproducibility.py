@@ -1,9 +1,9 @@
-"""A resumed run equals the uninterrupted one: the order of data, augmentation, random numbers.
+"""Make a resumed run equal the uninterrupted one: order of data, augmentation, random numbers.
 
-Every sample is augmented with random numbers of its own, drawn from the seed of the run and the
-sample's number in the order of training. So it does not matter which worker loads it, how many
-there are, or how often the run was interrupted. The random numbers of the model (dropout, drop
-path, sampling of regions) are those of the process, and go into the checkpoints.
+Each sample is augmented with its own random numbers, drawn from the seed of the run and the
+sample's position in the order of training. It therefore does not matter which worker loads it, how
+many workers there are, or how often the run was interrupted. The random numbers of the model
+(dropout, drop path, sampling of regions) come from the process's generators, whose state is saved.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from .processes import on_main
 
 
 def random_state() -> dict:
-    """The state of every random number generator of this process, in plain values and tensors."""
+    """Return the state of all random number generators of this process, as plain values."""
     version, internal, gauss_next = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     state = dict(
@@ -44,7 +44,7 @@ def random_state() -> dict:
 
 
 def set_random_state(state: dict) -> None:
-    """Take up what :func:`random_state` returned, on whatever device its tensors are."""
+    """Restore what :func:`random_state` returned, on whatever device its tensors are."""
     version, internal, gauss_next = state['python']
     random.setstate((version, tuple(internal.tolist()), gauss_next))
     name, keys, *rest = state['numpy']
@@ -57,12 +57,12 @@ def set_random_state(state: dict) -> None:
 
 @contextlib.contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Draw from generators seeded with ``numbers``, and leave those of the process alone."""
+    """Seed all generators with ``numbers`` within this context, and restore them afterwards."""
     python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
     words = np.random.SeedSequence(numbers).generate_state(4)
     random.seed(int(words[0]))
     np.random.seed(words[1:3])
-    # of the CPU: torch.manual_seed would reach for the GPU, which workers must not
+    # the CPU generator: torch.manual_seed would initialize CUDA, which workers must not
     torch.default_generator.manual_seed(int(words[3]))
     try:
         yield
@@ -76,20 +76,20 @@ def seeded(*numbers: int) -> Iterator[None]:
 
 
 class _Numbered(int):
-    """An index into a data set that knows its place in the order of training."""
+    """An index into a data set with its position in the order of training."""
 
     epoch: int
     number: int
 
 
 class _NumberedSampler(Sampler):
-    """A sampler's own indices, numbered over all ranks."""
+    """The indices of a sampler, numbered over all ranks."""
 
     def __init__(self, sampler: Sampler):
         self.sampler = sampler
         self.epoch = 0
 
-    def __getattr__(self, name: str) -> Any:  # batch samplers ask for the data set and more
+    def __getattr__(self, name: str) -> Any:  # batch samplers look up attributes of their sampler
         if name == 'sampler':  # not there yet: when unpickled
             raise AttributeError(name)
         return getattr(self.sampler, name)
@@ -111,11 +111,11 @@ class _NumberedSampler(Sampler):
 
 
 class _ResumedBatches(Sampler):
-    """The batches of a batch sampler, without those that a run has seen.
+    """The batches of a batch sampler, without those that the run has already seen.
 
     Args:
         batches: The batch sampler, over a numbered sampler.
-        endless: Go on with the next epoch when one ends, for training by iteration.
+        endless: Whether to continue with the next epoch when one ends, for training by iteration.
     """
 
     def __init__(self, batches: Sampler, endless: bool):
@@ -143,9 +143,9 @@ class _ResumedBatches(Sampler):
 
 
 class _SeededDataset(Dataset):
-    """A data set each of whose samples is loaded with random numbers of its own.
+    """A data set that loads each sample with its own random numbers.
 
-    Everything else, such as a hook that sets another pipeline, reaches the data set itself.
+    Everything else, such as a hook that replaces the pipeline, reaches the data set itself.
     """
 
     def __init__(self, dataset: Dataset, seed: int):
@@ -176,11 +176,11 @@ class _SeededDataset(Dataset):
 
 
 class _Batches:
-    """What IterBasedTrainLoop takes its batches from: already where the run goes on.
+    """The iterator that IterBasedTrainLoop takes batches from, starting where the run resumes.
 
     Args:
-        loader: Whose batch sampler has skipped.
-        ignored: How often the loop will ask for a batch to skip it.
+        loader: The loader, whose batch sampler has skipped already.
+        ignored: How many batches the loop will ask for only to skip them.
     """
 
     def __init__(self, loader: DataLoader, ignored: int):
@@ -200,7 +200,7 @@ class _Batches:
         return next(self._iterator)
 
     def skip_iter(self, num_iters: int) -> None:
-        """Nothing: the batch sampler skips."""
+        """Do nothing: the batch sampler skips."""
 
 
 # The hook
@@ -210,19 +210,19 @@ class _Batches:
 class ReproducibilityHook(Hook):
     """Make a resumed run the same as one that was never interrupted.
 
-    Samples get random numbers by the run's seed and their number, whatever the number of workers;
-    checkpoints get the random numbers of every rank and the position in the data; validation uses
-    none of training's random numbers, and one that a kill prevented is done on resuming. Without
-    ``randomness.seed`` the seed is drawn once, and resumed runs take it from the checkpoint.
+    Samples get random numbers from the run's seed and their number, however many workers there are.
+    Checkpoints hold the random states of every rank and the position in the data. Validation draws
+    no random numbers from training's generators; one that was cut short is repeated on resuming.
+    Without ``randomness.seed`` a seed is drawn once, and resumed runs take it from the checkpoint.
 
-    On the CPU, and on GPUs as far as their kernels are deterministic
-    (``randomness.deterministic``), the weights are then equal bit for bit.
+    On the CPU, and on GPUs with deterministic kernels (``randomness.deterministic``), the weights
+    are then equal bit for bit.
 
     Raises:
         ValueError: For a train loop, data loader or checkpoint hook that it does not work with.
     """
 
-    # after all that other hooks do before the training
+    # after the before_train of all other hooks
     priority = 'LOWEST'
 
     def __init__(self):
@@ -264,7 +264,7 @@ class ReproducibilityHook(Hook):
             self._require_within_an_epoch(runner, done, loop.dataloader.batch_sampler)
         loop.dataloader.batch_sampler.skip = done
         if not by_epoch:
-            # one that can skip is told to, another is called once for every batch to skip
+            # a loop either calls skip_iter, or takes and drops every batch to skip
             can_skip = hasattr(type(loop.dataloader_iterator), 'skip_iter')
             loop.dataloader_iterator = _Batches(loop.dataloader, 0 if can_skip else loop.iter)
         self._done = done
@@ -290,7 +290,7 @@ class ReproducibilityHook(Hook):
         set_random_state(self._own_state)
 
     def before_save_in_all_ranks(self, runner: Runner) -> None:
-        if not self._in_validation:  # else those from before it
+        if not self._in_validation:  # in validation, keep the states from before it
             self._states = dist.all_gather_object(random_state())
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -316,7 +316,7 @@ class ReproducibilityHook(Hook):
             return
         try:
             set_random_state(states[dist.get_rank()])
-        except Exception as error:  # noqa: BLE001 - anything may be in the place of each
+        except Exception as error:  # noqa: BLE001 - a damaged state fails in many ways
             raise CheckpointError(
                 f'{private.load_from(runner)}: the random states in it are damaged ({error}): '
                 'resume from another checkpoint'
@@ -344,7 +344,7 @@ class ReproducibilityHook(Hook):
 
 
 def _reproducible(cfg: Any, loader: DataLoader, seed: int, by_epoch: bool) -> DataLoader:
-    """The loader of a config anew, with its samplers seeded, numbered and able to skip.
+    """Rebuild the loader of a config with samplers that are seeded, numbered and can skip.
 
     Raises:
         ValueError: If the samplers cannot be built again, or the data set has no indices.
@@ -359,7 +359,7 @@ def _reproducible(cfg: Any, loader: DataLoader, seed: int, by_epoch: bool) -> Da
             'ReproducibilityHook numbers the samples of a data set: it cannot number those of '
             f'{type(loader.dataset).__name__}, which has no indices'
         )
-    # a resumed run without a seed of its own has learned it after its loader was built
+    # a resumed run without a seed gets it from the checkpoint, after its loader was built
     sampler = _NumberedSampler(
         DATA_SAMPLERS.build(
             dict(cfg['sampler']), default_args=dict(dataset=loader.dataset, seed=seed)
@@ -387,14 +387,14 @@ def _reproducible(cfg: Any, loader: DataLoader, seed: int, by_epoch: bool) -> Da
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
-        # a new iterator draws a number: not from those of the model
+        # a new iterator draws a random number: keep that out of the model's
         generator=torch.Generator().manual_seed(seed),
         **workers,
     )
 
 
 def _validate_if_due(runner: Runner, done: int) -> None:
-    """Validate after ``done`` epochs or iterations where the train loop would have."""
+    """Validate after ``done`` epochs or iterations if the train loop would have done so."""
     loop = runner.train_loop
     private.decide_val_interval(loop)
     last = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters

@@ -1,4 +1,4 @@
-"""Predictions that an evaluation keeps, each in a file of its own."""
+"""Predictions kept by an evaluation, each in its own file."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .checks.walk import TASKS, datasets_of
 
 
 def label_file(out: str | Path, root: str | None, image: str) -> Path:
-    """Return where the label image of an image goes.
+    """Return the path of the label image for an image.
 
     Args:
-        out: Folder of all of them.
-        root: Folder of the images: theirs below it becomes the one below ``out``; None for none.
+        out: Folder of all label images.
+        root: Folder of the images, whose subfolders are kept below ``out``; None keeps none.
         image: Path of the image.
     """
     name = Path(image).name if root is None else os.path.relpath(image, root)
@@ -37,9 +37,9 @@ def label_file(out: str | Path, root: str | None, image: str) -> Path:
 
 @METRICS.register_module()
 class LabelImages(BaseMetric):
-    """Keep predictions of a segmentor as label images, in folders as the images are.
+    """Keep predictions of a segmentor as label images, in the folder structure of the images.
 
-    Ids are those of the data set's own label files: counted from 1 with ``reduce_zero_label``.
+    Ids are those of the data set's label files: they count from 1 with ``reduce_zero_label``.
 
     Args:
         out: Folder to write to.
@@ -132,10 +132,10 @@ def files_of(cfg: Config, task: str, with_images: bool = True) -> tuple[list[str
 
 
 def all_files_of(cfg: Config, with_images: bool) -> list[str]:
-    """Return every file that the data sets of a config read, as far as that is known."""
+    """Return every file that the data sets of a config read, as far as known."""
     return [path for task in TASKS for part in files_of(cfg, task, with_images) for path in part]
 
 
 def root_of(images: Sequence[str]) -> str | None:
-    """Return the folder that holds all images, directly or in folders; None for no images."""
+    """Return the folder that holds all images, at any depth; None without images."""
     return os.path.commonpath([os.path.dirname(path) for path in images]) if images else None

@@ -1,4 +1,4 @@
-"""What lasts exactly as long as a training, however that ends."""
+"""Contexts that last exactly as long as a training, however it ends."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..compat.mmengine import trains
 def around_training(
     runner: Runner, context: Callable[[], contextlib.AbstractContextManager]
 ) -> None:
-    """Let a training run within a context, which is left whether it returns or raises.
+    """Run a training within a context, which is left whether the training returns or raises.
 
-    mmengine calls ``after_train`` only if nothing was raised. So what a hook starts in
-    ``before_train`` would outlive a training that fails, in a notebook or a sweep that goes on.
+    mmengine calls ``after_train`` only if nothing was raised, so in a notebook or a sweep, what a
+    hook starts in ``before_train`` would outlive a failed training.
 
     Args:
         runner: At ``before_run``. Nothing happens if it does not train.
@@ -33,7 +33,7 @@ def around_training(
             with context():
                 return run()
         finally:
-            vars(loop).pop('run', None)  # which uncovers the method of the class
+            vars(loop).pop('run', None)  # which restores the method of the class
 
     loop.run = run_within
 

@@ -1,4 +1,4 @@
-"""A rank that stands still ends the run after a stated time, and is named."""
+"""End the run, and name the rank, when a rank makes no progress for a given time."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class WatchdogHook(Hook):
     """End the run when a rank has not moved for ``timeout`` seconds, and say which.
 
     A rank moves when it begins or ends an iteration of training or validation. A thread of each
-    rank tells the others how far it is. The rank that froze is the one whose thread is silent as
-    well (a stopped process, a dead machine) or, where all threads answer, the one that is behind.
-    A job that was suspended as a whole (SIGSTOP, a scheduler's preemption) and goes on is no frozen
-    one: a rank that finds itself woken much too late counts anew.
+    rank reports its progress to the others. The frozen rank is the one whose thread is silent too
+    (a stopped process, a dead machine) or, if all threads answer, the one that is behind. A whole
+    job that was suspended (SIGSTOP, preemption) and continues is not frozen: a rank that wakes up
+    much too late restarts its clock.
 
     Args:
         timeout: In seconds; longer than the longest evaluation of metrics takes.
@@ -50,7 +50,7 @@ class WatchdogHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._move('starting')
-        self._stopped = threading.Event()  # the thread of a training before this one has its own
+        self._stopped = threading.Event()  # a previous training's thread keeps its own event
         self._thread = threading.Thread(
             target=self._watch, args=(self._stopped,), name='watchdog', daemon=True
         )
@@ -74,14 +74,14 @@ class WatchdogHook(Hook):
     def _stop(self) -> None:
         self._stopped.set()
         if self._thread is not None:
-            self._thread.join(1.0)  # longer only if it waits for a store that is gone
+            self._thread.join(1.0)  # it takes longer only while waiting for a store that is gone
 
     def _move(self, doing: str) -> None:
         self._doing = doing
         self._steps += 1
 
     def _watch(self, stopped: threading.Event) -> None:
-        """Of the thread: tell the others, hear of them, and end the process if one froze."""
+        """Exchange progress with the other ranks in a thread; end the process if one froze."""
         rank, ranks = dist.get_dist_info()
         store = _store(self.timeout) if ranks > 1 else None
         now = time.monotonic()
@@ -94,7 +94,7 @@ class WatchdogHook(Hook):
             if stopped.wait(period):
                 return
             now = time.monotonic()
-            if now - waits_since > 2 * period:  # this process was suspended, perhaps all of them
+            if now - waits_since > 2 * period:  # this process, perhaps the whole job, was suspended
                 moved, beaten = [now] * ranks, [now] * ranks
             beat += 1
             reports = {rank: f'{beat}|{self._steps}|{self._doing}'}
@@ -108,7 +108,7 @@ class WatchdogHook(Hook):
                         if store.check([key])
                     }
             except RuntimeError:
-                pass  # whoever keeps the store is frozen or dead: silence is what is measured
+                pass  # the host of the store is frozen or dead: its silence is measured too
             now = time.monotonic()
             for other, report in reports.items():
                 new_beat, new_steps, doing[other] = report.split('|', 2)
@@ -128,11 +128,11 @@ class WatchdogHook(Hook):
                 f'TimeoutError: no progress for {self.timeout:g} seconds: {frozen} stands still. '
                 'The run ends; go on from the last checkpoint with --resume'
             )
-            os._exit(1)  # the main thread waits for the others, perhaps for ever
+            os._exit(1)  # the main thread may wait for the others forever
 
 
 def _store(timeout: float) -> TCPStore:
-    """A connection of its own to the store by which the ranks found each other."""
+    """Return a separate connection to the store through which the ranks found each other."""
     return TCPStore(
         os.environ['MASTER_ADDR'],
         int(os.environ['MASTER_PORT']),

@@ -13,11 +13,11 @@ Colour = tuple[int, int, int]
 def coloured(
     image: np.ndarray, labels: np.ndarray, palette: Sequence[Colour], opacity: float
 ) -> np.ndarray:
-    """Return an image, (H, W, 3) uint8, with a colour over every pixel that has one.
+    """Return an image, (H, W, 3) uint8, with its labels drawn as colours.
 
     Args:
-        labels: (H, W), indices into the palette; pixels with others stay as they are.
-        opacity: From 0 to 1.
+        labels: (H, W), indices into the palette; pixels with other values are unchanged.
+        opacity: Opacity of the colours, from 0 to 1.
     """
     table = np.asarray(palette, np.float32).reshape(-1, 3)
     has_colour = labels < len(table)
@@ -54,7 +54,7 @@ def _font_size(image: np.ndarray) -> int:
 
 
 def with_legend(image: np.ndarray, entries: Sequence[tuple[str, Colour]]) -> np.ndarray:
-    """Return an image with a strip below that names colours.
+    """Return an image with a legend of colours below.
 
     Args:
         image: (H, W, 3) uint8 in RGB.

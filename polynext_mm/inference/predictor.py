@@ -32,7 +32,7 @@ TASKS = ('mmseg', 'mmdet')
 DTYPES = ('float32', 'bfloat16', 'float16')
 ORDERS = ('rgb', 'bgr')
 
-#: What a Predictor takes as one image.
+#: The types that a Predictor takes as one image.
 Input = Union[str, os.PathLike, np.ndarray, Image.Image, Tensor]  # noqa: UP007 - Python 3.9
 Result = Union[Segmentation, Detections]  # noqa: UP007
 
@@ -42,9 +42,9 @@ class Loaded:
     """An image that has passed the pipeline.
 
     Attributes:
-        image: (H, W, 3) uint8 in RGB, to be drawn into.
-        path: Of the image; None if it was not read from a file.
-        data: What the model's ``test_step`` takes, of this image alone.
+        image: (H, W, 3) uint8 in RGB, for drawing.
+        path: Path of the image; None if it was not read from a file.
+        data: Input of the model's ``test_step`` for this image alone.
     """
 
     image: np.ndarray
@@ -53,7 +53,7 @@ class Loaded:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Size at which the model gets the image; with TTA, that of the first augmentation."""
+        """Size of the model's input; with TTA, that of the first augmentation."""
         inputs = self.data['inputs']
         return tuple((inputs[0] if isinstance(inputs, list) else inputs).shape)
 
@@ -69,18 +69,18 @@ class Predictor:
         result.save('drawn.png')
 
     Args:
-        config: A work dir, which has a config and checkpoints; or a config: a file, or the name of
-            one of ours.
+        config: A work dir with a config and checkpoints; or a config: a file, or the name of one
+            of ours.
         checkpoint: Path, url or published name; or, in the work dir, the name of a file, 'best' or
-            'last'. None is the best in the work dir, or the newest where none was chosen.
+            'last'. None takes the best in the work dir, or the newest if there is no best.
         device: Such as 'cuda:0' or 'cpu'; None for a GPU if there is one, else the CPU.
-        dtype: Of autocast, 'bfloat16' or 'float16', or torch's dtypes; None is float32.
-        batch_size: Most images at once. Those in one batch have one size, so it helps with lists of
-            images that do.
+        dtype: The dtype of autocast: 'bfloat16', 'float16' or torch's dtypes; None is float32.
+        batch_size: Maximum number of images at once. All in a batch have one size, so it helps only
+            with lists of images of equal size.
         tta: Whether to average over flips and scales, by the config's ``tta_model``.
         slide: Segment images at their own size, in windows of this side that overlap by a third.
-        score_thr: Detections with scores up to this one are left out.
-        cfg_options: Settings of the config to override, keys with dots.
+        score_thr: Detections with scores up to this are dropped.
+        cfg_options: Settings of the config to override, with dotted keys.
 
     Attributes:
         model: The segmentor or detector, in eval mode.
@@ -89,7 +89,7 @@ class Predictor:
         detects: Whether it is a detector.
 
     Raises:
-        FileNotFoundError: If there is no such config or checkpoint; the message lists those there.
+        FileNotFoundError: If there is no such config or checkpoint; the message lists those found.
         CheckpointError: If the checkpoint cannot be read, or does not fit.
         ConfigError: If the config is neither a segmentor's nor a detector's, or an option does not
             go with it.
@@ -149,9 +149,9 @@ class Predictor:
             images: A path; an array (H, W, 3) or grey (H, W), uint8 or floats from 0 to 255; a PIL
                 image; a tensor (3, H, W), uint8 or floats from 0 to 1; a list of these, or a batch
                 with one more dimension in front; a generator of these. Values are those of an
-                image file: nothing is to be normalized or resized beforehand.
-            channel_order: 'rgb' or 'bgr' (OpenCV's and mm's), of arrays and tensors. Files and PIL
-                images say it themselves.
+                image file: do not normalize or resize beforehand.
+            channel_order: 'rgb' or 'bgr' (as in OpenCV and mm), for arrays and tensors; files and
+                PIL images have a known order.
             logits: Whether results of segmentors have ``logits``, at the size of the image.
 
         Returns:
@@ -181,7 +181,7 @@ class Predictor:
         return self.predict((self.load(image, order) for image in images), logits)
 
     def load(self, image: Input, channel_order: str = 'rgb') -> Loaded:
-        """Read an image, and bring it to the form that the model takes.
+        """Read an image and prepare it as input of the model.
 
         Raises:
             DataError: For a file that cannot be read, naming it.
@@ -208,7 +208,7 @@ class Predictor:
         return Loaded(shown, path, data)
 
     def predict(self, images: Iterable[Loaded], logits: bool = False) -> Iterator[Result]:
-        """Yield a result for each image, in their order, in batches of images of one size."""
+        """Yield a result for each image, in order, predicting batches of images of one size."""
         batch: list[Loaded] = []
         for image in images:
             if len(batch) == self.batch_size or (batch and batch[0].shape != image.shape):
@@ -231,7 +231,7 @@ class Predictor:
         return [make(one, sample, logits) for one, sample in zip(batch, samples)]
 
     def _segmentation(self, loaded: Loaded, sample: Any, logits: bool) -> Segmentation:
-        # a model of one logit predicts floats
+        # a model with one logit predicts floats
         labels = sample.pred_sem_seg.data.reshape(loaded.image.shape[:2]).cpu().numpy()
         return Segmentation(
             loaded.image,
@@ -266,8 +266,8 @@ class Predictor:
 def build_model(cfg: Config, checkpoint: str, device: str | torch.device) -> nn.Module:
     """Return the model of a config in eval mode with the weights of a checkpoint.
 
-    It gets the attributes ``cfg`` and ``dataset_meta``, as mm's own functions give them. Classes
-    that the checkpoint does not name are those of the config's data set. mm would guess.
+    It gets the attributes ``cfg`` and ``dataset_meta``, as from mm's own functions. If the
+    checkpoint does not name the classes, they come from the config's data set; mm would guess.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -278,7 +278,7 @@ def build_model(cfg: Config, checkpoint: str, device: str | torch.device) -> nn.
     for name in ('pretrained', 'train_cfg'):
         if name in cfg.model:
             cfg.model[name] = None
-    for part in cfg.model.values():  # the checkpoint brings them
+    for part in cfg.model.values():  # the checkpoint provides the weights
         if isinstance(part, dict) and part.get('init_cfg'):
             part['init_cfg'] = None
     importlib.import_module(f'{cfg.default_scope}.models')
@@ -330,7 +330,7 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
 
 
 def colours(palette: Any, count: int) -> tuple[Colour, ...]:
-    """Return ``count`` colours: those of a palette, and others where it has no more.
+    """Return ``count`` colours: those of a palette, then generated ones.
 
     Args:
         palette: A list of (R, G, B), a name that mmdet knows, or None.
@@ -345,11 +345,11 @@ def colours(palette: Any, count: int) -> tuple[Colour, ...]:
     return tuple(own + [tuple(colour) for colour in others[len(own) :]])
 
 
-# Images on their way to the model
+# From images to the input of the model
 
 
 def _steps(pipeline: Sequence[Any], keep_size: bool) -> list[Any]:
-    """Return the steps of a pipeline without annotations and, if asked for, without resizing."""
+    """Return the steps of a pipeline without annotations and, on request, without resizing."""
     kept = []
     for step in pipeline:
         if not isinstance(step, Mapping) or 'type' not in step:
@@ -367,9 +367,9 @@ def _steps(pipeline: Sequence[Any], keep_size: bool) -> list[Any]:
 
 
 def _as_bgr(image: Any, order: str) -> np.ndarray:
-    """Return an image in memory as (H, W, C), as mm reads files: BGR, from 0 to 255."""
+    """Convert an image in memory to what mm reads from files: (H, W, C), BGR, from 0 to 255."""
     if isinstance(image, Image.Image):
-        # files are turned as their EXIF data says, too
+        # as for files, apply the EXIF orientation
         return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))[..., ::-1].copy()
     if isinstance(image, Tensor):
         pixels = image.detach().cpu()
@@ -399,7 +399,7 @@ def _as_bgr(image: Any, order: str) -> np.ndarray:
 
 
 def _shown(image: np.ndarray) -> np.ndarray:
-    """Return what the pipeline has read as (H, W, 3) uint8 in RGB, to be drawn into."""
+    """Return what the pipeline has read as (H, W, 3) uint8 in RGB, for drawing."""
     image = image if image.ndim == 3 else image[..., None]
     image = image[..., 2::-1] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, -1)
     if image.dtype != np.uint8:
@@ -412,7 +412,7 @@ def _shown(image: np.ndarray) -> np.ndarray:
 def _widen(data: dict, model: nn.Module) -> None:
     """Repeat the last row and column of images that are too small for a backbone of ours.
 
-    mmseg cuts the results to the image again.
+    mmseg crops the results to the image again.
     """
     padded = getattr(model.data_preprocessor, 'test_cfg', None)
     if padded or not isinstance(getattr(model, 'backbone', None), MultiScale):

@@ -1,4 +1,4 @@
-"""What a model found in an image, as plain arrays, with pictures and files made from them."""
+"""Results of a model for an image: plain arrays, with pictures and files made from them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class _Result:
-    """What all results have.
+    """The base of all results.
 
     Attributes:
-        image: The image that was looked at, (H, W, 3) uint8 in RGB.
+        image: The input image, (H, W, 3) uint8 in RGB.
         classes: Names of the classes of the model.
         palette: A colour, (R, G, B), for each.
-        path: Of the image; None if it was not read from a file.
+        path: Path of the image; None if it was not read from a file.
     """
 
     image: np.ndarray
@@ -36,18 +36,18 @@ class _Result:
         """Return the image with what was found drawn into it.
 
         Args:
-            opacity: Of colours over the image, from 0 to 1.
+            opacity: Opacity of colours over the image, from 0 to 1.
             legend: Whether to name the classes.
         """
         raise NotImplementedError
 
     def save(self, path: str | os.PathLike, opacity: float = 0.5, legend: bool = True) -> None:
-        """Write what :meth:`draw` returns; the suffix says the format. Folders are made."""
+        """Write what :meth:`draw` returns, in the format of the suffix; folders are created."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.draw(opacity, legend).save(path)
 
     def annotations(self, image_id: int = 0, first_id: int = 1) -> list[dict]:
-        """Return what was found as annotations in COCO's format, ids from ``first_id``."""
+        """Return the results as annotations in COCO's format, with ids from ``first_id``."""
         raise NotImplementedError
 
     def to_coco(self) -> dict:
@@ -71,8 +71,8 @@ class Segmentation(_Result):
 
     Attributes:
         labels: Index into ``classes`` for every pixel, (H, W), uint8 (uint16 beyond 256 classes).
-        logits: (classes, H, W) float32 where they were asked for, else None. A model of one logit
-            returns the probability of class 1, (1, H, W).
+        logits: (classes, H, W) float32 if requested, else None. A model with one logit returns the
+            probability of class 1, (1, H, W).
     """
 
     labels: np.ndarray
@@ -80,7 +80,7 @@ class Segmentation(_Result):
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of each class that occurs in the pixels, largest first."""
+        """Return the share of pixels of each class that occurs, largest first."""
         counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
         order = np.argsort(-counts[: len(self.classes)], kind='stable')
         return {self.classes[i]: float(counts[i] / self.labels.size) for i in order if counts[i]}
@@ -93,7 +93,7 @@ class Segmentation(_Result):
         return Image.fromarray(picture)
 
     def save_labels(self, path: str | os.PathLike) -> None:
-        """Write ``labels`` as a PNG of one channel. Folders are made."""
+        """Write ``labels`` as a PNG of one channel; folders are created."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(self.labels).save(path)
 
@@ -115,7 +115,7 @@ class Detections(_Result):
         boxes: (N, 4) float32, the corners (x1, y1, x2, y2) in pixels of the image.
         scores: (N,) float32 from 0 to 1.
         labels: (N,) int64, indices into ``classes``.
-        masks: (N, H, W) bool where the model finds masks, else None.
+        masks: (N, H, W) bool if the model predicts masks, else None.
         best_left_out: The highest score that is not above the threshold; None if there is none.
     """
 

@@ -94,13 +94,8 @@ def test_data_preprocessors(kind, normalizes, converts):
     assert private.normalizes(nn.Identity()) is None
 
 
-def test_configs_and_loaders():
+def test_settings_of_a_config():
     assert private.settings_of(Config(dict(a=dict(b=1)))) == {'a': {'b': 1}}
-    schemes = private.checkpoint_schemes()
-    assert {'', 'http://', 'polynext://'} <= set(schemes)
-    schemes.clear()
-    assert private.checkpoint_loader('https://some.where/x.pth') is not None
-    assert private.checkpoint_schemes()
 
 
 # Nobody else

@@ -21,8 +21,8 @@ _OF_MMENGINE = (
 def install_loader() -> None:
     """Let mmengine's loader read every file with torch's restricted reader.
 
-    So nothing that a file holds is executed, whichever of mmengine's functions loads it and
-    whatever it is loaded into. What needs more is read as ``unsafe:SOURCE``. ``polynext://NAME``
+    Nothing in a file is executed then, whichever of mmengine's functions loads it and whatever it
+    is loaded into. A file that needs more must be named as ``unsafe:SOURCE``. ``polynext://NAME``
     stands for a published file. A second call changes nothing.
 
     Raises:
@@ -40,7 +40,7 @@ def install_loader() -> None:
 
 
 def _read(source: str, map_location: Any) -> Any:
-    """Read from a path, url, published name, or what mmengine has a name for."""
+    """Read a path, a url, a published name, or any other source that mmengine knows."""
     plain = source.removeprefix(UNSAFE)
     unsafe = source[: len(source) - len(plain)]
     scheme, separator, name = plain.partition('://')
@@ -74,7 +74,7 @@ def _read(source: str, map_location: Any) -> Any:
 
 
 def _backbone_alone(checkpoint: dict) -> dict:
-    """Return what mmengine makes of a classifier of mmpretrain's: the backbone."""
+    """Return the backbone of an mmpretrain classifier, as mmengine does."""
     weights = checkpoint.get('state_dict', checkpoint)
     prefix = 'backbone.'
     return dict(

@@ -1,4 +1,4 @@
-"""What resuming takes from a checkpoint, and where the config of the resumed run counts instead."""
+"""What a resumed run takes from its checkpoint, and where its config takes precedence."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 from ...weights import containers
 from ...weights.errors import CheckpointError, shown
 
-# of a scheduler: how far it is. Everything else in its state says how long it is, and how high.
+# The part of a scheduler's state that records progress; the rest defines the schedule.
 _PROGRESS = {'last_step', '_global_step', '_last_value', 'verbose'}
-# of a scheduler that looks at metrics, which cannot be replayed
+# state that marks a scheduler driven by metrics, which cannot be replayed
 _PLATEAU = 'num_bad_epochs'
 
 
@@ -44,7 +44,7 @@ def require_training(checkpoint: Mapping, source: Any) -> None:
 
 
 def folders(runner: Runner) -> list[Path]:
-    """Return where a run keeps its checkpoints."""
+    """Return the folders in which a run keeps its checkpoints."""
     work_dir = Path(runner.work_dir)
     found = [work_dir]
     for hook in runner.hooks:
@@ -54,10 +54,10 @@ def folders(runner: Runner) -> list[Path]:
 
 
 def keep_files_inside(checkpoint: Mapping, within: Iterable[Path]) -> None:
-    """Let other files that a checkpoint names count by their names, inside the folders of the run.
+    """Restrict the files that a checkpoint names to files of those names in the run's folders.
 
-    mmengine removes the previous best checkpoint and those beyond the number to keep. A best
-    checkpoint that is damaged is no longer one: the next validation saves another.
+    mmengine removes such files: the previous best checkpoint, and those beyond the number to keep.
+    A damaged best checkpoint is forgotten, so that the next validation saves another.
     """
     within = list(within)
     hub = checkpoint['message_hub']
@@ -78,7 +78,7 @@ def keep_files_inside(checkpoint: Mapping, within: Iterable[Path]) -> None:
             level=logging.WARNING,
         )
     resumed = hub.get('resumed_keys')
-    if isinstance(resumed, dict):  # mmengine warns of each that is not there
+    if isinstance(resumed, dict):  # mmengine warns about each missing file
         known = {**hub['log_scalars'], **info}
         hub['resumed_keys'] = {key: value for key, value in resumed.items() if key in known}
     if 'keep_ckpt_ids' in info:
@@ -88,7 +88,7 @@ def keep_files_inside(checkpoint: Mapping, within: Iterable[Path]) -> None:
 
 
 def _inside(path: Any, within: list[Path]) -> Path | None:
-    """Return the file of a path's name inside the folders of a run, if there is one."""
+    """Return the file with the name of a path in one of a run's folders, if there is one."""
     name = Path(path).name if isinstance(path, str) and '\0' not in path else ''
     if not name.endswith('.pth'):
         return None
@@ -101,30 +101,30 @@ def _inside(path: Any, within: list[Path]) -> Path | None:
 
 
 def settings_of(runner: Runner) -> dict[str, int]:
-    """Return what a checkpoint says of the length of its run, and of the size of the data."""
+    """Return the length of a run and the size of its data, to be saved in its checkpoints."""
     loop, dataset = runner.train_loop, runner.train_dataloader.dataset
     settings = {'samples': len(dataset)} if hasattr(dataset, '__len__') else {}
-    # by epoch, the number of iterations follows from the data
+    # with epochs, the number of iterations follows from the size of the data
     name = 'max_epochs' if isinstance(loop, EpochBasedTrainLoop) else 'max_iters'
     settings[name] = getattr(loop, name)
     return settings
 
 
 class Continuation:
-    """A run that goes on with the settings of its own config: which differ, and what follows.
+    """Resume a run with the settings of its own config, even where the checkpoint's differ.
 
-    Learning rates, weight decay and schedules are those of the config. As long as they are the
-    checkpoint's too, its state is taken over as it is. Where they are not, the schedule of the
-    config is replayed up to where the checkpoint is.
+    Learning rates, weight decay and schedules come from the config. If the checkpoint has the same
+    ones, its state is used unchanged; otherwise the config's schedule is replayed up to the
+    iteration or epoch of the checkpoint.
 
     Args:
         runner: About to resume, with optimizer and schedulers of its config.
-        checkpoint: To be resumed from; what the config decides is changed in it.
+        checkpoint: The checkpoint to resume from; what the config decides is changed in place.
         source: The file, for messages.
         saved: What :func:`settings_of` returned when it was saved.
 
     Raises:
-        CheckpointError: If its optimizer is of other parameters.
+        CheckpointError: If its optimizer has other parameters than the run's.
     """
 
     def __init__(self, runner: Runner, checkpoint: dict, source: Any, saved: Mapping[str, int]):
@@ -144,7 +144,7 @@ class Continuation:
                 self._compare_schedulers(wrapper.optimizer, checkpoint)
 
     def apply(self) -> None:
-        """Put the schedule of the config where it would be, and log what changed in one line."""
+        """Advance the config's schedule to the checkpoint, and log what changed in one line."""
         if self._replay is not None:
             self._replay()
         logger = self.runner.logger
@@ -226,11 +226,11 @@ def _plain_state(scheduler: Any) -> dict[str, Any]:
 
 
 def _step_together(steps: Mapping[Any, int]) -> None:
-    """Step schedulers as often as said, those with fewer steps at the ends of their epochs."""
+    """Step each scheduler the given number of times, interleaved as they were in training."""
     most = max(steps.values(), default=0)
     done = dict.fromkeys(steps, 0)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # torch's order of steps of optimizer and scheduler
+        warnings.simplefilter('ignore')  # torch warns that the optimizer has not stepped first
         for number in range(1, most + 1):
             for scheduler, count in steps.items():
                 while done[scheduler] < number * count // most:

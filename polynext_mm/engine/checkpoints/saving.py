@@ -1,8 +1,8 @@
 """Checkpoints that survive the machine: written whole or not at all, and found again.
 
-A checkpoint is written beside its place, flushed to the disk and renamed; only then does
-``last_checkpoint`` name it, and only then are older ones removed. At any moment the work dir
-holds the newest checkpoint that was finished, under its own name.
+A checkpoint is written to a temporary file in its folder, flushed to disk and renamed; only then
+does ``last_checkpoint`` name it, and only then are older ones removed. At any moment the work dir
+holds the newest finished checkpoint under its own name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .. import models
 from ..processes import on_main
 from .resuming import Continuation, folders, keep_files_inside, require_training, settings_of
 
-# what a checkpoint of ours holds besides mmengine's, under one key
+# the key under which our checkpoints hold what mmengine's do not
 RESUME = 'polynext_resume'
 INTERRUPTED = 'interrupted_iter_{}.pth'
 NONFINITE = 'nonfinite_iter_{}.pth'
@@ -54,7 +54,7 @@ class NonFiniteError(ArithmeticError):
 
 
 def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
-    """Write a file so that at any moment its old or its new content is there, whole.
+    """Write a file so that a reader always finds the old or the new content, complete.
 
     Raises:
         CheckpointError: If the disk or the folder refuses; the old content is untouched.
@@ -70,14 +70,14 @@ def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what writers left that were killed. For the one run that a folder belongs to."""
+    """Remove the temporary files of killed writers; only the run that owns the folder may."""
     for path in folder.glob('.*.part'):
         if _PARTIAL.fullmatch(path.name) and path.is_file():
             path.unlink()
 
 
 class AtomicBackend(LocalBackend):
-    """mmengine's backend for local files, writing each of them whole or not at all."""
+    """mmengine's backend for local files, with atomic writes."""
 
     def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
         path = Path(filepath)
@@ -89,7 +89,7 @@ register_backend(_ATOMIC, AtomicBackend, force=True)
 
 
 class _DeferredRemoval(LocalBackend):
-    """Remembers what is to be removed, so that it can be done when the replacement is there."""
+    """Record what is to be removed, so that it is removed only once its replacement exists."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class _DeferredRemoval(LocalBackend):
         self.files.append(Path(filepath))
 
     def isdir(self, filepath: str | Path) -> bool:
-        return False  # checkpoints of ours are files: no folder is ever removed
+        return False  # our checkpoints are files, so no folder is ever removed
 
 
 # ------------------------------------------------------------------------------------------------
@@ -109,11 +109,11 @@ class _DeferredRemoval(LocalBackend):
 
 @dataclass(frozen=True)
 class Newest:
-    """The newest whole checkpoint of a folder, and what there was besides.
+    """The newest whole checkpoint of a folder, and the reason for choosing it.
 
     Attributes:
         path: The checkpoint; None if there is none.
-        report: Why it is the one, and what was passed over, in one line.
+        report: One line on why it was chosen and which others were passed over.
     """
 
     path: Path | None
@@ -123,8 +123,8 @@ class Newest:
 def newest_checkpoint(folder: Path, templates: Iterable[str] = ()) -> Newest:
     """Find the checkpoint to resume from, whatever ``last_checkpoint`` says.
 
-    Newest is the one written last, by the time that stands in the file; copying changes nothing.
-    A run never writes a time that is not later than those in its folder, whatever the clock says.
+    The newest is the one whose stored time is latest, so copying files changes nothing. A run
+    always stores a later time than those in its folder, even if the clock was set back.
 
     Args:
         folder: Where the checkpoints are.
@@ -160,9 +160,10 @@ def newest_checkpoint(folder: Path, templates: Iterable[str] = ()) -> Newest:
 def times_of_checkpoints(
     folder: Path, templates: Iterable[str]
 ) -> tuple[dict[Path, tuple[float, int]], dict[Path, str]]:
-    """Of the checkpoints in a folder: time and iteration, or why they cannot be resumed from.
+    """Return when and at which iteration each checkpoint in a folder was saved, or what is wrong.
 
-    None is read whole.
+    The first dict has the checkpoints that can be resumed from, the second the reasons why the
+    others cannot. Tensors are not read.
     """
     patterns = [
         re.compile(re.escape(template).replace(r'\{\}', r'\d+'))
@@ -185,7 +186,7 @@ def _listed(problems: dict[Path, str]) -> str:
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    """The name that ``last_checkpoint`` says, for the log alone."""
+    """Return the name in ``last_checkpoint``, which is used in the log alone."""
     path = folder / 'last_checkpoint'
     if not path.is_file():
         return None
@@ -196,12 +197,12 @@ def _last_checkpoint(folder: Path) -> str | None:
 
 @functools.cache
 def _time_and_iteration(path: Path, size: int, changed: int) -> tuple[float, int] | str:
-    """When a checkpoint was written and where training was then, or why it cannot be resumed from.
+    """Return when and at which iteration a checkpoint was saved, or why it cannot be resumed from.
 
     Args:
         path: The file.
-        size: Of it, in bytes.
-        changed: When it was last changed, so that a file is looked at again if it was.
+        size: Its size in bytes.
+        changed: When it was last changed; part of the cache key, so that changed files are reread.
     """
     if not zipfile.is_zipfile(path):
         return 'truncated' if size else 'empty'
@@ -220,7 +221,7 @@ def _time_and_iteration(path: Path, size: int, changed: int) -> tuple[float, int
     if not isinstance(meta.get('iter'), int) or not isinstance(meta.get('epoch'), int):
         return 'without the iteration'
     saved_at = ours.get('saved_at') if isinstance(ours, dict) else None
-    if not isinstance(saved_at, float):  # of mmengine alone
+    if not isinstance(saved_at, float):  # saved by mmengine without this package
         try:
             saved_at = time.mktime(time.strptime(str(meta.get('time')), '%Y%m%d_%H%M%S'))
         except ValueError:
@@ -234,17 +235,16 @@ def _time_and_iteration(path: Path, size: int, changed: int) -> tuple[float, int
 
 
 class _Logs(HistoryBuffer):
-    """A HistoryBuffer that is pickled without the statistics registered with its class."""
+    """A HistoryBuffer pickled without the statistics that are registered with its class."""
 
     def __reduce__(self) -> tuple:
         return HistoryBuffer, (*self.data, self.max_length)
 
 
 def make_readable(checkpoint: dict) -> None:
-    """Leave out what a run has anyway and the restricted reader refuses: functions.
+    """Leave functions out of a checkpoint: the run has them anyway, the restricted reader does not.
 
-    A OneCycleLR has one in its state, and every HistoryBuffer has the statistics that anybody
-    registered.
+    The state of OneCycleLR holds one, and every HistoryBuffer holds all registered statistics.
     """
     scalars = checkpoint['message_hub']['log_scalars']
     for key, value in scalars.items():
@@ -301,18 +301,18 @@ def _unreadable(value: Any, place: str, trial: Path) -> Iterator[str]:
 
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook, made to survive a kill at any moment.
+    """mmengine's CheckpointHook, safe against being killed at any moment.
 
     It takes the options of CheckpointHook, except those of remote storage: ``out_dir`` is a local
-    folder. Files are written beside their place and renamed, old ones are removed when the new one
-    and ``last_checkpoint`` are there, and a state whose weights are not finite is never saved as
-    last or best.
+    folder. Files are written under a temporary name and renamed, old ones are removed only once the
+    new one and ``last_checkpoint`` exist, and a state whose weights are not finite is never saved
+    as last or best.
 
     Raises:
         ValueError: For ``backend_args`` or ``file_client_args``.
     """
 
-    # of mmseg's and mmdet's metrics, those that mmengine does not know
+    # metrics of mmseg and mmdet that mmengine does not know
     _default_greater_keys = [*private.GREATER_IS_BETTER, 'Fscore', 'recall', 'IoU', 'PQ']
     backend_args: dict | None
     file_backend: Any
@@ -337,7 +337,7 @@ class AtomicCheckpointHook(CheckpointHook):
         )
         self._saved_iter = runner.iter if resumed_here else None
         super().before_train(runner)
-        # as it was before a resume: mmengine saves a new best score into the last checkpoint
+        # restored after a resume, since mmengine writes a new best score into the last checkpoint
         self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
         self._saved_at = 0.0
         if is_main_process():
@@ -347,7 +347,7 @@ class AtomicCheckpointHook(CheckpointHook):
             self._saved_at = max(known, default=0.0)
 
     def folder(self, runner: Runner) -> Path:
-        """Where the checkpoints of a run are."""
+        """Return the folder of a run's checkpoints."""
         if self.out_dir is None or self.out_dir == runner.work_dir:
             return Path(runner.work_dir)
         if getattr(self, 'file_backend', None) is not None:  # before_train has added the name
@@ -355,12 +355,12 @@ class AtomicCheckpointHook(CheckpointHook):
         return Path(self.out_dir) / Path(runner.work_dir).name
 
     def save_interrupted(self, runner: Runner, iteration: int, together: bool = True) -> None:
-        """Save the state after ``iteration`` iterations, unless a checkpoint of it is there.
+        """Save the state after ``iteration`` iterations, unless it was saved already.
 
         Args:
             runner: The run.
-            iteration: Number of iterations that are done.
-            together: Whether all processes call this at the same time; in a validation they do not.
+            iteration: Number of finished iterations.
+            together: Whether all processes call this at the same time; in validation they do not.
         """
         if self._saved_iter != iteration:
             meta = dict(epoch=runner.epoch, iter=iteration)
@@ -368,7 +368,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         ours = checkpoint.setdefault(RESUME, {})
-        # a clock that was set back makes no checkpoint older than what is there already
+        # never older than an existing checkpoint, even if the clock was set back
         self._saved_at = max(time.time(), math.nextafter(self._saved_at, math.inf))
         ours.update(
             saved_at=self._saved_at, validated=self._validated, settings=settings_of(runner)
@@ -390,7 +390,7 @@ class AtomicCheckpointHook(CheckpointHook):
         keep_files_inside(checkpoint, folders(runner))
         dataset_meta = getattr(runner.train_dataloader.dataset, 'metainfo', None)
         if repr(dataset_meta) == repr(meta.get('dataset_meta')):
-            # a ConfigDict there, a dict here: mmengine compares bytes
+            # mmengine compares pickled bytes, which differ between a ConfigDict and a dict
             meta['dataset_meta'] = dataset_meta
         saved = (checkpoint.get(RESUME) or {}).get('settings') or {}
         self._continuation = Continuation(runner, checkpoint, source, saved)
@@ -398,7 +398,7 @@ class AtomicCheckpointHook(CheckpointHook):
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         outdated = []
         if self.max_keep_ckpts > 0 and (not self.keep_ckpt_ids or self.keep_ckpt_ids[-1] != step):
-            # the file names the outdated ones too: whoever resumes from it removes them
+            # the checkpoint lists the outdated ones too, so that a resumed run can remove them
             kept = [*self.keep_ckpt_ids, step]
             runner.message_hub.update_info('keep_ckpt_ids', kept)
             outdated = kept[: -self.max_keep_ckpts]
@@ -416,10 +416,10 @@ class AtomicCheckpointHook(CheckpointHook):
                 path.unlink(missing_ok=True)
 
     def _save(self, runner: Runner, name: str, meta: dict, together: bool = True) -> None:
-        """Save what can be resumed from, and then let ``last_checkpoint`` name it."""
+        """Save a checkpoint, and then point ``last_checkpoint`` to it."""
         if together:
             self._require_finite(runner, meta['iter'])
-            # mmengine saves in the main process alone: what the others have to add is gathered here
+            # mmengine saves on the main rank only: gather here what the others have to add
             runner.call_hook('before_save_in_all_ranks')
         runner.save_checkpoint(
             str(self.folder(runner)),
@@ -474,13 +474,12 @@ class AtomicCheckpointHook(CheckpointHook):
                     path.unlink()
 
     def _require_finite(self, runner: Runner, iteration: int) -> None:
-        """Raise NonFiniteError, with the state saved to be looked at, if weights are not finite."""
+        """If weights are not finite, save the state for inspection and raise NonFiniteError."""
         bad = on_main(lambda: _nonfinite_weights(runner.model))
         if not bad:
             return
-        runner.call_hook(
-            'weights_not_finite', iteration=iteration
-        )  # for the hook that knows when it began
+        # NonFiniteHook knows when it began
+        runner.call_hook('weights_not_finite', iteration=iteration)
         path = save_nonfinite(runner, self.folder(runner), iteration, dict(weights=bad[:10]))
         more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''
         raise NonFiniteError(
@@ -504,12 +503,12 @@ class AtomicCheckpointHook(CheckpointHook):
 
 
 def checkpoint_hook(runner: Runner) -> AtomicCheckpointHook | None:
-    """The hook that saves the checkpoints of a run, if it is ours."""
+    """Return the hook that saves the checkpoints of a run, if it is ours."""
     return next((hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)), None)
 
 
 def save_nonfinite(runner: Runner, folder: Path, iteration: int, found: dict[str, Any]) -> Path:
-    """Save a broken state to be looked at, under a name and with a mark that no resume takes."""
+    """Save a non-finite state for inspection; its name and a mark keep it from being resumed."""
     name = NONFINITE.format(iteration)
     runner.save_checkpoint(
         str(folder),
@@ -532,6 +531,6 @@ def _nonfinite_weights(model: torch.nn.Module) -> list[str]:
 
 
 def _prefix_and_step(name: str) -> tuple[str, int | None]:
-    """``best_mIoU_iter_80.pth`` is ('best_mIoU_iter_', 80)."""
+    """Split a file name: ``best_mIoU_iter_80.pth`` gives ('best_mIoU_iter_', 80)."""
     match = re.fullmatch(r'(best_.*?)(\d+)\.pth', name)
     return (match[1], int(match[2])) if match else (name, None)

@@ -1,4 +1,4 @@
-"""A work dir belongs to one run: a lock, no debris, and the newest whole checkpoint."""
+"""A work dir belongs to one run at a time, which cleans it up and resumes from it."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ from .saving import (
 )
 
 LOCK = '.lock'
-# of file systems without POSIX locks: some of NFS, Lustre without -o flock, FUSE
+# raised by file systems without POSIX locks: some NFS and FUSE, Lustre without -o flock
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
-# locks of this process, by work dir: closing a file would release it
+# lock files of this process by work dir, kept open since closing one would release its lock
 _locks: dict[str, int] = {}
 
 
 class WorkDirInUseError(RuntimeError):
-    """Another run that is alive has the work dir."""
+    """A work dir is in use by another running training."""
 
 
 def lock(work_dir: str | os.PathLike) -> None:
     """Take a work dir for this process, until it ends or calls :func:`unlock`.
 
-    The lock is the operating system's and ends with the process, however that ends; a leftover
-    lock file is harmless. Processes forked from this one do not hold it. Where the file system
-    has no locks, a warning says so and nothing is locked.
+    The operating system holds the lock and releases it when the process ends, in whatever way; a
+    leftover lock file is harmless. Forked processes do not hold it. On a file system without
+    locks, this warns and locks nothing.
 
     Raises:
         WorkDirInUseError: If another process has it.
@@ -58,7 +58,7 @@ def lock(work_dir: str | os.PathLike) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        # a link is not followed: what it points to would be truncated
+        # do not follow a link: its target would be truncated
         file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         if error.errno != errno.ELOOP:
@@ -91,7 +91,7 @@ def lock(work_dir: str | os.PathLike) -> None:
 
 
 def unlock(work_dir: str | os.PathLike) -> None:
-    """Give a work dir back, if this process has it."""
+    """Release a work dir, if this process holds it."""
     file = _locks.pop(str(_resolved(work_dir)), None)
     if file is not None:
         os.close(file)
@@ -100,7 +100,7 @@ def unlock(work_dir: str | os.PathLike) -> None:
 def _resolved(folder: str | os.PathLike) -> Path:
     try:
         return Path(folder).resolve()
-    except RuntimeError:  # of Python before 3.13, instead of an OSError
+    except RuntimeError:  # raised before Python 3.13 instead of an OSError
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(folder)) from None
 
 
@@ -132,14 +132,14 @@ def keep_aside(folder: Path, templates: Iterable[str] = ()) -> Path | None:
 class WorkDirHook(Hook):
     """Keep a work dir to one training at a time, and resume from its newest whole checkpoint.
 
-    A second training in the work dir of one that lives is refused; so is one that saves into the
-    same folder. What killed runs left half written is removed. Resuming without a named file takes
-    the newest whole checkpoint, whatever ``last_checkpoint`` says, and the log says which, why, and
-    what was passed over; where there is none the training starts afresh. A training that does not
-    resume keeps the checkpoints of earlier ones aside.
+    A second training is refused if it uses the work dir or the checkpoint folder of a running one.
+    Half-written files of killed runs are removed. Resuming without a named file takes the newest
+    whole checkpoint, whatever ``last_checkpoint`` says, and logs which one, why, and which others
+    were passed over; without any, training starts afresh. A training that does not resume moves
+    the checkpoints of earlier ones aside.
     """
 
-    # before anybody looks for what is resumed from
+    # before any hook looks for the checkpoint to resume from
     priority = 'HIGHEST'
 
     def before_run(self, runner: Runner) -> None:

@@ -1,1 +1,1 @@
-"""All that is told before the first step: faults of configs, data, normalization, checkpoints."""
+"""Checks before the first step: of configs, data, normalization and checkpoints."""

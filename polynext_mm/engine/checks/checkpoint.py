@@ -20,11 +20,11 @@ from .findings import is_local
 def check_checkpoint(runner: Runner, task: str) -> None:
     """Check that what a runner will load exists and fits, without loading it.
 
-    Weights of the backbone's ``init_cfg`` are tried too, if they will be used. Checkpoints of other
-    models fit as far as mm lets them, and are only looked for.
+    The weights of the backbone's ``init_cfg`` are checked too, if they will be used. For models
+    without a backbone of this package, only the existence of the file is checked.
 
     Args:
-        runner: Built, and not yet at work.
+        runner: The runner, built but not started.
         task: Its method, 'train', 'val' or 'test'.
 
     Raises:

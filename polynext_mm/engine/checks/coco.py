@@ -1,7 +1,7 @@
 """An annotation file in COCO's format, checked against its images and a config's classes.
 
-mmdet leaves out without a word what it cannot use: boxes without extent, unknown categories,
-classes whose name it does not find, images that ``filter_cfg`` excludes. Here they are counted.
+mmdet silently skips what it cannot use: boxes without extent, unknown categories, classes whose
+name it does not find, images that ``filter_cfg`` excludes. Here they are counted.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 
 from .findings import DataError, Finding, listed
 
-# large sets have a few boxes without extent among hundreds of thousands
+# fraction of boxes without extent that is ignored: large sets have a few
 _TOLERATED = 0.001
-_PIXELS = 2.0  # beyond the border, from rounding
+_PIXELS = 2.0  # how far boxes may reach beyond the image, from rounding
 _SECTIONS = ('images', 'annotations', 'categories')
-_POINTS = 6  # numbers of a triangle, the smallest polygon
+_POINTS = 6  # coordinates of a triangle, the smallest polygon
 
 
 @dataclass
@@ -90,7 +90,7 @@ def audit_coco(
         classes: Names of the classes that are trained; those of the file by default.
         image_folder: Where the images should be; not looked for by default.
         with_mask: Whether masks are trained.
-        filter_cfg: Of a data set in training, which leaves out images by it.
+        filter_cfg: The setting by which a training data set leaves out images.
 
     Raises:
         DataError: If the file cannot be read at all, or lacks what every entry has.
@@ -294,7 +294,7 @@ def _strangers(path, annotations: list, sizes: dict, names: dict) -> Iterator[Fi
 
 
 def _files(path, images: list, folder: str | os.PathLike) -> Iterator[Finding]:
-    """Images that are listed and not there. Folders are listed, files not looked up one by one."""
+    """Find listed images that do not exist, by listing folders instead of probing each file."""
     wanted = defaultdict(set)
     for image in images:
         whole = os.path.join(folder, image['file_name'])
@@ -366,7 +366,7 @@ def _geometry(path, annotations: list, boxes: np.ndarray, sizes: dict) -> Iterat
 
 
 def _are_corners(boxes: np.ndarray, area: np.ndarray, outside: np.ndarray) -> bool:
-    """Whether boxes are two corners. As such, the second is always beyond the first."""
+    """Return whether boxes look like two corners: the second is always beyond the first."""
     x, y, right, bottom = boxes.T
     if ((right > x) & (bottom > y)).mean() < 0.99:
         return False
@@ -430,7 +430,7 @@ def _is_of_another_size(entry: Mapping, size: tuple[int, int]) -> bool:
 def _kept(
     filter_cfg: Mapping, classes: Collection, names: Mapping, annotations: list, sizes: Mapping
 ) -> set:
-    """Ids of the images that mmdet trains on, by its rules."""
+    """Return the ids of the images that mmdet trains on, by its rules."""
     shortest = filter_cfg.get('min_size', 0)
     kept = {identity for identity, size in sizes.items() if min(size) >= shortest}
     if filter_cfg.get('filter_empty_gt'):
@@ -441,7 +441,7 @@ def _kept(
 
 
 def _count(audit: CocoAudit, classes, names, annotations, boxes, sizes, kept) -> dict[str, Counter]:
-    """Count the boxes that mmdet keeps, by its rules; return why it keeps the others not."""
+    """Count the boxes that mmdet keeps by its rules; return why it drops the others."""
     used, images, unused = Counter(), defaultdict(set), defaultdict(Counter)
     for entry, (x, y, width, height) in zip(annotations, boxes.tolist()):
         name = names.get(entry['category_id'])

@@ -1,10 +1,10 @@
 """Checks of a config before anything is built from it.
 
-They find settings that name nothing, options that what they are given to does not have, and heads
-whose number of classes is not that of the data.
+They find settings that nothing reads, options that a class does not take, and heads whose number of
+classes differs from the data's.
 
-Nothing is built and no data is read, so the checks take a second, and they hold for any config of
-mmseg's or mmdet's. What is not understood for certain (a class that takes any keyword, a data set
+Nothing is built and no data is read, so the checks take a second and work for any config of mmseg
+or mmdet. Whatever cannot be judged with certainty (a class that takes any keyword, a data set
 whose classes are not known) passes.
 """
 
@@ -61,7 +61,7 @@ _READ_BY_TOOLS = (
     'tta_model',
     'tta_pipeline',
 )
-# Written for older releases and read by nobody since.
+# Settings of older releases that nothing reads any more, and what replaced them.
 _RENAMED = {
     'resume_from': 'resume=True and load_from',
     'checkpoint_config': 'default_hooks.checkpoint',
@@ -74,10 +74,9 @@ _RENAMED = {
     'seed': 'randomness.seed',
     'gpu_ids': 'the launcher',
 }
-# Variables that configs often have and mm does not read, however near their names are to what it
-# reads.
+# Common config variables that mm does not read although their names resemble settings it reads.
 _VARIABLES = tuple(f'{task}_pipeline' for task in TASKS)
-# tools/ carries it to the data loaders and evaluators themselves
+# tools/ copies it into the data loaders and evaluators
 _CARRIED_OVER = ('data_root',)
 _ALIKE = (
     0.88  # of difflib: 'load_form' and 'load_from' are, 'tta_pipeline' and 'val_pipeline' are not
@@ -126,7 +125,7 @@ def override(cfg: Config, options: Mapping | None) -> None:
 
 
 def _inside(node: Any, part: str, path: str, wanted: str) -> Any:
-    """Return what a part of a key names in a setting: {} where there is nothing yet."""
+    """Return what one part of a dotted key refers to; {} where nothing is set yet."""
     if isinstance(node, (list, tuple)):
         if part.isdecimal() and int(part) < len(node):
             return node[int(part)]
@@ -138,7 +137,7 @@ def _inside(node: Any, part: str, path: str, wanted: str) -> Any:
 
 
 def read_keys() -> set[str]:
-    """Names of the top-level settings that mm reads."""
+    """Return the names of the top-level settings that mm reads."""
     arguments = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
     return arguments | set(_READ_BY_TOOLS)
 
@@ -146,18 +145,18 @@ def read_keys() -> set[str]:
 def check_config(
     cfg: Config, file_keys: Collection[str] | None = None, overrides: Mapping | None = None
 ) -> None:
-    """Check all that can be told from a config alone.
+    """Check everything that can be told from a config alone.
 
     Args:
         cfg: As it will be run.
-        file_keys: Top-level names of the config file, without what the command line adds. Defaults
-            to those of ``cfg``.
-        overrides: Settings of the command line, keys with dots.
+        file_keys: Top-level names in the config file itself, without those that the command line
+            added; all names in ``cfg`` by default.
+        overrides: Settings of the command line, with dotted keys.
 
     Raises:
         ConfigError: If a setting names nothing, or an option or number of classes cannot be right.
     """
-    # what follows looks into them
+    # the checks below look into these settings
     problems = list(_wrong_kinds(cfg)) or [
         *_unknown_overrides(cfg, cfg.keys() if file_keys is None else file_keys, overrides or {}),
         *_misspelt_keys(cfg, overrides or {}),
@@ -182,8 +181,10 @@ def check_config(
 
 
 def _wrong_kinds(cfg: Config) -> Iterator[str]:
-    """Numbers, words and lists where there must be settings, and settings where there must be a
-    list. Objects that are built already pass."""
+    """Yield settings of the wrong kind: not a dict, or not a list, where one is needed.
+
+    Objects that are already built pass.
+    """
     for name in _DICTS:
         if isinstance(cfg.get(name), (str, int, float, list, tuple)):
             yield f'{name}={cfg[name]!r}: it must be a dict of settings'
@@ -221,14 +222,14 @@ def _list(value: Any) -> Sequence:
 
 
 def _words(value: Any) -> bool:
-    """Whether it is a word or a list of words."""
+    """Return whether a value is a string or a list of strings."""
     return isinstance(value, str) or (
         isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value)
     )
 
 
 def _impossible_numbers(cfg: Config) -> Iterator[str]:
-    """Numbers with which loading, drawing or the optimizer fail once the data has been read."""
+    """Yield numbers with which loading, drawing or the optimizer would fail only later."""
     for task in TASKS:
         path, loader = f'{task}_dataloader', cfg.get(f'{task}_dataloader')
         if not isinstance(loader, Mapping):
@@ -260,13 +261,13 @@ def _not_whole(
 
 
 def _impossible_rates(path: str, settings: Any) -> Iterator[str]:
-    """Of an optimizer, or of one of several."""
+    """Yield invalid learning rates of an optimizer, or of one of several."""
     if not isinstance(settings, Mapping):
         return
     rate = settings.get('lr')
     numeric = isinstance(rate, (int, float)) and not isinstance(rate, bool)
     if isinstance(rate, (str, bool, list, tuple, Mapping)) or (
-        numeric and not 0 <= rate < math.inf  # nan is not, either
+        numeric and not 0 <= rate < math.inf  # also catches nan
     ):
         yield f'{path}.lr={rate!r}: it must be a number, 0 or more'
     for name, inner in settings.items():
@@ -280,7 +281,7 @@ def _impossible_rates(path: str, settings: Any) -> Iterator[str]:
 def _unknown_overrides(
     cfg: Config, file_keys: Collection[str], overrides: Mapping
 ) -> Iterator[str]:
-    """Of the command line: what neither the file has nor mm reads."""
+    """Yield settings of the command line that neither the file has nor mm reads."""
     known = read_keys()
     for key, value in overrides.items():
         name = key.split('.')[0]
@@ -297,7 +298,7 @@ def _unknown_overrides(
 
 
 def _misspelt_keys(cfg: Config, overrides: Mapping) -> Iterator[str]:
-    """Of the config file: what mm does not read, but nearly, and the file does not use either."""
+    """Yield names that the file does not use and that resemble, but are not, what mm reads."""
     known = read_keys()
     given = {key.split('.')[0] for key in overrides}
     words = _uses(cfg)
@@ -310,12 +311,12 @@ def _misspelt_keys(cfg: Config, overrides: Mapping) -> Iterator[str]:
 
 
 def _uses(cfg: Config) -> list[str]:
-    """Return the words of a config file and those that it inherits from, comments left out."""
+    """Return the words of a config file and of those that it inherits from, without comments."""
     return re.findall(r'\w+', re.sub('#.*', '', cfg.text or ''))
 
 
 def _places(name: str, cfg: Config) -> str:
-    """Say where a variable of that name most likely went."""
+    """Say which settings a variable of that name most likely went into."""
     inside = [path for path in _paths(cfg) if path.split('.')[-1] == name and path != name]
     if not inside:
         return 'set these instead, or change it in the file'
@@ -337,7 +338,7 @@ def _suggest(name: str, key: str, cfg: Config, known: Collection[str]) -> str:
 
 
 def _paths(cfg: Config) -> Iterator[str]:
-    """Names of what mm reads from a config and of the settings inside, with dots."""
+    """Return the dotted names of all settings in a config that mm reads."""
     known = read_keys()
     for name, value in settings_of(cfg).items():
         if name in known:
@@ -362,7 +363,7 @@ def _inner_paths(node: Any, path: str, depth: int = 5) -> Iterator[str]:
 def accepted(factory: Any) -> set[str] | None:
     """Return the names of the arguments that a class or function takes.
 
-    Those of its bases count too, as long as keywords are passed on. None where that cannot be told.
+    Those of its bases are included as long as keywords are passed on. None if that is not known.
     """
     if not inspect.isclass(factory):
         parameters = inspect.signature(factory).parameters.values()
@@ -376,7 +377,7 @@ def accepted(factory: Any) -> set[str] | None:
             continue
         parameters = inspect.signature(init).parameters.values()
         names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-        # mmengine's own keeps unknown options for the moment of saving, and fails then
+        # mmengine's hook keeps unknown options and fails only when it saves
         passes = base is not CheckpointHook and any(p.kind is p.VAR_KEYWORD for p in parameters)
         if not passes:
             break
@@ -422,7 +423,7 @@ def _compare(
 
 
 def _wrong_types(path: str, options: Mapping, factory: Any) -> Iterator[str]:
-    """Words where numbers belong: ``interval=16k`` of a command line is a string."""
+    """Yield strings where numbers belong, such as ``interval=16k`` on a command line."""
     for option, value in options.items():
         hint = _annotation(factory, option)
         if hint in (int, float, bool) and isinstance(value, str):
@@ -433,7 +434,7 @@ def _wrong_types(path: str, options: Mapping, factory: Any) -> Iterator[str]:
 
 
 def _is_no_period(option: str, value: float) -> bool:
-    # -1 is mm's word for never, of hooks
+    # hooks of mm take -1 for never
     return value != int(value) or (value < 1 and not (option == 'interval' and value == -1))
 
 

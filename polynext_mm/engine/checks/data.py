@@ -1,4 +1,4 @@
-"""Checks of data and checkpoints before the first step, to tell a mistake in the first minute.
+"""Checks of data and checkpoints before the first step, to report mistakes in the first minute.
 
 `tools/train.py` and `tools/test.py` call :func:`check_before_data`; for mm's own tools
 DataCheckHook, in the custom_hooks of our base configs, does the same as soon as mmengine calls a
@@ -45,7 +45,7 @@ from .loading import CheckedPipeline, check_loading, leaves
 from .sizes import size_findings
 from .survey import spread
 
-# Of each data set, read before the first step, spread over all of it. Tenths of a second.
+# Samples read from each data set before the first step, spread over all of it: tenths of a second.
 SAMPLES = 32
 _BINARY = 1000  # as many labels are read where all of SAMPLES look like binary masks
 _SCALING = ('Albu', 'Normalize')
@@ -58,9 +58,9 @@ _checked: weakref.WeakSet[Runner] = weakref.WeakSet()
 class DataCheckHook(Hook):
     """Check config and data before the first step, and every sample as it is loaded.
 
-    For tools other than ours. mmengine calls hooks when data sets are built, so that a file that
-    cannot be read at all ends in mm's own error; and where upstream's IterBasedTrainLoop starts
-    workers still earlier, samples are checked before the first step and in validation, and not in
+    For tools other than ours. mmengine calls hooks only after data sets are built, so a file that
+    cannot be read at all raises mm's own error. Upstream's IterBasedTrainLoop starts its workers
+    even earlier: there, samples are checked before the first step and in validation, but not in
     those workers.
     """
 
@@ -80,7 +80,7 @@ def check_before_data(runner: Runner, task: str) -> None:
     """Check what the data loaders of a task will read, and let them check what they load.
 
     Args:
-        runner: Built, and not yet at work.
+        runner: The runner, built but not started.
         task: Its method, 'train', 'val' or 'test'.
 
     Raises:
@@ -105,7 +105,7 @@ def check_before_data(runner: Runner, task: str) -> None:
         check_samples(loader)
         return loader
 
-    runner.build_dataloader = build_checked  # of this runner alone
+    runner.build_dataloader = build_checked  # on this runner only
 
 
 def without_checks(cfg: Config) -> None:
@@ -117,7 +117,7 @@ def without_checks(cfg: Config) -> None:
     ]
 
 
-# Before anything is built
+# Checks before anything is built
 
 
 def check_sources(cfg: Config, tasks: Iterable[str]) -> None:
@@ -147,7 +147,7 @@ def check_sources(cfg: Config, tasks: Iterable[str]) -> None:
 
 
 def inspect_sources(cfg: Config, tasks: Iterable[str]) -> tuple[list[str], list[Finding]]:
-    """Counts, as lines to print, and findings of the data sets of some loaders."""
+    """Return lines to print on what the data sets of some loaders hold, and findings."""
     lines: list[str] = []
     findings: list[Finding] = [*class_findings(cfg), *scale_findings(cfg)]
     for task in tasks:
@@ -176,8 +176,7 @@ def inspect_sources(cfg: Config, tasks: Iterable[str]) -> tuple[list[str], list[
 def lazily_built(cfg: Config, settings: Mapping, place: str) -> Any:
     """Return a data set that has read nothing yet, to ask it for its paths and classes.
 
-    None if it is of a kind that is not checked: neither mmseg's nor in COCO's format, or not on a
-    local disk.
+    None if it is not checked: neither mmseg's nor in COCO's format, or not on a local disk.
 
     Raises:
         DataError: If it refuses its classes.
@@ -210,8 +209,10 @@ def lazily_built(cfg: Config, settings: Mapping, place: str) -> Any:
 
 
 def _is_coco(source: Any) -> bool:
-    """Whether a data set reads its file as CocoDataset does; those that read it otherwise (LVIS,
-    panoptic) expect other things of it."""
+    """Return whether a data set reads its file as CocoDataset does.
+
+    Those that read it otherwise (LVIS, panoptic) expect other content.
+    """
     from mmdet.datasets import CocoDataset
 
     return (
@@ -226,7 +227,7 @@ def audit(source: Any, settings: Mapping) -> CocoAudit:
 
     Args:
         source: The data set, lazily built.
-        settings: Of the data set in the config.
+        settings: Its settings in the config.
     """
     with_mask = any(
         isinstance(step, Mapping) and step.get('with_mask') for step in settings.get('pipeline', ())
@@ -259,7 +260,7 @@ def _folder(source: Any) -> str:
 
 
 def list_pairs(source: Any, place: str) -> tuple[list[tuple[str, str | None]], list[Finding]]:
-    """Images and labels of one of mmseg's data sets, and what is missing.
+    """List the images and labels of an mmseg data set, and find what is missing.
 
     Args:
         source: The data set, lazily built.
@@ -309,9 +310,9 @@ def list_pairs(source: Any, place: str) -> tuple[list[tuple[str, str | None]], l
 def _unread(
     source: Any, place: str, images: Sequence[str], labels: Sequence[str | None]
 ) -> Iterator[Finding]:
-    """Images in the folder whose names do not end in img_suffix, and labels without an image."""
+    """Find images that do not end in img_suffix, and labels without an image."""
     if source.ann_file and not os.path.isdir(source.ann_file):
-        return  # it says which files are meant
+        return  # ann_file says which files are meant
     known = {*images, *filter(None, labels)}
     folder, label_folder = _folder(source), source.data_prefix.get('seg_map_path')
     suffix = source.seg_map_suffix
@@ -326,7 +327,7 @@ def _unread(
         and path not in known
         and not (beside and path.endswith(suffix))
     ]
-    # a longer suffix, such as _image.png, chooses among pictures on purpose
+    # a longer suffix such as _image.png selects pictures on purpose
     if images and others and source.img_suffix.lower() in _PICTURES:
         kinds = Counter(os.path.splitext(path)[1] for path in others)
         counts = listed(f'{count} {kind}' for kind, count in kinds.most_common())
@@ -357,7 +358,7 @@ def _files_below(folder: str) -> Iterator[str]:
 
 
 def _absent(paths: Sequence[str]) -> list[str]:
-    """Return those that are not there; folders are listed, as single looks are slow on servers."""
+    """Return the missing paths, by listing folders: probing each file is slow on file servers."""
     folders = defaultdict(list)
     for path in paths:
         folders[os.path.dirname(path)].append(path)
@@ -369,7 +370,7 @@ def _absent(paths: Sequence[str]) -> list[str]:
 
 
 def _evaluator_findings(cfg: Config, task: str, audits: Sequence[CocoAudit]) -> Iterator[Finding]:
-    """An evaluator that reads other annotations than the data set evaluates on."""
+    """Find an evaluator that reads other annotations than its data set."""
     evaluators = cfg.get(f'{task}_evaluator') if task != 'train' else None
     evaluators = [evaluators] if isinstance(evaluators, Mapping) else evaluators or []
     for evaluator in evaluators:
@@ -394,12 +395,12 @@ def _evaluator_findings(cfg: Config, task: str, audits: Sequence[CocoAudit]) -> 
 
 
 def class_findings(cfg: Config) -> Iterator[Finding]:
-    """Data sets whose classes have other names or another order, and names that occur twice.
+    """Find data sets whose classes differ in name or order, and names that occur twice.
 
-    Labels are places in this list, so that other lists make other classes of the same labels.
+    Labels are indices into this list, so another list gives the same labels another meaning.
     """
     model = cfg.get('model')
-    if isinstance(model, Mapping) and 'tracker' in model:  # tested on another data set
+    if isinstance(model, Mapping) and 'tracker' in model:  # a tracker is tested on another data set
         return
     first: tuple[str, list] | None = None
     for task in TASKS:
@@ -417,7 +418,9 @@ def class_findings(cfg: Config) -> Iterator[Finding]:
                     'give each class a name of its own',
                 )
             first = first or (place, classes)
-            if len(classes) != len(first[1]):  # compared with the heads, which says more
+            if len(classes) != len(
+                first[1]
+            ):  # a different number is reported by comparing with the heads, which says more
                 continue
             other = next((pair for pair in zip(first[1], classes) if pair[0] != pair[1]), None)
             if other:
@@ -431,7 +434,7 @@ def class_findings(cfg: Config) -> Iterator[Finding]:
 
 
 def scale_findings(cfg: Config) -> Iterator[Finding]:
-    """Mean and std of pixels from 0 to 1, where the pipeline gives pixels from 0 to 255."""
+    """Find mean and std meant for pixels in 0..1 where the pipeline gives pixels in 0..255."""
     model = cfg.get('model')
     preprocessor = model.get('data_preprocessor') if isinstance(model, Mapping) else None
     if not isinstance(preprocessor, Mapping):
@@ -455,7 +458,7 @@ def scale_findings(cfg: Config) -> Iterator[Finding]:
 
 
 def _may_scale(cfg: Config, steps: Iterable[Mapping]) -> bool:
-    """Whether a step of a pipeline may bring pixels to another range: any but mm's own."""
+    """Return whether a step of a pipeline may rescale pixels: any step that is not mm's own."""
     with TRANSFORMS.switch_scope_and_registry(cfg.get('default_scope') or 'mmengine') as registry:
         for step in steps:
             kind = step.get('type')
@@ -466,11 +469,11 @@ def _may_scale(cfg: Config, steps: Iterable[Mapping]) -> bool:
     return False
 
 
-# As soon as a data set is built
+# Checks as soon as a data set is built
 
 
 def check_samples(loader: DataLoader) -> None:
-    """Let a loader check what it loads from now on, and load some samples of each of its data sets.
+    """Make a loader check what it loads from now on, and load some samples of its data sets.
 
     Raises:
         DataError: For the first sample that no model can learn from.
@@ -501,7 +504,7 @@ def _load_some(leaf: Any, pipeline: CheckedPipeline) -> None:
     trial.patience = len(positions)
     ids = _ids_of(leaf, trial, positions)
     if binary_fault(ids, pipeline.num_classes):
-        # a class that is rare may be in others
+        # a rare class may be in samples that were not read
         for position in spread(_BINARY, len(leaf)):
             ids |= _ids_of(leaf, trial, [position])
             if not binary_fault(ids, pipeline.num_classes):
@@ -525,7 +528,7 @@ def _ids_of(leaf: Any, trial: CheckedPipeline, positions: Sequence[int]) -> set[
 
 
 def _tell_of_pixels(leaf: Any, positions: Sequence[int], decoder: Decoder) -> None:
-    """Say of the first image of which the decoder loses bits that it does."""
+    """Warn about the first image of which the decoder drops bits."""
     for position in positions:
         path = leaf.get_data_info(position).get('img_path')
         if not is_local(path):
@@ -534,7 +537,7 @@ def _tell_of_pixels(leaf: Any, positions: Sequence[int], decoder: Decoder) -> No
             content = file.read()
         try:
             bits = read_header(content, decoder).bits
-        except UNREADABLE:  # another decoder reads it
+        except UNREADABLE:  # the pipeline uses another decoder
             continue
         if bits > 8:
             print_log(str(bits_finding(path, bits)), logger='current', level=logging.WARNING)
@@ -543,7 +546,7 @@ def _tell_of_pixels(leaf: Any, positions: Sequence[int], decoder: Decoder) -> No
 
 @contextlib.contextmanager
 def _same_random_numbers() -> Iterator[None]:
-    """What comes after draws the numbers that it would draw without this."""
+    """Restore the random state afterwards, so that what follows draws the same numbers."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

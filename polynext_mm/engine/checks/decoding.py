@@ -1,4 +1,4 @@
-"""Files decoded as the pipeline of a data set decodes them, and what that does to them."""
+"""Decode files as the pipeline of a data set does, and find what that does to them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BITS_OF_MODES = {'I': 32, 'F': 32}
 
 
 class Decoder(NamedTuple):
-    """What ``mmcv.imfrombytes`` is called with.
+    """The arguments that ``mmcv.imfrombytes`` is called with.
 
     Attributes:
         flag: ``color_type`` of mm's LoadImageFromFile; labels are read 'unchanged'.
@@ -38,7 +38,7 @@ class Decoder(NamedTuple):
         return mmcv.imfrombytes(content, flag=self.flag, backend=self.backend)
 
     def picture(self, content: bytes) -> Image.Image:
-        """Return what is decoded as a picture to look at: of many channels the first three."""
+        """Return the decoded image as a picture to look at: the first three of many channels."""
         pixels = self.decode(content)
         if pixels.ndim == 3:
             pixels = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0]
@@ -55,15 +55,15 @@ LABELS = Decoder('unchanged', 'pillow')  # mmseg's LoadAnnotations by default
 
 
 class Header(NamedTuple):
-    """What a file says of itself.
+    """What the header of a file says.
 
     Attributes:
         size: Width and height as the decoder gives them.
         stored: Width and height of the pixels as they are stored.
-        orientation: By EXIF, as far as the decoder obeys it; 1 is upright.
-        mode: As Pillow names it, with the bits of a sample if there are more than 8.
-        bits: Of a sample.
-        format: As Pillow names it.
+        orientation: EXIF orientation, as far as the decoder obeys it; 1 is upright.
+        mode: Pillow's name of the mode, with the bits per sample if there are more than 8.
+        bits: Bits per sample.
+        format: Pillow's name of the format.
     """
 
     size: tuple[int, int]
@@ -80,7 +80,7 @@ class Header(NamedTuple):
 
 
 def read_header(content: bytes, decoder: Decoder) -> Header:
-    """Read what a file says of itself.
+    """Read the header of a file.
 
     Raises:
         OSError: If Pillow does not know the format. Also ValueError and SyntaxError.
@@ -103,8 +103,8 @@ def _orientation(image: Image.Image, content: bytes, decoder: Decoder) -> int:
     if (
         decoder.flag not in _TURNING
         or decoder.backend not in ('cv2', 'pillow')
-        or image.format not in obeyed  # TIFF is turned by everyone, and its size as well
-        # Pillow would decode all of a PNG to look for it
+        or image.format not in obeyed  # all decoders rotate TIFF, and report the rotated size
+        # to find it, Pillow would decode all of a PNG
         or (image.format == 'PNG' and b'eXIf' not in content)
     ):
         return 1
@@ -113,23 +113,23 @@ def _orientation(image: Image.Image, content: bytes, decoder: Decoder) -> int:
 
 
 def is_turned_by_exif(path: str | os.PathLike) -> bool:
-    """Whether EXIF turns an image, so that its width and height change places."""
+    """Return whether EXIF rotates an image so that width and height are exchanged."""
     with Image.open(path) as image:
         return image.format != 'TIFF' and image.getexif().get(_ORIENTATION, 1) >= 5
 
 
 def allow_large_images() -> None:
-    """Lift Pillow's limit of 179 megapixels, which is meant for files of strangers."""
+    """Lift Pillow's limit of 179 megapixels, which is meant for untrusted files."""
     Image.MAX_IMAGE_PIXELS = None
 
 
 def image_decoder(steps: Iterable[Any]) -> Decoder | None:
-    """How the steps of a pipeline decode images; None if not with mm's LoadImageFromFile."""
+    """Return how a pipeline decodes images; None if not by mm's LoadImageFromFile."""
     return _decoder(steps, 'LoadImageFromFile', 'color', 'cv2')
 
 
 def label_decoder(steps: Iterable[Any]) -> Decoder:
-    """How the steps of a pipeline decode label images."""
+    """Return how a pipeline decodes label images."""
     return _decoder(steps, 'LoadAnnotations', *LABELS) or LABELS
 
 
@@ -138,7 +138,7 @@ def _decoder(steps: Iterable[Any], name: str, flag: str, backend: str) -> Decode
         options = step if isinstance(step, Mapping) else vars(step)
         kind = step.get('type') if isinstance(step, Mapping) else type(step)
         if str(getattr(kind, '__name__', kind)).split('.')[-1] == name:
-            # mm reads with the default of the process where None is set
+            # with None, mm uses the process-wide default
             backend = options.get('imdecode_backend', backend) or mmcv.image.io.imread_backend
             return Decoder(options.get('color_type', flag), backend)
     return None

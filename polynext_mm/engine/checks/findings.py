@@ -1,4 +1,4 @@
-"""What can be wrong with a file, in one line with its name, its size, its mode and a remedy."""
+"""What can be wrong with a file, each in one line with its name, size, mode and a remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .decoding import LABELS, Decoder, is_turned_by_exif
 IGNORED = 255
 _POINTER = b'version https://git-lfs'
 _SHOWN = 5
-# What Pillow raises where it cannot read a file.
+# What Pillow raises for a file that it cannot read.
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
@@ -23,7 +23,7 @@ class DataError(ValueError):
     """Data that cannot be trained on or evaluated with. One line for each problem."""
 
     def __init__(self, message: str):
-        # torch turns what a worker raises into the text of its traceback, whose last line is the
+        # torch re-raises a worker's error with its traceback as the text; the last line is the
         # message
         if message.startswith('Caught '):
             message = message.rpartition('DataError: ')[2].strip()
@@ -48,7 +48,7 @@ class Finding(NamedTuple):
 
 
 def listed(items: Iterable) -> str:
-    """The first few, and how many more."""
+    """Join the first few items, and say how many more there are."""
     items = list(items)
     more = f' and {len(items) - _SHOWN} more' if len(items) > _SHOWN else ''
     return ', '.join(map(str, items[:_SHOWN])) + more
@@ -59,20 +59,20 @@ def is_local(path: object) -> bool:
 
 
 def described(path: str | os.PathLike) -> str:
-    """A file with what its first bytes say: ``x.png (1203 bytes, PNG, 64x64, mode P)``."""
+    """Describe a file by its header: ``x.png (1203 bytes, PNG, 64x64, mode P)``."""
     if not is_local(path) or not os.path.isfile(path):
         return str(path)
     facts = [f'{os.path.getsize(path)} bytes']
     try:
         with Image.open(path) as image:
             facts += [image.format, f'{image.width}x{image.height}', f'mode {image.mode}']
-    except UNREADABLE:  # what it is not, file_fault says
+    except UNREADABLE:  # file_fault reports files that are no images
         pass
     return f'{path} ({", ".join(facts)})'
 
 
 def file_fault(path: str | os.PathLike) -> Finding | None:
-    """Why an image or label file cannot be read; None if it can."""
+    """Return why an image or label file cannot be read; None if it can."""
     name = described(path)
     if not os.path.exists(path):
         return Finding(f'there is no {name}', 'get it, or take it out of the list of the data set')
@@ -97,7 +97,7 @@ def file_fault(path: str | os.PathLike) -> Finding | None:
 
 
 def opencv_fault(path: str | os.PathLike) -> Finding | None:
-    """Why OpenCV cannot decode a file that Pillow can, such as a PNG without its end."""
+    """Return why OpenCV cannot decode a file that Pillow can, such as a truncated PNG."""
     if cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) is not None:
         return None
     return Finding(
@@ -107,7 +107,7 @@ def opencv_fault(path: str | os.PathLike) -> Finding | None:
 
 
 def loading_error(paths: Sequence[str | os.PathLike | None], error: Exception) -> DataError:
-    """The error of a failed loading step with the file that is to blame.
+    """Return the error of a failed loading step, naming the file to blame.
 
     Args:
         paths: Files of the sample.
@@ -131,7 +131,7 @@ def label_fault(
     ignored: Collection[int] = (IGNORED,),
     reduce_zero_label: bool = False,
 ) -> Finding | None:
-    """What is wrong with a label image, without the name of the file.
+    """Return what is wrong with a label image, without the name of the file.
 
     Args:
         label: As it was loaded, with zero reduced and classes mapped, in shape (H, W).
@@ -175,7 +175,7 @@ def label_fault(
 
 
 def id_remedy(ids: Collection[int], num_classes: int, reduce_zero_label: bool) -> str:
-    """What to do about ids (of the file) that are no class."""
+    """Return what to do about ids in the file that are no class."""
     if list(ids) == [num_classes] and not reduce_zero_label:
         return (
             'if ids count from 1, set reduce_zero_label=True in the data set; if '
@@ -190,7 +190,7 @@ def id_remedy(ids: Collection[int], num_classes: int, reduce_zero_label: bool) -
 def size_fault(
     path: str | os.PathLike, size: tuple[int, int], listed_size: tuple[int, int]
 ) -> Finding:
-    """What to say of an image that has another width and height than the annotations give it."""
+    """Return a finding for an image whose size differs from the one in the annotations."""
     what = f'{path} ({times(size)}, listed as {times(listed_size)}'
     if size == tuple(listed_size[::-1]) and is_turned_by_exif(path):
         return Finding(
@@ -209,7 +209,7 @@ def times(size: Sequence[int]) -> str:
 
 
 def storage_fault(path: str | os.PathLike, decoder: Decoder = LABELS) -> Finding | None:
-    """Why the ids that mmseg reads are not those of a label file: JPEG, or more than 8 bits."""
+    """Return why mmseg reads other ids than a label file holds: JPEG, or more than 8 bits."""
     with open(path, 'rb') as file:
         head = file.read(26)
     # PNG says the bits of a sample in the 25th byte
@@ -230,9 +230,9 @@ def lossy_label(path: str | os.PathLike) -> Finding:
 
 
 def value_fault(label: np.ndarray) -> Finding | None:
-    """What mmseg would lose of a label, of which it keeps 8 bits, without the name of the file.
+    """Return what mmseg would lose by keeping 8 bits of a label, without the name of the file.
 
-    -1 passes, for it becomes 255, which is ignored.
+    -1 passes, since it becomes 255, which is ignored.
     """
     if label.dtype in (np.uint8, np.bool_):
         return None
@@ -253,10 +253,10 @@ def value_fault(label: np.ndarray) -> Finding | None:
 
 
 def binary_fault(ids: Collection[int], num_classes: int | None) -> Finding | None:
-    """What is wrong with labels that have 0 and 255 alone, without their name.
+    """Return what is wrong with labels that hold only 0 and 255, without their name.
 
     Args:
-        ids: That occur in the labels, classes mapped.
+        ids: The ids that occur in the labels, with classes mapped.
         num_classes: Of the data set; None if it does not say.
     """
     if num_classes is None or num_classes < 2 or set(ids) != {0, IGNORED}:
@@ -270,7 +270,7 @@ def binary_fault(ids: Collection[int], num_classes: int | None) -> Finding | Non
 
 
 def bits_finding(path: str | os.PathLike, bits: int) -> Finding:
-    """What to say of an image of which the pipeline keeps 8 bits of each sample."""
+    """Return a finding for an image of which the pipeline keeps only 8 bits per sample."""
     with open(path, 'rb') as file:
         content = file.read()
     stored = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)

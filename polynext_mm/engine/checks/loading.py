@@ -21,25 +21,25 @@ from .findings import (
     storage_fault,
 )
 
-# Samples in a row of which every pixel is ignored before that is an error: single ones are common.
+# After so many samples in a row with every pixel ignored, raise: single ones are common.
 PATIENCE = 50
 
 
 class CheckedPipeline(Compose):
-    """The pipeline of a data set, with what its loading steps return looked at.
+    """The pipeline of a data set, with checks on what its loading steps return.
 
-    A step whose name begins with ``Load`` that fails, or returns what no model can learn from,
-    raises an error of one line that names the file. All other steps run as they are. A check costs
-    a hundredth of what decoding costs.
+    If a step whose name begins with ``Load`` fails, or returns what no model can learn from, an
+    error of one line names the file. All other steps run unchanged. A check costs a hundredth of
+    decoding.
 
     Args:
-        pipeline: The pipeline to take the place of; its steps are used, not copied.
+        pipeline: The pipeline to replace; its steps are shared, not copied.
         num_classes: Classes of the data set; None if it does not say.
         is_segmentation: Whether label images hold classes of the data set.
         reduce_zero_label: Whether the data set counts ids down by one, for messages.
-        patience: Samples in a row without a pixel to learn from that are an error.
+        patience: Number of samples in a row without a pixel to learn from that is an error.
         ignore_index: An id that is ignored besides 255.
-        has_boxes: Whether ``height`` and ``width`` are those to which boxes belong.
+        has_boxes: Whether ``height`` and ``width`` are the image size that boxes refer to.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class CheckedPipeline(Compose):
                 raise loading_error(list(filter(None, paths)), error) from error
             if data is None:
                 return None
-            # loaders of volumes and other formats have names and rules of their own
+            # loaders of volumes and other formats follow their own rules
             if name == 'LoadAnnotations' and self.is_segmentation:
                 self._check_label(data, transform)
             if name == 'LoadImageFromFile' and self.has_boxes:
@@ -88,7 +88,7 @@ class CheckedPipeline(Compose):
         return data
 
     def _check_size(self, data: dict) -> None:
-        """Compare an image with the size that its boxes belong to."""
+        """Compare an image with the size that its boxes refer to."""
         (height, width), path = data['ori_shape'][:2], data.get('img_path')
         listed_size = data.get('width'), data.get('height')
         if None not in listed_size and (width, height) != listed_size and is_local(path):
@@ -117,7 +117,7 @@ class CheckedPipeline(Compose):
                     "turned picture, or set color_type='color_ignore_orientation' in every "
                     'LoadImageFromFile'
                 )
-            # OwnSegDataset maps what its label_map does not name to the number beyond the classes
+            # OwnSegDataset maps ids missing in label_map to the first number beyond the classes
             if label_map and self.num_classes in label_map.values() and is_local(path):
                 with open(path, 'rb') as file:
                     ids = count_ids(decoder.decode(file.read()))
@@ -136,7 +136,7 @@ class CheckedPipeline(Compose):
         if not self.patience or self.num_classes is None:
             return
         if (label < self.num_classes).any():
-            self.patience = 0  # there is something to learn from: later ones may be empty
+            self.patience = 0  # some label has classes, so later ones may be empty
             return
         self._ignored_in_a_row += 1
         if self._ignored_in_a_row >= self.patience:
@@ -165,7 +165,7 @@ class CheckedPipeline(Compose):
 
 
 def leaves(dataset: Any) -> Iterator[Any]:
-    """The data sets inside wrappers (repeated, concatenated, mixed, cut)."""
+    """Yield the data sets inside wrappers (repeated, concatenated, mixed, cut)."""
     inner = getattr(dataset, 'dataset', None)
     if inner is not None:
         yield from leaves(inner)
@@ -177,12 +177,12 @@ def leaves(dataset: Any) -> Iterator[Any]:
 
 
 def is_segmentation(dataset: Any) -> bool:
-    """Whether a data set is one of mmseg's, whose label images hold its classes."""
+    """Return whether a data set is mmseg's, with label images that hold its classes."""
     return hasattr(dataset, 'label_map') and hasattr(dataset, 'reduce_zero_label')
 
 
 def check_loading(dataset: Any) -> list[Any]:
-    """Check what a data set loads from now on. Only this object is changed, not its class.
+    """Make a data set check what it loads from now on; its class is unchanged.
 
     Args:
         dataset: Of a data loader whose workers have not started; wrappers are looked through.
@@ -193,7 +193,7 @@ def check_loading(dataset: Any) -> list[Any]:
     new = []
     for leaf in leaves(dataset):
         pipeline = getattr(leaf, 'pipeline', None)
-        # a Compose of somebody's own may do more than run its steps
+        # a custom Compose may do more than run its steps
         if type(pipeline) is not Compose:
             continue
         classes = leaf.metainfo.get('classes')

@@ -42,11 +42,11 @@ def class_problems(cfg: Config) -> Iterator[str]:
 
 
 def metainfo_of(cfg: Config, dataset: Mapping) -> dict[str, Any]:
-    """What a data set will say of itself (``classes``), as far as that is known before it is built.
+    """Return the metainfo of a data set (``classes``), as far as it is known before it is built.
 
     Raises:
-        ConfigError: If ``metainfo`` or ``classes`` is no such thing: one word, whose letters would
-            be the classes.
+        ConfigError: If ``metainfo`` or ``classes`` is invalid, such as a single string, whose
+            letters would become the classes.
     """
     kind = dataset.get('type')
     factory = find_type(DATASETS, kind, cfg) if isinstance(kind, str) else kind
@@ -68,7 +68,7 @@ def metainfo_of(cfg: Config, dataset: Mapping) -> dict[str, Any]:
 
 
 def heads_of(cfg: Config) -> Iterator[tuple[str, int]]:
-    """Return ``num_classes`` of what has one class for each of the data's, by its place."""
+    """Yield the place and value of each ``num_classes`` that must equal the data's."""
     model = cfg.get('model')
     # trackers are trained on one data set and tested on another
     if isinstance(model, Mapping) and 'tracker' not in model:
@@ -79,7 +79,7 @@ def heads_of(cfg: Config) -> Iterator[tuple[str, int]]:
 
 
 def _num_classes(cfg: Config, settings: Mapping) -> int | None:
-    """Of a part: as set, or, of a head, by default."""
+    """Return num_classes, or the head's default; None for a part without either."""
     kind = settings.get('type')
     if kind in _OTHER_HEADS:
         return None
@@ -114,7 +114,7 @@ def _shortened(names: Sequence[str]) -> str:
 
 # Channels
 
-# Necks that return maps of one width, and take one map for each of `in_channels`.
+# Necks that take one map for each entry of `in_channels` and return maps of one width.
 _PYRAMIDS = ('FPN', 'PAFPN', 'ChannelMapper', 'NASFPN', 'FPN_CARAFE')
 _HEADS = ('decode_head', 'auxiliary_head', 'panoptic_head', 'rpn_head', 'bbox_head')
 
@@ -156,7 +156,7 @@ def _widths(cfg: Config, settings: Mapping) -> list[int] | None:
     try:
         with torch.device('meta'):
             return list(factory(**options).out_channels)
-    except (ImportError, TypeError, ValueError):  # building the model says it
+    except (ImportError, TypeError, ValueError):  # building the model reports it
         return None
 
 
@@ -232,11 +232,11 @@ def _roi_problems(roi_head: Any, widths: list[int], source: str) -> Iterator[str
 
 # Weights of classes, and their colours
 
-_MORE_CLASSES = ('SideAdapterCLIPHead',)  # their losses count the background
+_MORE_CLASSES = ('SideAdapterCLIPHead',)  # heads whose losses have a weight for the background
 
 
 def weight_problems(cfg: Config) -> Iterator[str]:
-    """Losses of segmentors and of matched queries with more or fewer weights than classes."""
+    """Find losses whose number of class weights differs from the number of classes."""
     model = cfg.get('model')
     for path, head in parts(model, 'model') if isinstance(model, Mapping) else ():
         classes = _num_classes(cfg, head)
@@ -247,7 +247,7 @@ def weight_problems(cfg: Config) -> Iterator[str]:
             continue
         for place, loss in _one_or_more(head.get('loss_decode'), f'{path}.loss_decode'):
             outputs = head.get('out_channels') or classes
-            # a single logit has one weight, of the class that it stands for
+            # a single logit has one weight, for the class that it predicts
             yield from _wrong_weights(place, loss, outputs)
         loss = head.get('loss_cls')
         if isinstance(loss, Mapping) and not loss.get('use_sigmoid'):
@@ -265,7 +265,7 @@ def _wrong_weights(path: str, loss: Mapping, count: int, more: str = '') -> Iter
 
 
 def palette_problems(cfg: Config) -> Iterator[str]:
-    """Palettes that are written into ``metainfo`` with a colour too many or too few."""
+    """Find palettes in ``metainfo`` with too many or too few colours."""
     for task in TASKS:
         loader = cfg.get(f'{task}_dataloader')
         dataset = loader.get('dataset') if isinstance(loader, Mapping) else None
@@ -278,7 +278,7 @@ def palette_problems(cfg: Config) -> Iterator[str]:
             kind = settings.get('type')
             factory = find_type(DATASETS, kind, cfg) if isinstance(kind, str) else kind
             known = len(getattr(factory, 'METAINFO', {}).get('classes') or ())
-            # mmseg picks the colours of chosen classes; mmdet leaves the last ones over
+            # mmseg picks the colours of the chosen classes; mmdet ignores surplus colours
             allowed = {len(classes), known} if hasattr(factory, 'get_label_map') else None
             if len(palette) < len(classes) or (allowed and len(palette) not in allowed):
                 yield (

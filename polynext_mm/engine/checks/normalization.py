@@ -2,7 +2,7 @@
 
 The published ImageNet backbones and ADE20K segmentors were trained on RGB images with the mean and
 the standard deviation of ImageNet. Images in BGR, which is how mmcv reads them, or in another range
-give features that look fine and are not. In mm's configs::
+give features that look plausible but are wrong. In mm's configs::
 
     data_preprocessor = dict(
         mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True
@@ -25,7 +25,7 @@ from ...normalization import IMAGENET, LOW_RESOLUTION
 from .. import models
 
 _TOLERANCE = 1.0  # some configs round to integers
-# by package and name, since importing mmseg takes seconds and need not be possible
+# by package and name, since importing mmseg takes seconds and it may not be installed
 _KNOWN_KINDS = (('mmengine', 'ImgDataPreprocessor'), ('mmseg', 'SegDataPreProcessor'))
 
 
@@ -36,8 +36,8 @@ class Mismatch:
     Attributes:
         text: What the data preprocessor does to images, and what it should do.
         is_certain: Whether the preprocessor is of a kind that is known here: mmengine's, mmseg's
-            or one derived from them. What others do with the same names may differ, so for those a
-            mismatch is no more than a reason to warn.
+            or one derived from them. Others may use the same names differently, so for those a
+            mismatch is only a reason to warn.
     """
 
     text: str
@@ -94,7 +94,7 @@ def _is_known(preprocessor: nn.Module) -> bool:
 
 
 def _are_close(values: Sequence[float], expected: Sequence[float]) -> bool:
-    """Return whether values are the expected ones, once or several times in a row."""
+    """Return whether values are the expected ones, possibly repeated."""
     repetitions, rest = divmod(len(values), len(expected))
     return (
         repetitions > 0

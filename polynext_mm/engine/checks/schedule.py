@@ -18,13 +18,13 @@ _LENGTHS = {
     'IterBasedTrainLoop': ('iterations', 'max_iters'),
     'EpochBasedTrainLoop': ('epochs', 'max_epochs'),
 }
-# Of a training, after the end of its schedule, that nobody would miss.
+# Part of a training after the end of its schedule that is not worth reporting.
 _TAIL = 0.01
 _HOOK = 'default_hooks.checkpoint'
 
 
 def schedule_problems(cfg: Config) -> Iterator[str]:
-    """Learning rates that never change, or that are 0 before the training ends."""
+    """Find learning rates that never change, or that are 0 before the training ends."""
     length = _length(cfg)
     if length is None:
         return
@@ -42,7 +42,7 @@ def schedule_problems(cfg: Config) -> Iterator[str]:
             if not isinstance(end, (int, float)) or total - end <= _TAIL * total:
                 continue
             if any(isinstance(s.get('begin'), int) and s['begin'] >= end for _, s in found):
-                continue  # another one goes on
+                continue  # another scheduler continues
             yield (
                 f'{path}.end={end}, and the training has {total} {unit}: the learning rate would '
                 f'be 0 for the last {total - end}; set {path}.end={total}'
@@ -50,7 +50,7 @@ def schedule_problems(cfg: Config) -> Iterator[str]:
 
 
 def _length(cfg: Config) -> tuple[str, int] | None:
-    """Return in what the training is counted, and how many there are; None if that is not known."""
+    """Return the unit and the length of the training; None if they are not known."""
     loop = cfg.get('train_cfg')
     kind = loop_type('train', loop) if isinstance(loop, Mapping) else None
     if not isinstance(kind, str) or kind not in _LENGTHS:
@@ -68,7 +68,7 @@ def _ends_at_zero(settings: Mapping) -> bool:
 
 
 def saving_problems(cfg: Config) -> Iterator[str]:
-    """Settings under which nothing is saved, or with which the hook that saves cannot be built."""
+    """Find settings that save nothing, or with which the checkpoint hook cannot be built."""
     hooks = cfg.get('default_hooks') or {}
     if not isinstance(cfg.get('train_cfg'), Mapping):
         return
@@ -131,7 +131,7 @@ def _never_saved(cfg: Config, hook: Mapping) -> Iterator[str]:
 
 
 def _without_rule(cfg: Config, hook: Mapping) -> Iterator[str]:
-    """Build the hook: it alone knows which metrics it can compare, and by which rules."""
+    """Report a ``save_best`` without a known rule, by building the hook, which knows the rules."""
     kind = hook.get('type', DEFAULT_HOOKS['checkpoint'])
     factory = find_type(HOOKS, kind, cfg) if isinstance(kind, str) else kind
     if not (isinstance(factory, type) and issubclass(factory, CheckpointHook)):
@@ -148,7 +148,7 @@ def _without_rule(cfg: Config, hook: Mapping) -> Iterator[str]:
 
 
 def _unknown_metrics(cfg: Config, save_best: Any) -> Iterator[str]:
-    """``save_best`` is looked up after the first validation, which may be hours away."""
+    """Report unknown metrics in ``save_best``, which fail only after the first validation."""
     names = metric_names(cfg.get('val_evaluator'))
     wanted = [save_best] if isinstance(save_best, str) else save_best or ()
     for name in wanted:
@@ -159,7 +159,7 @@ def _unknown_metrics(cfg: Config, save_best: Any) -> Iterator[str]:
 
 
 def metric_names(evaluators: Any) -> list[str] | None:
-    """Names under which IoUMetric and CocoMetric report; None with other metrics among them."""
+    """Return the names that IoUMetric and CocoMetric report; None with any other metric."""
     evaluators = [evaluators] if isinstance(evaluators, Mapping) else evaluators
     names: list[str] = []
     for evaluator in evaluators or ():

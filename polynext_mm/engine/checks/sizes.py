@@ -16,14 +16,14 @@ Size = tuple[int, int]  # width, height
 def size_findings(cfg: Config, task: str, settings: Mapping, paths: Sequence[str]) -> list[Finding]:
     """Find images that are too small for the network, and batches that mix sizes.
 
-    Headers alone are read, in tenths of a millisecond each. Nothing is said where a step of the
-    pipeline is not known to keep or scale sizes, nor of small images that are padded.
+    Only headers are read, in tenths of a millisecond each. Nothing is reported if the effect of a
+    step of the pipeline on sizes is not known, nor for small images that are padded.
 
     Args:
         cfg: The whole config.
         task: 'val' or 'test'.
-        settings: Of the data set.
-        paths: Of its images.
+        settings: The settings of the data set.
+        paths: Paths of its images.
     """
     steps = [step for step in settings.get('pipeline') or () if isinstance(step, Mapping)]
     model = cfg.get('model') or {}
@@ -54,14 +54,14 @@ def _smallest_image(model: Mapping) -> int | None:
 
 
 def _size(path: str, steps: Sequence[Mapping]) -> Size | None:
-    """Return what the pipeline makes of an image's size; None for what is no image."""
+    """Return an image's size after the pipeline; None if the file is no image."""
     try:
         with Image.open(path) as image:
             size = image.size
-            if image.getexif().get(0x0112, 1) >= 5:  # turned by a quarter, as mmcv loads it
+            if image.getexif().get(0x0112, 1) >= 5:  # rotated by a quarter turn, as mmcv loads it
                 size = size[::-1]
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None  # found when samples are read
+        return None  # reported when samples are read
     for step in steps:
         if str(step.get('type')).split('.')[-1] != 'Resize':
             continue

@@ -1,4 +1,4 @@
-"""Everything read once, in parallel: what `polynext-mm check-dataset` makes its table of."""
+"""Read a whole data set once, in parallel, for the table of `polynext-mm check-dataset`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from .findings import (
 )
 
 _CHUNK = 32
-_AHEAD = 4  # chunks that each thread may be ahead of what is counted
+_AHEAD = 4  # how many chunks each thread may read ahead
 _SHOWN = 3
 _IMAGES = Decoder()
 
@@ -198,7 +198,7 @@ def _image_facts(image: str, content: bytes, decoder: Decoder | None) -> Facts:
     if decoder is None:
         return Facts(header.size, header.mode) if header else Facts()
     if header and decoder == _IMAGES:
-        # an eighth of the resolution is a quarter of the time, and needs all of the file as well
+        # decoding at an eighth of the resolution takes a quarter of the time and still reads it all
         reduced = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
         if reduced is None:
             return Facts(fault=file_fault(image) or opencv_fault(image) or _unreadable(image))
@@ -238,14 +238,14 @@ def _label_facts(label: str, decoder: Decoder) -> dict:
     pixels = pixels.squeeze()
     if pixels.ndim > 2:
         return found
-    # whole numbers beyond 8 bits are counted, and named as ids that are no class
+    # integers beyond 8 bits are counted, and reported as ids that are no class
     fault = label_fault(pixels, None, None)
     if fault is None and pixels.dtype.kind == 'f':
         fault = value_fault(pixels)
     if fault:
         return dict(fault=Finding(f'{described(label)} {fault.what}', fault.remedy))
     ids = count_ids(pixels)
-    if -1 in ids:  # what mmseg makes of it
+    if -1 in ids:  # as mmseg converts it
         ids[IGNORED] = ids.get(IGNORED, 0) + ids.pop(-1)
     return dict(found, ids=ids)
 
@@ -295,12 +295,12 @@ def survey(
 
 
 def _in_order(work: Callable, items: Iterable, workers: int) -> Iterator:
-    """Map in threads, in which decoders and hashes run beside each other."""
+    """Map in threads, keeping the order; decoders and hashes run in parallel."""
     if not workers:
         yield from map(work, items)
         return
     threads = cv2.getNumThreads()
-    cv2.setNumThreads(0)  # those of the pool are enough
+    cv2.setNumThreads(0)  # the pool's threads are enough
     try:
         with ThreadPoolExecutor(workers) as pool:
             waiting: deque = deque()
@@ -321,13 +321,13 @@ def label_findings(
     label_map: Mapping[int, int] | None = None,
     ignore_index: int = IGNORED,
 ) -> list[Finding]:
-    """What a survey says about labels.
+    """Yield what a survey found about labels.
 
     Args:
-        found: Of a split with label images.
+        found: The survey of a split with label images.
         num_classes: Of the data set; None if it does not say.
-        reduce_zero_label: As the data set has it.
-        label_map: As the data set has it, where classes of its own were chosen.
+        reduce_zero_label: The setting of the data set.
+        label_map: The mapping of the data set, if classes were selected.
         ignore_index: An id that is ignored besides 255.
     """
     findings = [*found.faults, *_image_findings(found)]
@@ -405,14 +405,14 @@ def _image_findings(found: Survey) -> Iterator[Finding]:
 def ids_of(
     num_classes: int, reduce_zero_label: bool, label_map: Mapping[int, int] | None = None
 ) -> tuple[dict[int, int], set[int]]:
-    """What ids of label files mean.
+    """Return what the ids in label files mean.
 
     Returns:
         tuple: The class of each id that has one, and the ids that are ignored.
     """
     first = int(reduce_zero_label)
     mapped = label_map or {value: value for value in range(num_classes)}
-    # OwnSegDataset maps ids that are errors to the number beyond the classes
+    # OwnSegDataset maps invalid ids to the first number beyond the classes
     classes = {old + first: new for old, new in mapped.items() if new < num_classes}
     ignored = {IGNORED} | {old + first for old, new in mapped.items() if new == IGNORED}
     return classes, ignored | ({0} if reduce_zero_label else set())
@@ -440,7 +440,7 @@ def _unlearnable(
 def _reduce_zero_label_advice(
     found: Survey, num_classes: int, reduce_zero_label: bool
 ) -> Iterator[Finding]:
-    """Whether ids look as if they were counted from the other number."""
+    """Report ids that look as if reduce_zero_label should have the other value."""
     total = sum(found.pixels.values())
     ids = set(found.pixels) - {IGNORED}
     largest = max(ids, default=0)
@@ -461,20 +461,20 @@ def _reduce_zero_label_advice(
 
 
 def duplicates(first: Survey, second: Survey) -> list[tuple[str, str]]:
-    """Images of the same content in two splits."""
+    """Return images of the same content in two splits."""
     shared = first.digests.keys() & second.digests.keys()
     return sorted((first.digests[digest], second.digests[digest]) for digest in shared)
 
 
 def spread(count: int, of: int) -> list[int]:
-    """Positions of ``count`` samples out of ``of``, from the first to the last."""
+    """Return the positions of ``count`` evenly spread samples out of ``of``."""
     if count >= of:
         return list(range(of))
     return sorted({round(i * (of - 1) / max(count - 1, 1)) for i in range(count)})
 
 
 def summary(counter: Counter, of: str) -> str:
-    """``L 2000, P 3``, most common first."""
+    """Format counts, most common first: ``L 2000, P 3``."""
     common = itertools.islice(counter.most_common(), 4)
     more = f' and {len(counter) - 4} other {of}' if len(counter) > 4 else ''
     return ', '.join(f'{value} {count}' for value, count in common) + more

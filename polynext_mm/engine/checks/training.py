@@ -1,4 +1,4 @@
-"""What a training needs of its model, batch size and optimizer wrapper, told before it steps."""
+"""Check model, batch size and optimizer wrapper before the first optimizer step."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from ..optim import AutocastOptimWrapper
 from .walk import ConfigError
 
 
-# the second name is in configs from before the first
+# older configs have the second name
 @HOOKS.register_module(name=['TrainingCheckHook', 'MachineHook'])
 class TrainingCheckHook(Hook):
     """Stop a training that cannot work before its first optimizer step.
 
-    - A batch of one image per process, be it the last of an epoch, where batch normalization needs
-      more.
+    - A batch of one image per process, even if only the last of an epoch, where batch
+      normalization needs more.
     - A per-cell gradient clip (``grad_clip_norm``) under an optimizer wrapper that scales the loss
       without telling the backbone.
-    - Outputs of the backbone that nothing uses, with DistributedDataParallel, which would stop with
-      an error about reduction in the second iteration. They are found after the first backward
-      pass: that sees what any head or neck really uses, whatever its settings are called. In a
-      single process they only cost time, so there the hook warns.
+    - Unused outputs of the backbone under DistributedDataParallel, which would stop with an error
+      about reduction in the second iteration. They are found after the first backward pass, which
+      shows what heads and necks really use, whatever their settings are called. In a single
+      process they only cost time, so there the hook warns.
 
     Raises:
         ValueError: In each of these cases, naming the setting to change.
@@ -96,7 +96,7 @@ class TrainingCheckHook(Hook):
 
 
 def _batch_of_one(loader: DataLoader, iterations: int) -> tuple[str, str] | None:
-    """Return what says that a batch of one image will come, and the setting that prevents it."""
+    """Return why there will be a batch of one image, and the setting that prevents it."""
     more = 'train_dataloader.batch_size=2 or more'
     if loader.batch_size == 1:
         return 'training with a batch of 1 cannot work', more

@@ -28,7 +28,7 @@ DEFAULT_HOOKS = dict(
     param_scheduler='ParamSchedulerHook',
     checkpoint='CheckpointHook',
 )
-# Constructors that pass what they are given besides `optimizer` to the wrapper.
+# Constructors that pass all settings but `optimizer` on to the wrapper.
 _PLAIN_CONSTRUCTORS = (
     None,
     'DefaultOptimWrapperConstructor',
@@ -38,15 +38,15 @@ _PLAIN_CONSTRUCTORS = (
 
 
 class ConfigError(ValueError):
-    """A config that asks for something that does not exist. One line for each such setting."""
+    """A config with invalid settings, one line for each."""
 
 
 def settings_built(cfg: Config) -> Iterator[tuple[str, Mapping, Registry, tuple[str, ...]]]:
     """Yield what mm will build.
 
     Yields:
-        Its place in the config, its settings, the registry of its type, and the options that are
-        taken out before it is built.
+        The place in the config, the settings, the registry of the type, and the options that are
+        removed before it is built.
     """
     for name, hook in (cfg.get('default_hooks') or {}).items():
         if isinstance(hook, Mapping):
@@ -111,18 +111,18 @@ def loop_type(task: str, loop: Mapping) -> Any:
 
 
 def find_type(registry: Registry, kind: str, cfg: Config) -> Any:
-    """Return a class by its name in a config's scope; None if there is none: mm reports it best."""
+    """Return a class by its name in a config's scope; None if unknown, which mm reports itself."""
     with registry.switch_scope_and_registry(cfg.get('default_scope') or 'mmengine') as scoped:
         return scoped.get(kind)
 
 
 def datasets_of(dataset: Any, path: str, wrappers: bool = False) -> Iterator[tuple[str, Mapping]]:
-    """Settings of the data sets of a loader, inside whatever wraps them, and their places.
+    """Yield the settings of the data sets of a loader, unwrapped, and their places.
 
     Args:
         dataset: The ``dataset`` of a data loader.
         path: Its place in the config.
-        wrappers: Give the wrappers as well.
+        wrappers: Whether to yield the wrappers too.
     """
     if not isinstance(dataset, Mapping):
         return
@@ -135,8 +135,8 @@ def datasets_of(dataset: Any, path: str, wrappers: bool = False) -> Iterator[tup
         yield from datasets_of(part, place, wrappers)
 
 
-# Parts of models whose classes are not those of the data: image classifiers, objects against
-# background, the stuff around objects, what identifies persons, words of a text.
+# Parts of models whose classes are not the data's: image classifiers, objects against background,
+# stuff, person identities, words of a text.
 _OTHER_CLASSES = (
     'backbone',
     'data_preprocessor',
