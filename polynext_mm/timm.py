@@ -431,8 +431,8 @@ default_cfgs = generate_default_cfgs(
 
 def _with_file(
     name: str,
-    pretrained_cfg: str | Mapping | PretrainedCfg | None = None,
-    pretrained_cfg_overlay: Mapping | None = None,
+    pretrained_cfg: str | dict | None = None,
+    pretrained_cfg_overlay: dict | None = None,
     **_: object,
 ) -> dict | None:
     """Return settings that name the file of a published url, which mm and timm then share.
