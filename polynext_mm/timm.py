@@ -47,7 +47,7 @@ from timm.models import (  # noqa: E402 - the line above says how to install it
     register_model,
     register_notrace_module,
 )
-from timm.models._builder import PretrainedCfg, resolve_pretrained_cfg  # noqa: E402
+from timm.models._builder import resolve_pretrained_cfg  # noqa: E402
 from timm.models._features import FeatureGetterNet, feature_take_indices  # noqa: E402
 
 __all__ = ['PolyNeXt']

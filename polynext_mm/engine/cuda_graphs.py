@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import inspect
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..backbones.polynext import PolyNeXt
 from ..compat.mmengine import accumulative_counts
 from . import models
+from .reproducibility import random_state, set_random_state
 from .training_scope import stop_after_training
 
 
@@ -20,11 +27,14 @@ from .training_scope import stop_after_training
 class CUDAGraphHook(Hook):
     """Launch the forward and backward pass of a training's backbone as one CUDA graph each.
 
-    For crops of one size in one process, where the host launches kernels more slowly than the GPU
-    runs them. The shape of the first batch is captured by ``torch.cuda.make_graphed_callables``. In
-    evaluation, on batches of other shapes, and when a backbone is called again within an iteration
-    (siamese models), kernels are launched one by one as usual. For several processes or sizes,
-    use ``compile_cells='reduce-overhead'`` of the backbone instead.
+    For crops of one size, where the host launches kernels more slowly than the GPU runs them. The
+    shape of the first batch is captured by ``torch.cuda.make_graphed_callables``. In evaluation, on
+    batches of other shapes, and when a backbone is called again within an iteration (siamese
+    models), kernels are launched one by one as usual. For several sizes, use
+    ``compile_cells='reduce-overhead'`` of the backbone instead.
+
+    In several processes, the first batch is captured before it is trained on: the model is taken
+    out of DistributedDataParallel, captured, and wrapped again, since that must not see a capture.
 
     Every PolyNeXt in the model that trains is captured, whatever its name.
 
@@ -55,9 +65,30 @@ class CUDAGraphHook(Hook):
         for graphed in self._graphed:
             graphed.backbone.forward = graphed
 
-    def before_train_iter(self, runner: Runner, **step: object) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         for graphed in self._graphed:
             graphed.replayed = False
+        if isinstance(runner.model, DistributedDataParallel) and not all(
+            graphed.is_captured() for graphed in self._graphed
+        ):
+            self._capture_unwrapped(runner, data_batch)
+
+    def _capture_unwrapped(self, runner: Runner, data_batch: Any) -> None:
+        """Capture, and then wrap: the order that torch asks for.
+
+        What the wrapper adds to the gradients of parameters belongs to the stream it was made on,
+        and would tie that to the one of the capture.
+        """
+        model = runner.model.module
+        runner.model = model
+        gc.collect()  # of the wrapper, with its hooks on gradients
+        state = random_state()  # so that training draws what it would have drawn
+        x = _images(model, data_batch)
+        with runner.optim_wrapper.optim_context(model):
+            for graphed in self._graphed:
+                graphed.capture(x)
+        set_random_state(state)
+        runner.model = _wrapped(runner, model)
 
     def after_train(self, runner: Runner) -> None:
         for graphed in self._graphed:
@@ -75,14 +106,21 @@ class _Graphed:
         self._shape: torch.Size | None = None
         self._replay: Callable[[Tensor], tuple[Tensor, ...]] | None = None
 
+    def is_captured(self) -> bool:
+        return self._replay is not None
+
+    def capture(self, x: Tensor) -> None:
+        """Capture both passes for images of this shape, which are only looked at."""
+        self._shape, self._replay = x.shape, _capture(self.backbone, x)
+
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         backbone = self.backbone
         launch = type(backbone).forward
         if self.replayed or not (backbone.training and torch.is_grad_enabled()):
             return launch(backbone, x)
         if self._replay is None:
-            self._shape, self._replay = x.shape, _capture(backbone, x)
-        if x.shape != self._shape:
+            self.capture(x)
+        if self._replay is None or x.shape != self._shape:
             return launch(backbone, x)
         self.replayed = True
         return self._replay(x)
@@ -100,13 +138,42 @@ class _Launched(nn.Module):
 
 
 def _capture(backbone: PolyNeXt, x: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    make: Callable[..., Any] = torch.cuda.make_graphed_callables
+    settings = {}
+    if 'capture_error_mode' in inspect.signature(make).parameters:
+        # other threads may call what this one may not: those that pin memory and watch NCCL
+        settings['capture_error_mode'] = 'thread_local'
     # cached casts are valid only within the autocast of this step
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
-        return torch.cuda.make_graphed_callables(_Launched(backbone), (x.detach().clone(),))
+        return make(_Launched(backbone), (x.detach().clone(),), **settings)
     finally:
         torch.set_autocast_cache_enabled(cached)
+
+
+def _images(model: BaseModel, data_batch: Any) -> Tensor:
+    """Return the images of a batch as a backbone gets them; the batch is left as it is."""
+    data = model.data_preprocessor(copy.deepcopy(data_batch), training=True)
+    x = data.get('inputs') if isinstance(data, dict) else None
+    if not isinstance(x, Tensor) or x.ndim != 4:
+        raise ValueError(
+            f'CUDAGraphHook cannot work: the data_preprocessor of {type(model).__name__} returns '
+            "no 'inputs' of (B, 3, H, W), whose shape is needed in several processes. Remove the "
+            'hook from custom_hooks'
+        )
+    return x
+
+
+def _wrapped(runner: Runner, model: nn.Module) -> nn.Module:
+    """Wrap a model as the runner did when it was built."""
+    cfg = runner.cfg
+    converted = cfg.pop('sync_bn', None)  # which the layers are already
+    try:
+        return runner.wrap_model(cfg.get('model_wrapper_cfg'), model)
+    finally:
+        if converted is not None:
+            cfg.sync_bn = converted
 
 
 def _reasons_against(backbones: list[PolyNeXt], runner: Runner) -> Iterator[str]:
@@ -116,10 +183,11 @@ def _reasons_against(backbones: list[PolyNeXt], runner: Runner) -> Iterator[str]
     device = _device(backbones[0])
     if device != 'cuda':
         yield f'the model is on {device}, and CUDA graphs need a GPU of CUDA or ROCm'
-    if runner.world_size > 1:
-        yield f'it is for one process, and there are {runner.world_size}'
+    if is_model_wrapper(runner.model) and not isinstance(runner.model, DistributedDataParallel):
+        kind = type(runner.model).__name__
+        yield f'the model is wrapped in {kind}, and only DistributedDataParallel goes with graphs'
     if accumulative_counts(runner.optim_wrapper) > 1:
-        # the next backward pass would overwrite the gradients of the one before
+        # the next backward pass would overwrite the gradients of the one before, no_sync() or not
         yield 'gradients accumulate (accumulative_counts)'
     if any(stage.with_cp for backbone in backbones for stage in backbone.stages):
         yield 'the backbone has with_cp=True'

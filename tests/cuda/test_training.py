@@ -26,7 +26,7 @@ def trained(device, dtype, steps, hook=None, **backbone):
     model = nn.Module()
     model.backbone = randomized(build(**backbone)).to(device)
     wrapper = build_optim_wrapper(model, cfg)
-    runner = SimpleNamespace(model=model, world_size=1, optim_wrapper=wrapper)
+    runner = SimpleNamespace(model=model, optim_wrapper=wrapper)
     if hook is not None:
         hook.before_train(runner)
     image, losses = golden.image(SIZE, batch=2).to(device), []
@@ -104,6 +104,17 @@ def test_several_devices(device):
         *('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={count}'),
         ROOT / 'tests' / 'cuda' / 'in_every_process.py',
         device,
+        PYTHONPATH=str(ROOT),
+    )
+    assert all(f'RANK {rank} agrees' in printed for rank in range(count)), printed
+
+
+def test_cuda_graphs_on_several_devices(cuda):
+    count = torch.cuda.device_count()
+    printed = python(
+        *('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={count}'),
+        ROOT / 'tests' / 'engine' / 'graphs_in_every_process.py',
+        'cuda',
         PYTHONPATH=str(ROOT),
     )
     assert all(f'RANK {rank} agrees' in printed for rank in range(count)), printed

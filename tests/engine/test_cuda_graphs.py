@@ -6,10 +6,13 @@ import pytest
 import torch
 from mmengine.registry import HOOKS
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from polynext_mm.engine import cuda_graphs
 from tests.engine.runs import config, train
+from tests.helpers.files import ROOT
 from tests.helpers.networks import build
+from tests.helpers.programs import python
 
 SIZE = torch.Size((2, 3, 64, 64))
 
@@ -36,11 +39,11 @@ def replayed(monkeypatch):
     return SimpleNamespace(shapes=shapes, replays=replays)
 
 
-def runner_of(backbone, world_size=1, counts=1):
+def runner_of(backbone, counts=1, wrap=lambda model: model):
     model = nn.Module()
     model.backbone = backbone
     wrapper = SimpleNamespace(_accumulative_counts=counts)
-    return SimpleNamespace(model=model, world_size=world_size, optim_wrapper=wrapper)
+    return SimpleNamespace(model=wrap(model), optim_wrapper=wrapper)
 
 
 @pytest.mark.heavy
@@ -83,7 +86,7 @@ def test_a_second_call_within_an_iteration_is_launched(replayed):
     model = nn.Module()
     model.detector = nn.ModuleDict(dict(backbone=build()))  # as of mmdet's trackers
     model.teacher = build().requires_grad_(False)
-    runner = SimpleNamespace(model=model, world_size=1, optim_wrapper=SimpleNamespace())
+    runner = SimpleNamespace(model=model, optim_wrapper=SimpleNamespace())
     hook = HOOKS.build(dict(type='CUDAGraphHook'))
     hook.before_train(runner)
     assert 'forward' not in vars(model.teacher)
@@ -100,13 +103,45 @@ def test_a_second_call_within_an_iteration_is_launched(replayed):
         (dict(with_cp=True), {}, 'with_cp=True'),
         (dict(norm='bn'), {}, "norm='bn'"),
         ({}, dict(counts=2), 'accumulative_counts'),
-        ({}, dict(world_size=2), 'one process, and there are 2'),
+        (
+            {},
+            dict(wrap=nn.DataParallel),
+            'in DataParallel, and only DistributedDataParallel',
+        ),
     ],
     ids=str,
 )
 def test_what_a_graph_cannot_take(settings, run, reason, replayed):
     with pytest.raises(ValueError, match=f'{reason}.*or remove the hook from custom_hooks'):
         HOOKS.build(dict(type='CUDAGraphHook')).before_train(runner_of(build(**settings), **run))
+
+
+@pytest.mark.heavy
+def test_under_distributed_data_parallel():
+    """Captured before it is wrapped, and trained as without graphs, in both processes."""
+    printed = python(
+        *('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'),
+        ROOT / 'tests' / 'engine' / 'graphs_in_every_process.py',
+        'cpu',
+        PYTHONPATH=str(ROOT),
+    )
+    assert all(f'RANK {rank} agrees' in printed for rank in range(2)), printed
+
+
+def test_images_of_unknown_shape_are_refused_in_several_processes(replayed, monkeypatch):
+    """Before a shape is known there is nothing to capture."""
+    backbone = build()
+    runner = runner_of(backbone)
+    hook = HOOKS.build(dict(type='CUDAGraphHook'))
+    hook.before_train(runner)
+    model = runner.model
+    model.data_preprocessor = lambda data, training: data
+    wrapped = DistributedDataParallel.__new__(DistributedDataParallel)
+    nn.Module.__init__(wrapped)
+    wrapped.module = model
+    runner.model = wrapped
+    with pytest.raises(ValueError, match=r"the data_preprocessor of Module returns no 'inputs'"):
+        hook.before_train_iter(runner, batch_idx=0, data_batch=dict(inputs=[torch.ones(3, 4, 4)]))
 
 
 def test_without_a_gpu_or_a_polynext():
