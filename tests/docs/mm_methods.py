@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import importlib
+import re
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -30,7 +32,6 @@ EXCEPTIONS = {
     'mmseg': {
         'ddrnet': 'its head takes the two branches of its own backbone',
         'dpt': 'its head takes patches and class tokens of a ViT',
-        'dsdl': 'configs of data alone',
         'mobilenet_v3': 'its head pools maps of at least 49x49',
         'pidnet': 'its head takes the three branches of its own backbone',
         'psanet': "needs mmcv's compiled operators (`psamask`)",
@@ -46,12 +47,14 @@ EXCEPTIONS = {
         'cornernet': 'its head takes the two outputs of an hourglass network',
         'deepsort': 'trackers of trained detectors: no training of their own',
         'detectors': 'its neck is a second backbone (RFP)',
-        'dsdl': 'configs of data alone',
         'glip': 'needs a language model',
         'grounding_dino': 'needs a language model',
         'mm_grounding_dino': 'needs a language model',
+        'misc': 'detectors of detectron2',
         'ocsort': 'needs the package lap; it trains its YOLOX alone',
+        'paa': 'needs scikit-learn',
         'reid': 'needs mmpretrain',
+        'simple_copy_paste': 'its batch norms (`MMSyncBN`) need several processes',
         'tridentnet': 'its heads take the three branches of its own backbone',
     },
 }
@@ -69,6 +72,12 @@ SETTINGS: dict[str, dict[str, dict]] = {
         'fastfcn': {'neck.in_channels': (96, 192, 288), 'auxiliary_head.in_channels': 192},
     },
     'mmdet': {
+        'nas_fcos': {
+            'backbone.out_indices': (0, 1, 2, 3),
+            'backbone.out_norm': False,
+            'neck.in_channels': [48, 96, 192, 288],
+            'neck.start_level': 1,
+        },
         'ssd': {
             'neck.in_channels': (192, 288),
             'neck.out_channels': (192, 288, 512, 256, 256, 256),
@@ -101,7 +110,9 @@ def config(package: str, method: str) -> Config:
     name = CONFIGS.get((package, method))
     if name is None:
         names = [file.stem for file in files]
-        name = next((name for name in names if 'r50' in name and '-c4' not in name), names[0])
+        name = next(
+            (name for name in names if 'r50' in name and not re.search('-d?c[45]', name)), names[0]
+        )
     return Config.fromfile(files[0].with_name(f'{name}.py'), import_custom_modules=False)
 
 
@@ -193,7 +204,7 @@ def build(package: str, method: str) -> nn.Module:
             part['teacher_ckpt'] = None
         if isinstance(part.get('teacher_config'), str):
             part['teacher_config'] = str(mm_folder(package) / part['teacher_config'])
-        if isinstance(part.get('init_cfg'), dict) and part['init_cfg']['type'] == 'Pretrained':
+        if isinstance(part.get('init_cfg'), dict) and part['init_cfg'].get('type') == 'Pretrained':
             part['init_cfg'] = None
         if isinstance(part.get('sampler'), dict) and 'num' in part['sampler']:
             part['sampler']['num'] = 16
@@ -235,8 +246,42 @@ def batch(package: str, method: str, model: nn.Module, training: bool) -> dict:
     for sample in data['data_samples']:
         labels = torch.zeros(1, size, size, dtype=torch.long)
         sample.gt_sem_seg = PixelData(sem_seg=labels)
-        sample.proposals = InstanceData(bboxes=sample.gt_instances.bboxes + 3, scores=torch.ones(2))
+        if not getattr(model, 'with_rpn', True):  # as Fast R-CNN
+            boxes = sample.gt_instances.bboxes + 3
+            sample.proposals = InstanceData(bboxes=boxes, scores=torch.ones(2))
+    kind = type(model.data_preprocessor).__name__
+    if kind == 'TrackDataPreprocessor' and not model.data_preprocessor.use_det_processor:
+        return of_videos(data)
+    if kind == 'MultiBranchDataPreprocessor' and training:
+        return of_branches(data)
     return data
+
+
+def of_videos(data: dict) -> dict:
+    """Return one video of the images of a batch: a key frame and, in training, a reference."""
+    from mmdet.structures import TrackDataSample
+
+    video = TrackDataSample(metainfo=dict(key_frames_inds=[0], ref_frames_inds=[1]))
+    video.video_data_samples = data['data_samples']
+    for frame, sample in enumerate(video.video_data_samples):
+        sample.gt_instances.instances_ids = torch.tensor([1, 2])
+        sample.set_metainfo(
+            dict(frame_id=frame, img_id=frame, video_id=0, video_length=2, ori_video_length=2)
+        )
+    return dict(inputs=[torch.stack(data['inputs'])], data_samples=[video])
+
+
+def of_branches(data: dict) -> dict:
+    """Return a batch of semi-supervised training: labelled, and twice without labels."""
+    for sample in data['data_samples']:
+        sample.set_metainfo(dict(homography_matrix=np.eye(3, dtype='float32'), img_id=0))
+    branches = ('sup', 'unsup_teacher', 'unsup_student')
+    return dict(
+        inputs={branch: data['inputs'] for branch in branches},
+        data_samples={
+            branch: [sample.clone() for sample in data['data_samples']] for branch in branches
+        },
+    )
 
 
 def table(package: str) -> str:
