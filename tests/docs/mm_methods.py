@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -49,9 +50,12 @@ EXCEPTIONS = {
         'glip': 'needs a language model',
         'grounding_dino': 'needs a language model',
         'mm_grounding_dino': 'needs a language model',
+        'misc': 'detectors of detectron2',
         'ocsort': 'needs the package lap; it trains its YOLOX alone',
         'paa': 'needs scikit-learn',
         'reid': 'needs mmpretrain',
+        'simple_copy_paste': 'its batch norms (`MMSyncBN`) need several processes',
+        'strong_baselines': 'its batch norms (`MMSyncBN`) need several processes',
         'tridentnet': 'its heads take the three branches of its own backbone',
     },
 }
@@ -88,7 +92,7 @@ CONFIGS = {
     ('mmseg', 'setr'): 'setr_vit-l_naive_8xb2-160k_ade20k-512x512',
 }
 # Sides of images where the usual one is too small.
-SIZES = {('mmdet', 'dino'): 256, ('mmdet', 'ssd'): 300}
+SIZES = {('mmdet', 'dino'): 256, ('mmdet', 'ssd'): 512}
 
 
 def methods(package: str) -> list[str]:
@@ -107,7 +111,9 @@ def config(package: str, method: str) -> Config:
     name = CONFIGS.get((package, method))
     if name is None:
         names = [file.stem for file in files]
-        name = next((name for name in names if 'r50' in name and '-c4' not in name), names[0])
+        name = next(
+            (name for name in names if 'r50' in name and not re.search('-d?c[45]', name)), names[0]
+        )
     return Config.fromfile(files[0].with_name(f'{name}.py'), import_custom_modules=False)
 
 
@@ -192,6 +198,7 @@ def build(package: str, method: str) -> nn.Module:
     """Build a method's model with a PolyNeXt, with few regions and no weights fetched."""
     cfg = config(package, method)
     model = copy.deepcopy(cfg.model)
+    learned = any('num_proposals' in part for part in dicts(model))  # whose number is fixed
     for part in dicts(model):
         for key in ('pretrained', 'batch_augments'):
             part.pop(key, None)
@@ -204,7 +211,7 @@ def build(package: str, method: str) -> nn.Module:
         if isinstance(part.get('sampler'), dict) and 'num' in part['sampler']:
             part['sampler']['num'] = 16
         for key, few in (('max_per_img', 20), ('nms_pre', 50)):
-            if isinstance(part.get(key), int):
+            if isinstance(part.get(key), int) and not learned:
                 part[key] = few
     if package == 'mmseg':
         adapt_segmentor(model)
@@ -238,8 +245,12 @@ def batch(package: str, method: str, model: nn.Module, training: bool) -> dict:
         head = heads[-1] if isinstance(heads, nn.ModuleList) else heads
         return segmentors.batch(size, head.num_classes)
     data = detectors.batch(size, 2 if training else 1)
+    classes = [part.get('num_classes') for part in dicts(config(package, method).model)]
+    of_one_class = 1 in classes
     for sample in data['data_samples']:
         labels = torch.zeros(1, size, size, dtype=torch.long)
+        if of_one_class:
+            sample.gt_instances.labels.zero_()
         sample.gt_sem_seg = PixelData(sem_seg=labels)
         if not getattr(model, 'with_rpn', True):  # as Fast R-CNN
             boxes = sample.gt_instances.bboxes + 3

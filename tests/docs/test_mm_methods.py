@@ -22,7 +22,8 @@ EVERY = 1 if os.environ.get('POLYNEXT_MM_ALL_METHODS') else 8
 
 def check(package: str, method: str) -> None:
     """Train a method's model for a step, and let it predict."""
-    model = revert_sync_batchnorm(mm_methods.build(package, method)).train()
+    model = revert_sync_batchnorm(mm_methods.build(package, method))
+    model.train()  # some models of mmdet's return nothing here
     wrapper = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-4))
     # a teacher is no module of its student, and learns nothing
     ours = {f'{name}.': net for name, net in backbones(model).items() if 'teacher' not in name}
@@ -38,7 +39,8 @@ def check(package: str, method: str) -> None:
     after = dict(model.named_parameters())
     still = [name for name, param in before.items() if torch.equal(param, after[name])]
     assert not still
-    (prediction,) = model.eval().test_step(mm_methods.batch(package, method, model, False))[:1]
+    model.eval()
+    (prediction,) = model.test_step(mm_methods.batch(package, method, model, False))[:1]
     assert prediction is not None
 
 
