@@ -113,7 +113,7 @@ class Branch(nn.Module):
     def kernel_weights(self, gate: Tensor | None) -> dict[str, Tensor | None] | None:
         """Return the weights for the kernel, by layer, with all scales folded in.
 
-        None if the layers must be called instead.
+        None where the layers are to be called instead.
         """
         found = kernel_weights(self, self.kinds)
         if found is None:
