@@ -144,7 +144,7 @@ def _verify_checksum(path: Path) -> None:
         expected = (file.read(4096).decode(errors='replace').split() or [''])[0].lower()
     if expected != sha256_of(path):
         raise CheckpointError(
-            f'{path} is not the file that {beside.name} is of: get both again; if {path.name} was '
+            f'{path} does not match its checksum {beside.name}: get both again; if {path.name} was '
             f'changed on purpose, write its checksum anew: sha256sum {path.name} > {beside.name}'
         )
 

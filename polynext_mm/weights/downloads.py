@@ -116,11 +116,11 @@ def _problem(partial: Path, url: str, suffix: str) -> str | None:
     file: Published | None = next((one for one in PUBLISHED.values() if one.url == url), None)
     size = partial.stat().st_size
     if file and file.size is not None and size != file.size:
-        return f'what arrived has {size} bytes instead of {file.size}'
+        return f'the download has {size} bytes instead of {file.size}'
     if file and file.sha256 is not None and sha256_of(partial) != file.sha256:
-        return 'what arrived has another SHA-256 than the published file'
+        return 'the download has another SHA-256 than the published file'
     if suffix in ('.pt', '.pth') and not _may_be_complete(partial):
-        return 'what arrived is not a complete checkpoint'
+        return 'the download is not a complete checkpoint'
     return None
 
 
