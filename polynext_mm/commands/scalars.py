@@ -87,9 +87,7 @@ def _files(path: Path) -> list[Path]:
     found = sorted(path.glob(f'*/{_FILE}')) or sorted(path.glob(_FILE))
     found = found or sorted(path.glob('scalars.json'))
     if not found:
-        raise UsageError(
-            f'{path} is no work dir with a log of a training: there is no */{_FILE} in it'
-        )
+        raise UsageError(f'{path} is not a work dir with a training log: it has no */{_FILE}')
     return found
 
 

@@ -353,7 +353,7 @@ def _check_segmentor(model: nn.Module, output: str) -> None:
     for method in ('predict', 'predict_by_feat'):
         if getattr(type(head), method) is not getattr(BaseDecodeHead, method):
             raise UnsupportedModelError(
-                f'{what}: {type(head).__name__} makes its logits in a way of its own ({method}); '
+                f'{what}: {type(head).__name__} has its own way of making logits ({method}); '
                 "heads can be exported that leave this to mmseg's BaseDecodeHead, such as "
                 'UPerHead, '
                 'PSPHead and FCNHead; features can be of any'

@@ -87,7 +87,7 @@ class InterruptHook(Hook):
                 self._previous[number] = signal.signal(number, self._remember)
         else:
             runner.logger.warning(
-                'This training is not in the main thread, where alone Python handles signals: '
+                'Python handles signals only in the main thread, where this training is not: '
                 'SIGTERM and Ctrl-C will not save a checkpoint'
             )
         loaders = [runner.train_dataloader]
@@ -177,7 +177,7 @@ class InterruptHook(Hook):
         if self._lost_worker is not None:
             raise LostWorkerError(_explained(self._lost_worker)) from error
         runner.logger.info(
-            f'Interrupted, and saved: exit code {RESUME_ME} says that --resume goes on from here'
+            f'Interrupted and saved: exit code {RESUME_ME} means that --resume continues from here'
         )
         sys.exit(RESUME_ME)
 

@@ -237,8 +237,8 @@ class ReproducibilityHook(Hook):
             self._resumed = dict(checkpoint.get(RESUME) or {})
             if 'random_states' not in self._resumed:
                 runner.logger.warning(
-                    'The checkpoint holds no random states: the run goes on, but not as if it had '
-                    'not been interrupted'
+                    'The checkpoint holds no random states: the run continues, but differs from '
+                    'an uninterrupted one'
                 )
 
     def before_train(self, runner: Runner) -> None:
@@ -311,7 +311,7 @@ class ReproducibilityHook(Hook):
         if len(states) != dist.get_world_size():
             runner.logger.warning(
                 f'The checkpoint is of {len(states)} processes and this run of '
-                f'{dist.get_world_size()}: it goes on, but not as if it had not been interrupted'
+                f'{dist.get_world_size()}: it continues, but will differ from an uninterrupted one'
             )
             return
         try:
@@ -339,7 +339,7 @@ class ReproducibilityHook(Hook):
         if saved != size:
             runner.logger.warning(
                 f'The checkpoint is of batches of {saved} per process and this run has batches of '
-                f'{size}: it goes on, but not as if it had not been interrupted'
+                f'{size}: it continues, but will differ from an uninterrupted one'
             )
 
 

@@ -1,4 +1,4 @@
-"""PolyNeXt in torch alone: nothing in this package knows of configs, files or mm.
+"""PolyNeXt in plain torch: nothing in this package knows about configs, files or mm.
 
 :mod:`polynext_mm.nn.plain` is the network as the paper writes it; read that first.
 """

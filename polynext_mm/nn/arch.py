@@ -21,22 +21,22 @@ class Arch:
     """What makes one PolyNeXt differ from another, with one entry per stage unless said otherwise.
 
     Args:
-        widths: Channels.
-        depths: Cells.
-        stacks: Stacks, each of a mixer and a PolyMLP, in every cell.
+        widths: Number of channels.
+        depths: Number of cells.
+        stacks: Number of stacks per cell, each a mixer and a PolyMLP.
         mixers: 'conv' (PolyConv) or 'attn' (PolyAttn).
         conv_ratios: Inner width of PolyConv over the width of the stage.
         mlp_ratios: Width of PolyMLP's two projections together over the width of the stage.
         coarse_sizes: Kernel size of PolyConv's coarse convolution, odd.
         downsampling: How s0 and s1 are downsampled between stages (two entries): 'sep3x3', a
             depthwise 3x3 convolution and a 1x1, or 'full3x3', a dense one.
-        gate_init: lam of every cell from scratch, one logit per gate.
+        gate_init: Initial lam of every cell, one logit per gate.
         paired_gates: Whether stack i uses the gates (i, i + 1) instead of (2i, 2i + 1).
         stem_size: Kernel size of the stem's convolution, odd.
         stem_stride: Stride of the stem.
 
     Raises:
-        ValueError: For values that make no network, naming the field.
+        ValueError: For values that define no valid network, naming the field.
     """
 
     widths: tuple[int, ...]
@@ -118,7 +118,7 @@ class Arch:
     def degrees(self) -> tuple[int, ...]:
         """Degree in the image of every stage's feature, as polynomials (``norm='bn'``, inference).
 
-        Convolutions, matrices, gates and norms with running statistics keep a degree. The product
+        Convolutions, matrices, gates and norms with running statistics keep the degree. The product
         of a PolyConv or a PolyMLP doubles it. A PolyAttn multiplies it by 9: q k^T has degree 2,
         its fourth power 8, and the values add one. A branch is added to what it is computed from,
         so the degree of the stream is the branch's; s0 is older than s1, so a cell's sum has that
@@ -172,7 +172,7 @@ def _archs() -> dict[str, Arch]:
         for family, mixers in families.items()
         for size, (width, depths, stacks, downsampling, gate_init, paired_gates) in sizes.items()
     }
-    # for small images; its lam starts at the values that are T's after the sigmoid
+    # for small images; its lam starts at the values that T has after the sigmoid
     archs['cpolynext_lr'] = Arch(
         widths=(72, 144, 288),
         depths=(2, 3, 3),
@@ -209,7 +209,7 @@ def widths(arch: str | Mapping | Arch) -> list[int]:
 
 
 def get_arch(arch: str | Mapping | Arch) -> Arch:
-    """Return an arch by its name, or made of the fields of :class:`Arch`, or as it is.
+    """Return an arch by its name, built from the fields of :class:`Arch`, or unchanged.
 
     Args:
         arch: A name of :data:`ARCHS`, a dict with the fields of :class:`Arch`, or an Arch.

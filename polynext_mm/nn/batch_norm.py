@@ -1,8 +1,8 @@
-"""The norms of fully polynomial networks (``norm='bn'``): in inference, numbers known beforehand.
+"""The norms of fully polynomial networks (``norm='bn'``), which are constants in inference.
 
 Source: the paper and its authors' release. Each norm has weights and running statistics for every
-position of a map, so they belong to one size of image. Here they serve any other size: they are
-resized bilinearly to the map in use, row sums also by the ratio of the numbers of tokens.
+position of a map, so they belong to one size of image. Here they work for any other size: they are
+resized bilinearly to the map in use, and row sums also scaled by the ratio of token numbers.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def map_size(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
 
 
 class PositionNorm(nn.Module):
-    """What the norms of a fully polynomial network share: tables with a value for every position.
+    """Base of the norms of a fully polynomial network: tables with a value for every position.
 
-    In training, statistics of a map of another size are resized to the tables, as the tables are to
-    the map.
+    In training on maps of another size, the tables are resized to the map, and its statistics are
+    resized to the tables.
 
     Args:
-        stride: Of the maps.
-        over_processes: Take statistics over the batches of all processes in training.
+        stride: Stride of the maps.
+        over_processes: Whether to take statistics over the batches of all processes in training.
     """
 
     #: Names of the tables, (..., H, W) each.
@@ -72,7 +72,7 @@ class PositionNorm(nn.Module):
 
     @torch.no_grad()
     def resize_(self, size: tuple[int, int]) -> None:
-        """Resize the tables for good; parameters stay the same objects."""
+        """Resize the tables permanently; parameters stay the same objects."""
         if self.size == size:
             return
         tables = {name: self._at(name, size) for name in self.tables}
@@ -86,11 +86,11 @@ class PositionNorm(nn.Module):
         self._constants_by_size.clear()
 
     def _at(self, name: str, size: tuple[int, int]) -> Tensor:
-        """Return a table resized to a map, never half."""
+        """Return a table resized to a map, never in half precision."""
         return _resized(wide(getattr(self, name)), size)
 
     def _constants(self, size: tuple[int, int]) -> tuple[Tensor, ...]:
-        """Return what inference needs at a size of map, once computed for all calls."""
+        """Return the constants of inference at a size of map, cached between calls."""
         if size == self._fused_size:
             return self._fused()
         sources = [getattr(self, name) for name in self.tables]
@@ -100,10 +100,10 @@ class PositionNorm(nn.Module):
         stamp = tuple((source.data_ptr(), source._version) for source in sources)
         known_stamp, constants = self._constants_by_size.pop(size, (None, None))
         if known_stamp != stamp:
-            # in no mode that would keep what follows from taking part in a graph of autograd
+            # not in inference mode, whose tensors could not take part in autograd later
             with torch.inference_mode(False), torch.no_grad():
                 constants = self._computed_constants(size)
-        self._constants_by_size[size] = (stamp, constants)  # the last used comes last
+        self._constants_by_size[size] = (stamp, constants)  # most recently used last
         if len(self._constants_by_size) > CACHED_SIZES:
             del self._constants_by_size[next(iter(self._constants_by_size))]
         return constants
@@ -119,7 +119,7 @@ class PositionNorm(nn.Module):
 
     @torch.no_grad()
     def fuse(self, size: tuple[int, int]) -> None:
-        """Keep the constants of one size of map as buffers, so that an export holds them alone."""
+        """Keep the constants of one size of map as buffers, so that an export holds only those."""
         for name in self._fused_names():
             delattr(self, name)
         self._constants_by_size.clear()
@@ -130,7 +130,7 @@ class PositionNorm(nn.Module):
 
     @torch.no_grad()
     def _track(self, **statistics: Tensor) -> None:
-        """Move running statistics toward a batch's, once for a map that is computed twice."""
+        """Update running statistics with a batch's, once even if checkpointing recomputes it."""
         if dispatch.recomputing():
             return
         for name, value in statistics.items():
@@ -201,7 +201,7 @@ class ChannelBatchNorm(PositionNorm):
         return y
 
     def _computed_constants(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Return the factor, (H, W, 1), and the summand, (H, W, 1) or (H, W, C)."""
+        """Return the factor, (H, W, 1), and the offset, (H, W, 1) or (H, W, C)."""
         w_position, mean, var = (self._at(name, size)[..., None] for name in self.tables)
         scale = w_position * (var + LN_EPS).rsqrt()
         shift = -mean * scale
@@ -218,7 +218,7 @@ class ChannelBatchNorm(PositionNorm):
 
     @torch.no_grad()
     def fold_back(self, *rows: Tensor) -> None:
-        """Move the weight into what the input is made by: matrices (C, ...) or scales (C,)."""
+        """Move the weight into what produces the input: matrices (C, ...) or scales (C,)."""
         if self.weight is not None:
             for weight in rows:
                 weight.mul_(self.weight.view(-1, *[1] * (weight.ndim - 1)))
@@ -231,7 +231,7 @@ class RowSumNorm(PositionNorm):
         out_i = sum_j a_ij v_j / (average_i + 1e-6) * weight_i
 
     Args:
-        heads: Of the attention.
+        heads: Number of attention heads.
         size: (H, W) of the maps that the statistics are for.
         stride: Of these maps.
         over_processes: As of :class:`PositionNorm`.
@@ -257,9 +257,9 @@ class RowSumNorm(PositionNorm):
 
         Args:
             q: Queries, already multiplied by the scale, (B, heads, tokens, head width).
-            k: Keys, the same.
-            v: Values, the same.
-            size: (H, W) of the map whose positions the tokens are.
+            k: Keys, of the same shape.
+            v: Values, of the same shape.
+            size: (H, W) of the map that the tokens come from.
 
         Returns:
             (B, heads, tokens, head width) in the dtype of ``v``.
@@ -285,7 +285,7 @@ class RowSumNorm(PositionNorm):
         return resize(wide(getattr(self, name)), size)
 
     def _factor(self, weight: Tensor, average: Tensor) -> Tensor:
-        """Return what the sums of values are multiplied by, (heads, tokens, 1)."""
+        """Return the factor of the sums of values, (heads, tokens, 1)."""
         return (weight / (average + ROW_SUM_EPS)).flatten(1)[..., None]
 
 
@@ -316,18 +316,18 @@ class BatchNorms:
 
 
 class NormSizes(nn.Module):
-    """What a network needs for the sizes that the norms of ``norm='bn'`` belong to.
+    """The methods of a network for the image size that its ``norm='bn'`` norms belong to.
 
     Attributes:
         norm: 'ln' or 'bn'.
-        given_norm_size: Height and width of the images that norms are made for, to which several
-            processes keep in training; None for 'ln'.
+        given_norm_size: Height and width of the images that norms are made for, which trainings in
+            several processes keep; None for 'ln'.
     """
 
     arch: Arch
 
     def set_norm(self, norm: str, norm_size: int | Sequence[int] | None, sync_norm: bool) -> None:
-        """Choose the norms that are to be made; see :class:`polynext_mm.nn.PolyNeXt`.
+        """Choose the norms to make; see :class:`polynext_mm.nn.PolyNeXt`.
 
         Raises:
             ValueError: For a value that is not valid, or a size with ``norm='ln'``.
@@ -338,7 +338,7 @@ class NormSizes(nn.Module):
         self._norm_size_is_settled = False
 
     def batch_norms(self, stage: int) -> BatchNorms:
-        """Return what makes the norms of a stage of a fully polynomial network."""
+        """Return the maker of a stage's norms in a fully polynomial network."""
         size = self.given_norm_size or (NORM_SIZE, NORM_SIZE)
         return BatchNorms(size, self.arch.strides[stage], self._sync_norm)
 
@@ -354,7 +354,7 @@ class NormSizes(nn.Module):
         return height * norm.stride, width * norm.stride
 
     def position_shapes(self, image_size: tuple[int, int]) -> dict[str, torch.Size]:
-        """Return the shapes at a size of image of what a state dict holds for every position."""
+        """Return the shapes of a state dict's per-position entries at a size of image."""
         return {
             f'{name}.{table}': torch.Size(
                 (*getattr(norm, table).shape[:-2], *map_size(image_size, norm.stride))
@@ -365,15 +365,15 @@ class NormSizes(nn.Module):
         }
 
     def set_norm_size(self, size: int | Sequence[int]) -> None:
-        """Resize the norms' weights and statistics for good.
+        """Resize the norms' weights and statistics permanently.
 
-        Parameters stay the same objects: an optimizer without state goes on with them.
+        Parameters stay the same objects, so an optimizer without state can continue.
 
         Args:
-            size: The side, or height and width, of the images that they are for from now on.
+            size: The side, or height and width, of the new images.
 
         Raises:
-            ValueError: With ``norm='ln'``, or for what is no size.
+            ValueError: With ``norm='ln'``, or for an invalid size.
         """
         image_size = checked_norm_size(self.norm, size, False)
         for norm in self.modules():
@@ -381,20 +381,20 @@ class NormSizes(nn.Module):
                 norm.resize_(map_size(image_size, norm.stride))
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        super()._load_from_state_dict(state_dict, prefix, *args)  # hooks may rename what is in it
+        super()._load_from_state_dict(state_dict, prefix, *args)  # hooks may rename its entries
         table = state_dict.get(f'{prefix}stages.0.cells.0.norm.position_weight')
         if self.norm == 'bn' and table is not None and table.ndim == 2:
             self.set_norm_size(tuple(side * self.arch.stem_stride for side in table.shape))
 
     def keep_norm_size(self) -> None:
-        """Let the size of the norms stay as it is in training, as it must when one is resumed."""
+        """Keep the size of the norms in training, as resuming requires."""
         self._norm_size_is_settled = True
 
     def settle_norm_size(self, images: Tensor) -> None:
         """Give the norms the size of the first batch of a training, once.
 
-        In several processes that size is the one given, since DistributedDataParallel took the
-        shapes of parameters when it wrapped them.
+        Several processes keep the given size, since DistributedDataParallel recorded the shapes of
+        parameters when it wrapped them.
         """
         if not self.training or self._norm_size_is_settled or is_compiling():
             return
@@ -451,7 +451,7 @@ def checked_norm_size(
 
 
 def many_processes() -> bool:
-    """Return whether this is one of several processes that train together."""
+    """Return whether several processes train together."""
     distributed = torch.distributed
     return (
         distributed.is_available()
@@ -461,7 +461,7 @@ def many_processes() -> bool:
 
 
 def _resized(table: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (..., H, W) bilinearly, as images are: the corners of the outer pixels stay."""
+    """Resize (..., H, W) bilinearly, as images are (``align_corners=False``)."""
     if tuple(table.shape[-2:]) == tuple(size):
         return table
     channels = table.reshape(1, -1, *table.shape[-2:])
@@ -470,7 +470,7 @@ def _resized(table: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _rescaled(row_sums: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (heads, H, W), the sums growing with the number of tokens."""
+    """Resize row sums (heads, H, W), scaled with the number of tokens."""
     height, width = row_sums.shape[-2:]
     if (height, width) == tuple(size):
         return row_sums

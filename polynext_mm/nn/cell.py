@@ -1,4 +1,4 @@
-"""What a network is built of: stacks in cells, cells and downsampling in stages."""
+"""The parts of a network: stacks in cells, cells and downsampling in stages."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Stack(nn.Module):
         return self.mlp(x, gates[1], keep_mlp, out)  # x + keep * gate * PolyMLP(x)
 
     def fuse(self, gates: tuple[Tensor, Tensor]) -> None:
-        """Fold gates and scales of both branches into their weights, for good."""
+        """Fold gates and scales of both branches into their weights, irreversibly."""
         self.mixer.fuse(gates[0])
         self.mlp.fuse(gates[1])
 
@@ -145,7 +145,7 @@ class Cell(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> None:
-        """Fold gates and scales into the weights next to them, for good."""
+        """Fold gates and scales into neighbouring weights, irreversibly."""
         if self.gate_logits is None:
             return
         gates = self.gate_logits.sigmoid().unbind()
@@ -224,7 +224,7 @@ class Stage(nn.Module):
         Args:
             s0: The older map of the pair, (B, H, W, C).
             s1: The newer one.
-            loss_scale: The factor on the loss, for the clip of the gradient alone.
+            loss_scale: The factor on the loss, only for the gradient clip.
         """
         if self.downsample is not None:
             s0, s1 = (shrink(s) for shrink, s in zip(self.downsample, (s0, s1)))

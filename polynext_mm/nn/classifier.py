@@ -41,7 +41,7 @@ class Classifier(nn.Module):
         return self.fc(self.dropout(self.products(feature).mean((1, 2))))
 
     def products(self, feature: Tensor) -> Tensor:
-        """Return ``l + l * r`` of a feature (B, C, H, W), (B, H, W, 2C)."""
+        """Return ``l + l * r``, (B, H, W, 2C), for a feature (B, C, H, W)."""
         left, right = self.proj(self.norm(feature.permute(0, 2, 3, 1))).chunk(2, -1)
         return left + left * right
 

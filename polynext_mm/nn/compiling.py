@@ -1,4 +1,4 @@
-"""What torch.compile needs: its version, its modes, a C++ compiler, its limit on versions."""
+"""Requirements and settings of torch.compile."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from torch import nn
 
 from ..compat.torch_features import COMPILE_CELLS
 
-COMPILE_MODES = ('default', 'reduce-overhead')  # those of torch.compile
+COMPILE_MODES = ('default', 'reduce-overhead')  # modes of torch.compile
 
 
 def compile_stacks(stacks: Iterable[nn.Module], mode: str) -> None:
@@ -35,7 +35,7 @@ def require_compiler(user: str, alternative: str = '') -> None:
 
     Args:
         user: What needs it, for the message.
-        alternative: What else can be done, for the end of the message.
+        alternative: An alternative, for the end of the message.
 
     Raises:
         RuntimeError: If there is none.

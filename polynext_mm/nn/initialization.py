@@ -1,4 +1,4 @@
-"""Where training from scratch starts."""
+"""Initialization for training from scratch."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ _PAPER = partial(nn.init.kaiming_normal_, nonlinearity='relu')
 _TORCH = partial(nn.init.kaiming_uniform_, a=math.sqrt(5))  # PyTorch's default
 _NARROW = partial(nn.init.trunc_normal_, std=0.02)
 
-#: For matrices and kernels in PolyConv, PolyMLP and downsampling, and for those elsewhere.
+#: Initializers of matrices and kernels: in PolyConv, PolyMLP and downsampling, and elsewhere.
 WEIGHT_INITS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     'imagenet': (_PAPER, _TORCH),
     'trunc_normal': (_NARROW, _NARROW),

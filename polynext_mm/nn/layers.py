@@ -1,8 +1,8 @@
 """The layers of a cell. Maps are (B, H, W, C) in memory and in shape.
 
 The three branches, :class:`PolyMLP`, :class:`PolyConv` and :class:`PolyAttn`, are called with the
-residual stream x and return ``x + keep * gate * F(x)``, F being what the paper gives the branch's
-name to:
+residual stream x and return ``x + keep * gate * F(x)``, where F is the paper's function of that
+name:
 
 - ``gate``, a scalar, is the branch's sigmoid(lam), or None for 1.
 - ``keep``, (B, 1, 1, 1), is the factor of drop path, or None for 1.
@@ -55,7 +55,7 @@ class LayerNorm(nn.Module):
         self.weight = None
 
 
-#: LayerNorm, or what makes another norm of a number of channels.
+#: LayerNorm, or another maker of a norm for a number of channels.
 MakeNorm = Callable[[int], 'LayerNorm | ChannelBatchNorm']
 
 
@@ -84,7 +84,7 @@ class DilatedConv(DepthwiseConv):
 
 
 class Branch(nn.Module):
-    """What the three branches share: their arguments, and the way to their kernel."""
+    """Base of the three branches: their arguments, and the choice of their kernel."""
 
     #: The layers that the kernel stands in for, with their classes, in the order of its weights.
     kinds: ClassVar[Mapping[str, type[nn.Module]]] = {}
@@ -126,7 +126,7 @@ class Branch(nn.Module):
 
     @torch.no_grad()
     def fuse(self, gate: Tensor) -> None:
-        """Fold the gate, and scales next to matrices, into the weights for good."""
+        """Fold the gate, and scales next to matrices, into the weights, irreversibly."""
         getattr(self, self.gated).weight.mul_(gate)
 
 
@@ -305,8 +305,8 @@ class PolyAttn(Branch):
 
 
 def kept(x: Tensor, out: Tensor | None) -> Tensor:
-    """Return ``x`` for layers that may keep what they are called with.
+    """Return ``x``, or a copy if a later kernel may overwrite it (``out``).
 
-    A later kernel may write into ``out``, so if that is ``x`` a copy is returned.
+    Layers and their hooks may keep their inputs.
     """
     return x.clone() if x is out else x

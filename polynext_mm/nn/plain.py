@@ -1,9 +1,8 @@
 """PolyNeXt as the paper writes it: (B, C, H, W), ordinary layers, whole attention matrices.
 
-The page to read first. It is the independent oracle of the tests and the baseline of the benchmark,
-which shows what the care of :mod:`polynext_mm.nn` for time and memory is worth: here autograd keeps
-every intermediate. Parameters have the names of the authors' checkpoints. Drop path, the one part
-that training adds, is left out.
+Read this first. It is the independent reference of the tests and the unoptimized baseline of the
+benchmark: here autograd keeps every intermediate. Parameters have the names of the authors'
+checkpoints. Drop path, the one part that training adds, is left out.
 """
 
 from __future__ import annotations
@@ -46,8 +45,7 @@ class ChannelNorm(nn.Module):
 class RunningNorm(nn.Module):
     """A norm of a fully polynomial network, with statistics for every position of one map.
 
-    In training statistics are the batch's, and the running ones follow them; in inference they are
-    the running ones.
+    Training uses the statistics of the batch and updates the running ones; inference uses those.
     """
 
     num_batches_tracked: Tensor
@@ -131,7 +129,7 @@ class PolyAttn(nn.Module):
         return self.proj(self.norm2(self.final_conv(y)))
 
     def tokens(self, x: Tensor) -> Tensor:
-        """(B, heads * 32, H, W) to (B, heads, H * W, 32)."""
+        """Reshape (B, heads * 32, H, W) to (B, heads, H * W, 32)."""
         return x.reshape(len(x), self.heads, HEAD_WIDTH, -1).transpose(2, 3)
 
 
@@ -203,7 +201,7 @@ class PlainPolyNeXt(nn.Module):
     strides s = 4, 8, 16, 32 (low resolution: 1, 2, 4).
 
     Args:
-        arch: As of :class:`polynext_mm.nn.PolyNeXt`.
+        arch: As for :class:`polynext_mm.nn.PolyNeXt`.
         norm_size: Height and width of the images of a fully polynomial network (norm 'bn'), or None
             for one with LN.
     """

@@ -1,4 +1,4 @@
-"""The network: stem and stages, in torch alone.
+"""The network: stem and stages, in plain torch.
 
 Source: "Activation-Free Backbones for Image Recognition: Polynomial Alternatives within
 MetaFormer-Style Vision Models" (ICML 2026, arXiv 2605.20839) and its authors' release. The same
@@ -27,21 +27,21 @@ class PolyNeXt(NormSizes):
 
     Args:
         arch: A name of :data:`ARCHS`, or a custom arch.
-        in_channels: Of the image.
-        drop_path_rate: Of the last cell; the rates rise linearly from 0 at the first.
+        in_channels: Channels of the image.
+        drop_path_rate: Drop path rate of the last cell; rates rise linearly from 0 at the first.
         with_cp: Checkpoint every cell in training: less memory, more time.
         grad_clip_norm: Per-cell clip of the gradient in backward (the authors' A recipe: 5).
         weight_init: Where training from scratch starts. 'imagenet': as the paper's ImageNet
             training, Kaiming normal in PolyConv, PolyMLP and downsampling, PyTorch's default
             elsewhere. 'trunc_normal': as the release's dense-prediction code before it loads a
-            checkpoint, std .02; with it the branch of a PolyConv starts dead.
+            checkpoint, std .02; PolyConv branches then start close to zero.
         norm: 'ln', or 'bn' for the paper's fully polynomial network, whose inference is additions
             and multiplications: ChannelBatchNorm instead of LN, and attention divided by a running
             average of its row sums.
         norm_size: For 'bn', the side, or height and width, of the images that the norms' weights
-            and statistics are for; 224 by default. A state dict that is loaded tells another.
-            Images of other sizes get resized ones. The first batch of a training makes its size
-            this one, except in several processes, where it stays the one given here.
+            and statistics are for; 224 by default. Loading a state dict changes it to that of the
+            weights. For images of other sizes they are resized. The first batch of a training
+            changes it to the size of its images, except in several processes.
         sync_norm: For 'bn', take statistics over the batches of all processes in training.
 
     Raises:
@@ -100,7 +100,7 @@ class PolyNeXt(NormSizes):
         initialize(self, self.weight_init)
 
     def norm_maker(self, stage: int) -> MakeNorm:
-        """Return what makes the norms of a stage."""
+        """Return the maker of a stage's norms."""
         return LayerNorm if self.norm == 'ln' else self.batch_norms(stage)
 
     def forward_stages(self, x: Tensor) -> Iterator[Tensor]:
@@ -115,7 +115,7 @@ class PolyNeXt(NormSizes):
         """
         self.settle_norm_size(x)
         if self.compile_mode == 'reduce-overhead':
-            # otherwise the graph of every stack would begin a step, and overwrite what it reads
+            # otherwise every stack's CUDA graph would begin a new step and overwrite its own input
             torch.compiler.cudagraph_mark_step_begin()
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         s0 = x.permute(0, 2, 3, 1).contiguous()
@@ -139,13 +139,13 @@ class PolyNeXt(NormSizes):
         Equal stacks share their code, and the names of weights do not change.
 
         Args:
-            mode: As of ``torch.compile``: 'default', or 'reduce-overhead', which records a CUDA
+            mode: As for ``torch.compile``: 'default', or 'reduce-overhead', which records a CUDA
                 graph of every stack for every size of image, and on other devices is the default.
 
         Raises:
             ValueError: For another mode.
-            RuntimeError: With torch before 2.12, whose compiler fails at maps of any size in
-                training, and without a C++ compiler.
+            RuntimeError: With torch before 2.12, whose compiler fails in training on maps of
+                dynamic size, and without a C++ compiler.
         """
         compile_stacks([stack for cell in self.cells() for stack in cell.stacks], mode)
         self.compile_mode = mode
@@ -154,19 +154,20 @@ class PolyNeXt(NormSizes):
     def fuse(self, size: int | Sequence[int] | None = None) -> PolyNeXt:
         """Fold gates, attention scales and scales of norms into neighbouring weights, in place.
 
-        For deployment: the outputs are the same to rounding, there is no way back, and no training.
+        For deployment: outputs are the same up to rounding; it cannot be undone, and the network
+        cannot be trained afterwards.
 
-        With ``norm='bn'``, what the norms do is then a multiplication and an addition for every
-        position. Those of one size of image are kept as buffers, and a graph that is exported at
-        this size holds additions and multiplications alone. Images of other sizes still get resized
-        ones, which are not folded beforehand.
+        With ``norm='bn'``, norms are then a multiplication and an addition per position. The
+        constants of one size of image are kept as buffers, and a graph exported at this size
+        consists of additions and multiplications only. For images of other sizes they are still
+        resized, and not folded.
 
         Args:
             size: With ``norm='bn'``, the side, or height and width, of these images; by default
                 :attr:`norm_size`. Fusing again chooses another.
 
         Raises:
-            ValueError: For a size with ``norm='ln'``, for what is no size, and if a layer of a
+            ValueError: For a size with ``norm='ln'``, for an invalid size, and if a layer of a
                 branch was replaced or has hooks.
         """
         at = self.norm_size if size is None else checked_norm_size(self.norm, size, False)

@@ -1,9 +1,8 @@
-"""Whether a kernel may stand in for layers, which it computes without calling them.
+"""Decide whether a kernel may replace the calls of layers.
 
-Layers are there to be replaced and observed: adapters, pruning, parametrizations, quantized layers
-and hooks all rely on a layer being called. So a kernel runs only where every layer is exactly what
-this package made it, and otherwise the layers are called. This is asked in every forward of every
-branch, where microseconds count.
+Adapters, pruning, parametrizations, quantized layers and hooks all rely on a layer being called. So
+a kernel runs only if every layer is exactly what this package made it; otherwise the layers are
+called. This check runs in every forward of every branch, where microseconds count.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from .ops import dispatch
 
 # FakeTensor stands for a Tensor where kernels are counted or compiled without memory.
 PLAIN_TENSORS = frozenset((nn.Parameter, Tensor, FakeTensor))
-# What changes a call of one module, or would not be called, by names of its attributes.
+# Attributes of a module that change its call, or that a kernel would bypass.
 HOOKS = ('_forward_pre_hooks', '_forward_hooks', '_backward_pre_hooks', '_backward_hooks')
 PATCHES = frozenset(('forward', '_compiled_call_impl'))
 
@@ -30,7 +29,7 @@ def kernel_weights(
     """Return the weights of layers for a kernel, or None where the layers must be called.
 
     Args:
-        module: Its children are the layers.
+        module: The module whose children are the layers.
         kinds: The class that each layer must have, by name, in the order of the weights.
     """
     if not dispatch.kernels_allowed() or hooked_globally():
@@ -75,6 +74,6 @@ def hooked_globally() -> bool:
 
 
 def is_observed(module: nn.Module) -> bool:
-    """Return whether hooks see what a module takes and returns, or a compiler calls it."""
+    """Return whether hooks see the inputs and outputs of a module, or a compiler calls it."""
     own = module.__dict__
     return bool(own['_forward_pre_hooks'] or own['_forward_hooks']) or not PATCHES.isdisjoint(own)

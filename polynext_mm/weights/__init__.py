@@ -1,6 +1,6 @@
 """Weights: the published files, their names and containers, safe reading and strict loading.
 
-All of it needs torch alone.
+All of it needs only torch.
 """
 
 from .convert import convert

@@ -1,4 +1,4 @@
-"""What files hold: torch's archives, its older format, and safetensors, read without executing.
+"""Read torch's archives, its older format, and safetensors, without executing anything.
 
 torch's restricted reader (``weights_only=True``) reads the first two. Checksums are verified where
 the format has them: archives do, member by member; the older format and safetensors do not. For
@@ -23,17 +23,16 @@ from .files import checksum_path, sha256_of
 
 MapLocation = Union[str, torch.device, dict[str, str], Callable, None]
 
-_ARCHIVE = b'PK\x03\x04'
-# raised where this torch, or this package, lacks something: no sign of damage
+# raised if this torch or this package lacks a feature, which is no sign of damage
 _NOT_THERE = (AttributeError, ImportError, NotImplementedError)
 
 
 def load(path: Path, map_location: MapLocation = 'cpu') -> Any:
-    """Return what a file holds, in plain values and tensors.
+    """Return the content of a file as plain values and tensors.
 
-    Besides numbers, texts, lists, dicts and tensors that may be an ``argparse.Namespace``, NumPy
-    arrays and scalars, paths, dates, and mmengine's ``HistoryBuffer``. Of a ``deque`` a list is
-    left; of a ``defaultdict`` and a ``ConfigDict``, a dict.
+    Besides numbers, strings, lists, dicts and tensors, it may hold an ``argparse.Namespace``, NumPy
+    arrays and scalars, paths, dates, and mmengine's ``HistoryBuffer``. A ``deque`` is read as a
+    list; a ``defaultdict`` and a ``ConfigDict``, as a dict.
 
     Args:
         path: The file; safetensors if its name says so.
@@ -50,7 +49,7 @@ def load(path: Path, map_location: MapLocation = 'cpu') -> Any:
     _verify_checksum(path)
     map_location = 'cpu' if map_location is None else map_location
     if path.suffix != '.safetensors':
-        problem = damage(path) if is_archive(path) else None
+        problem = damage(path) if restricted_unpickler.is_archive(path) else None
         if problem:
             raise CheckpointError(f'{path} is {problem}. Get it again, or use another checkpoint')
         return _explained(path, lambda: _read(path, map_location))
@@ -61,7 +60,7 @@ def load(path: Path, map_location: MapLocation = 'cpu') -> Any:
 
 
 def outline(path: Path) -> Any:
-    """Return what a file of torch's holds, its tensors mapped from an archive and not read.
+    """Return the content of a torch file, with the tensors of an archive mapped instead of read.
 
     Checksums are not verified; :func:`damage` does that.
 
@@ -73,14 +72,8 @@ def outline(path: Path) -> Any:
     return _explained(path, lambda: _read(path, 'cpu', mapped=True))
 
 
-def is_archive(path: Path) -> bool:
-    """Return whether a file begins as torch's present format does, and not as the older one."""
-    with open(path, 'rb') as file:
-        return file.read(4) == _ARCHIVE
-
-
 def damage(path: Path) -> str | None:
-    """Return what is wrong with an archive, by its own checksums, if anything is."""
+    """Return what is wrong with an archive by its own checksums; None if nothing is."""
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
@@ -108,7 +101,7 @@ def _read(path: Path, map_location: MapLocation, mapped: bool = False) -> Any:
 
 
 def _explained(path: Path, read: Callable[[], Any]) -> Any:
-    """Return what ``read`` does, with an explanation of what is refused or damaged."""
+    """Call ``read``, and explain its error if the file is refused or damaged."""
     try:
         return read()
     except Exception as error:  # noqa: BLE001 - damage shows in many ways, all the same to a user
@@ -121,7 +114,7 @@ def _explained(path: Path, read: Callable[[], Any]) -> Any:
             ) from error
         reason = next(iter(str(error).strip().splitlines()), '')
         reason = f'{type(error).__name__}: {shown(reason, 200)}'
-        whole = is_archive(path) and damage(path) is None
+        whole = restricted_unpickler.is_archive(path) and damage(path) is None
         if whole or isinstance(error, _NOT_THERE):
             raise CheckpointError(
                 f'{path} cannot be read with torch {torch.__version__} ({reason}). Give a file '
@@ -135,7 +128,7 @@ def _explained(path: Path, read: Callable[[], Any]) -> Any:
 
 
 def _refused(error: Exception) -> str | None:
-    """Return the line of torch's long explanation that names what was refused, if anything was."""
+    """Return the line of torch's long message that names what was refused, if any."""
     if not isinstance(error, pickle.UnpicklingError):
         return None
     marks = ('GLOBAL', 'getattr', 'unrecognized function', 'Can only', 'is blocked')
@@ -151,7 +144,7 @@ def _verify_checksum(path: Path) -> None:
         expected = (file.read(4096).decode(errors='replace').split() or [''])[0].lower()
     if expected != sha256_of(path):
         raise CheckpointError(
-            f'{path} is not the file that {beside.name} is of: get both again; if {path.name} was '
+            f'{path} does not match its checksum {beside.name}: get both again; if {path.name} was '
             f'changed on purpose, write its checksum anew: sha256sum {path.name} > {beside.name}'
         )
 

@@ -41,7 +41,7 @@ def convert(
         overwrite: Whether ``target`` is replaced if it exists.
 
     Returns:
-        What was written, for people to read.
+        A line that describes what was written.
 
     Raises:
         FileNotFoundError: If there is no file ``source``.
@@ -91,7 +91,7 @@ def _rename(
     with torch.device('meta'):
         network = PolyNeXt(arch, 3 if stem is None else stem.shape[1], norm=names.norm_of(backbone))
     loading.adapt(network, backbone.copy(), '', source)
-    # not a weight, and unused here: kept for the way back
+    # not a weight and unused here: kept for converting back
     kept = {key: value for key, value in backbone.items() if key == names.DROPOUT_RATE}
     weights = {key: value for key, value in backbone.items() if key not in kept}
     translate = names.translate if to == 'ours' else names.translate_back
@@ -102,9 +102,9 @@ def _rename(
 
 
 def _plain(value: Any) -> Any:
-    """Return a value without its parts of other than Python's plain types.
+    """Return a value without parts that are not of plain Python types.
 
-    Every reader takes the plain types, safe ones too.
+    Every reader accepts plain types, restricted ones too.
     """
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items() if _is_plain(item)}
@@ -118,11 +118,11 @@ def _is_plain(value: Any) -> bool:
 
 
 def _write(content: dict, target: Path) -> None:
-    """Write a file completely, and its checksum beside it, or leave what was there."""
+    """Write a file and its checksum beside it; on failure, keep what was there."""
     checksum = checksum_path(target)
     with replacing(target) as partial:
         torch.save(content, partial)
         line = f'{sha256_of(partial)}  {target.name}\n'
-        checksum.unlink(missing_ok=True)  # of the file that is replaced
+        checksum.unlink(missing_ok=True)  # the checksum of the file that is replaced
     with replacing(checksum) as partial:
         partial.write_text(line)

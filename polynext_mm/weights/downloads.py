@@ -1,4 +1,4 @@
-"""Urls and published names: downloaded once, completely or not at all, and checked."""
+"""Download urls and published names once, completely or not at all, and check them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .errors import CheckpointError
 from .files import replacing, sha256_of
 from .published import PUBLISHED, Published
 
-# at the end of the names of torchvision's and mm's files
+# the digest at the end of the names of torchvision's and mm's files
 _DIGEST = re.compile(r'[-_][0-9a-f]{8,}\.\w+$')
 
 #: Prefix of the names in ``PUBLISHED`` where a path or url is expected.
@@ -49,7 +49,7 @@ def is_url(source: str) -> bool:
 def cached_path(url: str) -> Path:
     """Return where the download of a url is kept: in torch.hub's folder, under a name of its own.
 
-    The name is that of the file with a hash of the url, so that no two urls share a file.
+    The name is that of the file plus a hash of the url, so that no two urls share a file.
     """
     name = Path(urlparse(url).path).name or 'checkpoint'
     digest = hashlib.sha256(url.encode()).hexdigest()[:12]
@@ -57,7 +57,7 @@ def cached_path(url: str) -> Path:
 
 
 def _where_mmengine_keeps(url: str) -> Path | None:
-    """Return the download of mmengine's, if the name has the digest of the content, as most do."""
+    """Return where mmengine keeps a download, if the name has a digest of the content."""
     path = _folder() / Path(urlparse(url).path).name
     return path if _DIGEST.search(path.name) and path.is_file() else None
 
@@ -94,7 +94,7 @@ def fetch(url: str) -> Path:
 
 
 def _download(url: str, path: Path, progress: bool) -> str | None:
-    """Download a file, completely or not at all, and return what went wrong, if anything did."""
+    """Download a file completely or not at all; return what went wrong, or None."""
     if progress:
         print(f'Downloading {url} to {path}', file=sys.stderr)
     try:
@@ -106,28 +106,28 @@ def _download(url: str, path: Path, progress: bool) -> str | None:
                 raise CheckpointError(problem)
     except CheckpointError as error:
         return str(error)
-    except Exception as error:  # noqa: BLE001 - the other ranks are waiting to hear of any failure
+    except Exception as error:  # noqa: BLE001 - the other ranks are waiting for the result
         return f'{type(error).__name__}: {error}'
     return None
 
 
 def _problem(partial: Path, url: str, suffix: str) -> str | None:
-    """Return what is wrong with what arrived from a url, if anything is."""
+    """Return what is wrong with a downloaded file, or None."""
     file: Published | None = next((one for one in PUBLISHED.values() if one.url == url), None)
     size = partial.stat().st_size
     if file and file.size is not None and size != file.size:
-        return f'what arrived has {size} bytes instead of {file.size}'
+        return f'the download has {size} bytes instead of {file.size}'
     if file and file.sha256 is not None and sha256_of(partial) != file.sha256:
-        return 'what arrived has another SHA-256 than the published file'
+        return 'the download has another SHA-256 than the published file'
     if suffix in ('.pt', '.pth') and not _may_be_complete(partial):
-        return 'what arrived is not a complete checkpoint'
+        return 'the download is not a complete checkpoint'
     return None
 
 
 def _may_be_complete(path: Path) -> bool:
-    """Return whether a file is a complete zip archive, torch's format, or in its older format.
+    """Return whether a file is a complete zip archive (torch's format), or in the older format.
 
-    Whether a file in the older format is complete shows only when it is read.
+    A truncated file in the older format is detected only when it is read.
     """
     with open(path, 'rb') as file:
         return zipfile.is_zipfile(file) or (file.seek(0) == 0 and file.read(1) == pickle.PROTO)

@@ -6,7 +6,7 @@ class CheckpointError(RuntimeError):
 
 
 def shown(text: object, length: int = 120) -> str:
-    """Return a text of a file as a message shows it: shortened, and without control codes."""
+    """Return text from a file for use in a message: shortened, without control codes."""
     text = str(text)
     text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= length else f'{text[: length - 3]}...'

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and the checksums beside them."""
+"""Write files atomically, and keep checksums beside them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-#: What is added to the name of a file for that of its checksum.
+#: Suffix that is added to a file name for its checksum.
 CHECKSUM_SUFFIX = '.sha256'
 _CHUNK = 1 << 22
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield where to write a file that replaces ``path`` once it is whole and on the disk.
+    """Yield a temporary path, which replaces ``path`` once it is complete and on disk.
 
     If the block raises, ``path`` keeps its old content.
     """
-    # hidden, and without a suffix that a checkpoint has
+    # hidden, and without the suffix of a checkpoint
     partial = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         yield partial
@@ -34,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush a folder's list of names, where its file system does that."""
+    """Flush the entries of a folder to disk, if its file system supports that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -55,5 +55,5 @@ def sha256_of(path: Path) -> str:
 
 
 def checksum_path(path: Path) -> Path:
-    """Return where the checksum of a file is, in the format of the program sha256sum."""
+    """Return the path of a file's checksum, which has the format of sha256sum."""
     return path.with_name(path.name + CHECKSUM_SUFFIX)

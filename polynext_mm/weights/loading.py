@@ -54,12 +54,12 @@ def load(model: nn.Module, source: str | os.PathLike) -> str:
     return report
 
 
-#: In the metadata of weights, by :func:`set_options`: options of :func:`check` for the whole model.
+#: Key of the options that :func:`set_options` puts into the metadata of weights.
 OPTIONS = 'polynext_options'
 
 
 def set_options(weights: Mapping[str, Tensor], **options: bool) -> None:
-    """Let weights that were read from a file be checked with options of :func:`check`."""
+    """Set the options with which :func:`check` will check weights read from a file."""
     for entry in getattr(weights, '_metadata', {}).values():
         entry[OPTIONS] = options
 
@@ -73,7 +73,7 @@ def adapt(
 ) -> str:
     """Replace a PolyNeXt's weights in ``state_dict`` by what it loads, after a strict check.
 
-    Marks of DDP and torch.compile are taken off the keys, and the authors' names are translated.
+    Prefixes of DDP and torch.compile are removed from the keys; the authors' names are translated.
 
     Args:
         backbone: A PolyNeXt, with or without output norms or classifier.
@@ -88,8 +88,8 @@ def adapt(
 
     Raises:
         CheckpointError: If a shape is wrong, or anything is missing or left over but output norms
-            and, for a backbone without one, the classifier; or if a value is not one that the
-            backbone can hold.
+            and, for a backbone without one, the classifier; or if the backbone cannot hold a
+            value.
     """
     given, left_over = own_weights(state_dict, prefix, source)
     expected = _expected(backbone, given)
@@ -122,15 +122,15 @@ def adapt(
 
 
 def adapt_stem(weights: dict[str, Tensor], expected: Mapping[str, Tensor], key: str) -> str:
-    """Adapt a stem for images of three channels to those of the model, as timm does.
+    """Adapt the stem of a file for three channels to the channels of the model, as timm does.
 
-    One channel gets the sum of the three; of several, channel i gets those of channel i modulo 3,
-    times 3 over their number, so that the sum of channels that are alike stays what it was.
+    A single channel gets the sum of the three kernels. Of several, channel i gets the kernel of
+    channel i modulo 3, times 3 over their number, which keeps the response to equal channels.
 
     Args:
-        weights: Of a file, changed in place.
-        expected: Of the model.
-        key: Of the stem's kernels, (C, channels of the image, h, w).
+        weights: Weights of the file, changed in place.
+        expected: Weights of the model.
+        key: Key of the stem's kernels, (C, channels of the image, h, w).
 
     Returns:
         What to add to the report, '' if nothing was adapted.
@@ -153,15 +153,15 @@ def own_weights(
 
     Args:
         state_dict: Weights, changed in place.
-        prefix: As of :func:`adapt`.
+        prefix: As for :func:`adapt`.
         source: The file, for messages.
 
     Returns:
-        The weights, with neither the prefix nor marks of DDP and torch.compile on their keys, and
-        the keys of heads that are left over.
+        The weights, their keys without the prefix and those of DDP and torch.compile, and the keys
+        of heads that are left over.
 
     Raises:
-        CheckpointError: If one is no dense tensor, or two have the same name.
+        CheckpointError: If one is not a dense tensor, or two have the same name.
     """
     require_tensors(state_dict, source)
     own = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
@@ -183,7 +183,7 @@ def naming(source: Source) -> Iterator[None]:
 
 
 def _expected(backbone: PolyNeXt, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what a state dict of a PolyNeXt holds, its norms having the size of ``weights``."""
+    """Return the state dict that a PolyNeXt expects, with norms of the size of ``weights``."""
     expected = backbone.state_dict()
     size = norm_size(weights, backbone.arch)
     if size is not None:
@@ -202,16 +202,16 @@ def check(
     evaluation: bool = False,
     backbones: Mapping[str, nn.Module] | None = None,
 ) -> str:
-    """Check that the heads of a model take ``state_dict``; its backbone is for :func:`adapt`.
+    """Check that ``state_dict`` fits the heads of a model; :func:`adapt` checks its backbone.
 
     Args:
         model: A segmentor or detector.
         state_dict: Weights. Those of heads that keep their initialization are removed.
         source: The file, for messages.
         reset_mismatched_heads: Whether layers whose shape differs, as with another number of
-            classes, keep their initialization. Without effect in evaluation.
-        evaluation: Whether to refuse what may start a training but is not the whole model: a file
-            without heads, or one with output norms where the model has none, or vice versa.
+            classes, keep their initialization. Ignored in evaluation.
+        evaluation: Whether to refuse files that may start a training but are not the whole model:
+            without heads, or with output norms where the model has none, or vice versa.
         backbones: The backbones in the model, by their names; everything else is a head. By default
             ``backbone``.
 
@@ -219,8 +219,8 @@ def check(
         The report.
 
     Raises:
-        CheckpointError: If weights of heads are missing, left over, of another shape, or not of
-            values that the heads can hold.
+        CheckpointError: If weights of heads are missing, left over or of another shape, or have
+            values that the heads cannot hold.
     """
     require_tensors(state_dict, source)
     if backbones is None:
@@ -306,12 +306,12 @@ def report(
 
 
 def _groups(keys: Collection[str]) -> list[str]:
-    """Return the different first two parts of keys, which is enough for a message."""
+    """Return the distinct first two parts of keys, which are enough for a message."""
     return list(dict.fromkeys('.'.join(key.split('.')[:2]) for key in keys))
 
 
 def _hint(weights: Mapping[str, Tensor], backbone: PolyNeXt) -> str:
-    """Say what a file that does not fit is, or what to check if that cannot be told."""
+    """Say what a file that does not fit is, or what to check if it is not recognized."""
     if not any(key.startswith(('stem.', 'cells.', 'stages.')) for key in weights):
         return 'it has no weights of the backbone at all'
     try:
@@ -347,7 +347,7 @@ def raise_unless_equal(
         weights: Weights to be loaded.
         missing: Names whose absence is an error.
         source: The file.
-        hint: What to tell the user besides; called if there is an error.
+        hint: Called for an addition to the message if there is an error.
     """
     unexpected = [key for key in weights if key not in expected]
     shapes = [

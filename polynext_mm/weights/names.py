@@ -1,8 +1,8 @@
 """Parameter names: the authors', ours, and what training frameworks put in front of either.
 
-Everything that differs between the authors' checkpoints and ours is here: names (one table per
-arch and norm), shapes (a 1x1 convolution is a matrix here, a scale a vector, what a norm has for
-every position a table (..., H, W)) and the order of PolyConv's inner channels.
+This holds all differences between the authors' checkpoints and ours: names (one table per arch and
+norm), shapes (here a 1x1 convolution is a matrix, a scale a vector, and a norm's values for every
+position a table (..., H, W)) and the order of PolyConv's inner channels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .errors import shown
 
 Value = TypeVar('Value')
 
-#: What mmseg and mmdet put in front of the backbone's names.
+#: The prefix of the backbone's names in mmseg and mmdet.
 BACKBONE = 'backbone.'
 
 # Inside a stack: our name, then the authors' as (op, rest), with ops counted within the stack.
@@ -46,9 +46,9 @@ _ATTN_STACK = (
     ('mlp.norm.weight', (2, '0.weight')),
     ('mlp.proj_out.weight', (2, '1.weight')),
 )
-# By mixer: how many of the authors' ops make a stack, and their names.
+# By mixer: the number of the authors' ops in a stack, and their names.
 _STACKS = {'conv': (6, _CONV_STACK), 'attn': (3, _ATTN_STACK)}
-# The dimension of PolyConv's inner channels, which are in another order here, in each weight.
+# By weight: the dimension of PolyConv's inner channels, which have another order here.
 _INNER_CHANNELS = {
     'mixer.proj_in.weight': 0,
     'mixer.coarse_conv.weight': 0,
@@ -76,7 +76,7 @@ CLASSIFIER = {
 #: A buffer in the authors' files: the rate of their dropout, not a weight.
 DROPOUT_RATE = 'head.2.p'
 
-# What a fully polynomial network (norm 'bn') has in the place of the weight of an LN.
+# What a fully polynomial network (norm 'bn') has instead of the weight of an LN.
 _BATCH_NORM = (
     ('weight', 'gamma_c'),
     ('position_weight', 'gamma_hw'),
@@ -84,14 +84,14 @@ _BATCH_NORM = (
     ('running_var', 'running_var'),
     ('num_batches_tracked', 'num_batches_tracked'),
 )
-# What its attention has besides: the norm in the place of row sums, and one before the last matrix.
+# What its attention has in addition: a norm instead of row sums, and one before the last matrix.
 _ROW_NORM = (
     ('mixer.row_norm.weight', (0, '1.norm.gamma')),
     ('mixer.row_norm.running_sum', (0, '1.norm.running_denom')),
     ('mixer.row_norm.num_batches_tracked', (0, '1.norm.num_batches_tracked')),
     *((f'mixer.smooth_norm.{ours}', (0, f'1.norm2.{theirs}')) for ours, theirs in _BATCH_NORM),
 )
-# How the authors' names of what belongs to single positions, or queries, end.
+# Endings of the authors' names of values for each position, or query.
 _PER_POSITION = ('gamma_hw', 'running_mean', 'running_var')
 _PER_QUERY = ('.norm.gamma', '.norm.running_denom')
 
@@ -119,7 +119,7 @@ def norm_size(state_dict: Mapping[str, Tensor], arch: Arch) -> tuple[int, int] |
 def authors_to_ours(arch: Arch, norm: str = 'ln') -> dict[str, str]:
     """Return our name for every name in the authors' checkpoints of an arch.
 
-    Classifier and output norms are among them.
+    Classifier and output norms are included.
 
     Args:
         arch: The network's arch.
@@ -180,7 +180,7 @@ def _cell_names(
 
 
 def split_backbone(weights: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str, Value]]:
-    """Take the prefix ``backbone.`` off.
+    """Remove the prefix ``backbone.``.
 
     Returns:
         The backbone's weights without the prefix, and all others as they are.
@@ -195,7 +195,7 @@ def split_backbone(weights: Mapping[str, Value]) -> tuple[dict[str, Value], dict
 
 
 def join_backbone(backbone: Mapping[str, Value], others: Mapping[str, Value]) -> dict[str, Value]:
-    """Put the prefix ``backbone.`` in front of the backbone's names, undoing the split."""
+    """Add the prefix ``backbone.`` to the backbone's names, undoing the split."""
     return {BACKBONE + name: value for name, value in backbone.items()} | dict(others)
 
 
@@ -238,15 +238,15 @@ def is_authors(keys: Collection[str]) -> bool:
 def translate(
     state_dict: Mapping[str, Tensor], arch: Arch, expected: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Return weights of the authors' in our names, shapes and order of channels.
+    """Return the authors' weights in our names, shapes and order of channels.
 
     Names that the arch does not have are kept, so that the strict check reports them.
 
     Args:
         state_dict: The weights.
         arch: The network's arch.
-        expected: Weights of the model, by our names. What has another number of elements is not
-            copied into another order, however large it claims to be.
+        expected: Weights of the model, in our names. Weights with another number of elements are
+            not reordered, however large they claim to be.
 
     Raises:
         ValueError: If two names become one.
@@ -272,7 +272,7 @@ def translate(
 
 
 def translate_back(state_dict: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
-    """Return weights of ours in the authors' names, shapes and order of channels.
+    """Return our weights in the authors' names, shapes and order of channels.
 
     Raises:
         ValueError: If a name is not one of this arch.
@@ -314,9 +314,9 @@ def _reordered(value: Tensor, name: str, arch: Arch, back: bool) -> Tensor:
 
     Args:
         value: The weight, in our shape.
-        name: Our name of it.
+        name: Our name for it.
         arch: The network's arch.
-        back: Return the authors' order instead, of a weight in ours.
+        back: Whether to reorder from ours to the authors' instead.
     """
     stage, _, member = name.removeprefix('stages.').partition('.cells.')
     dim = _INNER_CHANNELS.get(member.partition('.stacks.')[2].partition('.')[2])
@@ -327,14 +327,14 @@ def _reordered(value: Tensor, name: str, arch: Arch, back: bool) -> Tensor:
 
 
 def _sibling(key: str) -> str:
-    """Return the name of the other norm's table, which has the height and width of the map."""
+    """Return the name of the sibling norm's table, which has the height and width of the map."""
     return key.rpartition('.norm.')[0] + '.norm2.gamma_hw'
 
 
 def _on_map(value: Tensor, table: Tensor | None) -> Tensor:
-    """Return what belongs to queries, (1, heads, H * W, 1), as (heads, H, W)."""
+    """Return values per query, (1, heads, H * W, 1), as (heads, H, W)."""
     if table is None or value.ndim != 4 or value.shape[2] != table.numel():
-        return value  # for the strict check to report
+        return value  # the strict check reports it
     return value.reshape(-1, *table.shape[-2:])
 
 

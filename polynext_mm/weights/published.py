@@ -21,8 +21,8 @@ class Published:
             low-resolution network 'cifar10', 'svhn' or 'tiny_imagenet', with the classifier too.
         figure: Published top-1 accuracy or mIoU, in percent.
         norm: 'ln', or 'bn' for a fully polynomial network.
-        sha256: Of the file, in hexadecimal digits; None where it is not known.
-        size: Of the file, in bytes; None where it is not known.
+        sha256: SHA-256 of the file, in hexadecimal digits; None if unknown.
+        size: Size of the file, in bytes; None if unknown.
     """
 
     file: str
@@ -35,11 +35,11 @@ class Published:
 
     @property
     def url(self) -> str:
-        """Where the file is downloaded from."""
+        """Url of the file."""
         return _BASE + self.file
 
 
-# The release publishes no checksums or sizes, so none stand here: they belong beside the figures.
+# The release publishes no checksums or sizes; if it does, they belong here beside the figures.
 #: The files by name; ``polynext://NAME`` stands for one wherever a checkpoint's path or url goes.
 PUBLISHED: dict[str, Published] = {
     file.rpartition('.')[0]: Published(file, arch, holds, figure, norm[0] if norm else 'ln')

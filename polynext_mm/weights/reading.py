@@ -1,12 +1,12 @@
-"""Read checkpoint files, executing nothing that they hold, and bring them to one form.
+"""Read checkpoint files, without executing anything in them, and bring them to one form.
 
 The form is mmengine's: ``dict(state_dict=..., meta=...)`` plus whatever else an mm checkpoint
-holds. The keys of the backbone have the prefix ``backbone.``. Names are still those of whoever
-wrote the file: they are translated on loading, where the arch is known
+holds. The keys of the backbone have the prefix ``backbone.``. Names are still those of the file:
+they are translated on loading, where the arch is known
 (:mod:`polynext_mm.weights.loading`).
 
-This module needs torch alone. NumPy, mmengine and safetensors are imported only for a file that
-holds something of theirs.
+This module needs only torch. NumPy, mmengine and safetensors are imported only for files that need
+them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .tensor_checks import require_tensors
 #: Prefix of a path, url or published name that may execute code when it is read.
 UNSAFE = 'unsafe:'
 
-# Where the authors' reader looks for weights: averages first.
+# Keys in which the authors' reader looks for weights: averages first.
 _AVERAGES = ('state_dict_ema', 'model_ema', 'ema')
 _WEIGHTS = ('state_dict', 'model')
 
@@ -59,10 +59,10 @@ def read(source: str | os.PathLike, map_location: containers.MapLocation = 'cpu'
 
 
 def read_as_it_is(source: str | os.PathLike, map_location: containers.MapLocation = 'cpu') -> Any:
-    """Read a checkpoint as :func:`read` does, and leave those of other networks as they are.
+    """Read a checkpoint as :func:`read` does, but leave those of other networks as they are.
 
-    Of theirs, the weights get the name of the file for messages, and ``meta`` loses the config
-    text, which mmengine would execute on resuming.
+    Their weights do record the name of the file, for messages, and ``meta`` loses the config text,
+    which mmengine would execute on resuming.
     """
     content, path = _content(source, map_location)
     if not isinstance(content, Mapping):
@@ -95,7 +95,7 @@ def _is_ours(weights: Mapping) -> bool:
 
 
 def named(weights: Mapping, source: str | os.PathLike) -> OrderedDict:
-    """Return weights that name their file, as ``source`` in torch's metadata of every module."""
+    """Return weights with the name of their file as ``source`` in the metadata of each module."""
     result = OrderedDict(weights)
     old = getattr(weights, '_metadata', {})
     result._metadata = {  # type: ignore[attr-defined] # where torch looks for it
@@ -127,7 +127,7 @@ def normalize(checkpoint: Any, source: str | os.PathLike) -> dict:
         source: The file, for messages, here and when the weights are loaded.
 
     Raises:
-        CheckpointError: If there are no weights in it, or what stands in their place is none.
+        CheckpointError: If it holds no weights, or something else in their place.
     """
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f'{source} holds a {type(checkpoint).__name__}, not a checkpoint')
@@ -162,7 +162,7 @@ def normalize(checkpoint: Any, source: str | os.PathLike) -> dict:
 
 
 def _find_weights(checkpoint: Mapping) -> Mapping:
-    """Return the weights in one of the authors' containers: an average, if it was ever updated."""
+    """Return the weights in one of the authors' containers: the average, if it was updated."""
     average = checkpoint.get('ema_state_dict')
     if isinstance(average, Mapping) and _is_averaged(average.get('n_averaged', 1)):
         return {key: value for key, value in average.items() if key != 'n_averaged'}

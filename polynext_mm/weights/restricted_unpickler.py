@@ -1,10 +1,9 @@
-"""torch's restricted reader, and the same for what it does not read.
+"""torch's restricted reader, and an equivalent for files that it cannot read.
 
-``torch.load(weights_only=True)`` reads pickles of protocol 2 alone. Up to torch 2.5 it executes
-what some files hold (CVE-2025-32434), and before 2.5 it cannot be told of further classes by name.
-For other protocols, and with such a torch, this module reads the same two formats and refuses what
-torch's reader refuses: operations, functions and classes are those that weights need, and nothing
-else of a pickle is interpreted.
+``torch.load(weights_only=True)`` reads only pickles of protocol 2. Up to torch 2.5 crafted files
+can execute code (CVE-2025-32434), and before 2.5 it cannot allow further classes by name. For other
+protocols, and with such a torch, this module reads the same two formats and refuses what torch's
+reader refuses: it interprets only the operations, functions and classes that weights need.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from ..compat.torch_features import SAFE_READER
 
 
 def load(path: Path, map_location: Any, allowed: Sequence[Any], mapped: bool = False) -> Any:
-    """Read a file of ``torch.save``, executing nothing but what is allowed.
+    """Read a file of ``torch.save``, executing only what is allowed.
 
     Args:
         path: The file, in torch's present or older format.
         map_location: As for ``torch.load``.
-        allowed: Beside what weights need, classes and functions, or pairs of one and the name that
-            it stands for, as for ``torch.serialization.safe_globals``.
-        mapped: Map the weights of an archive into memory instead of reading them.
+        allowed: Classes and functions besides those that weights need, or pairs of one and the name
+            that it replaces, as for ``torch.serialization.safe_globals``.
+        mapped: Whether to map the weights of an archive into memory instead of reading them.
 
     Raises:
         pickle.UnpicklingError: If the file needs anything else.
@@ -54,7 +53,7 @@ def load(path: Path, map_location: Any, allowed: Sequence[Any], mapped: bool = F
 def load_restricted(
     path: Path, map_location: Any, allowed: Sequence[Any], mapped: bool = False
 ) -> Any:
-    """Do what :func:`load` does by the reader of this module, whichever torch this is."""
+    """Read as :func:`load` does, but always with the reader of this module."""
     names = {**_FOR_WEIGHTS, **dict(map(_with_name, allowed))}
     unpickler = type('_', (_Unpickler,), {'allowed': names, 'size': os.path.getsize(path)})
     module = types.SimpleNamespace(
@@ -66,7 +65,7 @@ def load_restricted(
         if is_archive(path):
             records = _Records(file, mapped)
             return torch.serialization._load(records, map_location, module, encoding='utf-8')
-        if tarfile.is_tarfile(path):  # which torch would unpack into files
+        if tarfile.is_tarfile(path):  # torch would unpack it into files
             raise pickle.UnpicklingError("Can only read torch's own formats, not a tar archive")
         return torch.serialization._legacy_load(file, map_location, module, encoding='utf-8')
 
@@ -95,10 +94,10 @@ def _with_name(allowed: Any) -> tuple[str, Any]:
     return f'{allowed.__module__}.{allowed.__qualname__}', allowed
 
 
-# What torch's reader allows. Tensors of kinds that no weight has are among it,
+# What torch's reader allows. This includes kinds of tensors that weights never have,
 # so that they can be refused by name.
 _FOR_WEIGHTS: Mapping[str, Any] = {
-    '_codecs.encode': _codecs.encode,  # by which protocol 2 writes bytes
+    '_codecs.encode': _codecs.encode,  # protocol 2 writes bytes with it
     'builtins.bytearray': bytearray,
     'builtins.complex': complex,
     'builtins.set': set,
@@ -144,9 +143,9 @@ _InPython: Any = pickle._Unpickler  # its stack and methods are missing from the
 
 
 class _Unpickler(_InPython):
-    """Interprets the operations that torch's restricted reader does, under the same conditions.
+    """Interprets the same operations as torch's restricted reader, under the same conditions.
 
-    ``allowed`` is what the file may name, ``size`` the number of its bytes.
+    ``allowed`` is what the file may name, ``size`` its number of bytes.
     """
 
     allowed: Mapping[str, Any]
@@ -162,7 +161,7 @@ class _Unpickler(_InPython):
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        # names of Python 2, which protocol 2 has
+        # protocol 2 has the names of Python 2
         module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
         full = f'{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}'
         if full not in self.allowed:
@@ -251,9 +250,9 @@ class _Unpickler(_InPython):
 
 
 class _Records:
-    """The members of an archive of torch's, as torch's reader asks for them.
+    """The members of a torch archive, with the interface of torch's own reader.
 
-    That takes the number of bytes that a storage claims on trust; this one does not.
+    Unlike that, this checks the number of bytes that a storage claims.
     """
 
     def __init__(self, file: BinaryIO, mapped: bool):
@@ -286,7 +285,7 @@ class _Records:
         return torch.frombuffer(self.map, dtype=torch.uint8, count=size, offset=start)
 
     def _content(self, member: zipfile.ZipInfo) -> bytearray:
-        """Return the bytes of a member, of which there is never a second copy."""
+        """Return the bytes of a member without ever holding a second copy."""
         content, start = bytearray(member.file_size), 0
         with self.archive.open(member) as stream:
             while chunk := stream.read(_CHUNK):

@@ -1,9 +1,9 @@
-"""Which classes beside weights the restricted reader takes from a file, and as what.
+"""The classes besides weights that the restricted reader accepts, and their stand-ins.
 
-The reader calls what is allowed. Values without side effects (paths, dates) are allowed as they
-are. NumPy's constructors are no functions to call for a stranger (a dtype made on purpose crashes
-the interpreter), and mmengine may not be installed: stand-ins of this module are allowed under
-their names. They keep what the file says, and become values when all of it is read.
+The reader calls whatever is allowed. Types without side effects (paths, dates) are allowed as they
+are. NumPy's constructors are not safe to call for untrusted files (a crafted dtype crashes the
+interpreter), and mmengine may not be installed, so stand-ins of this module are allowed under their
+names. They record what the file says, and are turned into values once all of it is read.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch
 
 from .errors import shown
 
-# by kind and size: truth values, integers, floating point, complex numbers, bytes, texts
+# kind and size: bools, integers, floating-point and complex numbers, bytes, strings
 _NUMERIC = re.compile(r'[<|=]?(b1|[iu][1248]|f[248]|c(8|16)|[US]\d{1,4})')
 
 
 class _Dtype:
-    """``numpy.dtype``, of numbers and short texts alone."""
+    """``numpy.dtype``, for numbers and short strings only."""
 
     def __init__(self, code: Any, *_: Any):
         if not isinstance(code, str) or not _NUMERIC.fullmatch(code):
@@ -34,7 +34,7 @@ class _Dtype:
 
     def __setstate__(self, state: tuple) -> None:
         _, order, *layout = state
-        # subarrays and fields have more, and are not written by mm
+        # subarrays and fields have a longer state, and mm does not write them
         if order not in ('<', '|', '=') or any(layout[:3]):
             raise ValueError('a NumPy dtype that is not plain')
 
@@ -43,7 +43,7 @@ class _Dtype:
 
 
 class _Array:
-    """``numpy.ndarray``: shape, dtype and bytes; of a scalar, the shape is None."""
+    """``numpy.ndarray``: shape, dtype and bytes; for a scalar, the shape is None."""
 
     def __init__(
         self,
@@ -111,11 +111,11 @@ class _History:
 
 
 class BareHistory(argparse.Namespace):
-    """The attributes of a ``HistoryBuffer`` in a file, read where mmengine is not installed."""
+    """The attributes of a ``HistoryBuffer``, for use without mmengine."""
 
 
 def _attribute(owner: Any = None, name: Any = None) -> None:
-    """Stand for ``getattr``, and for the methods that a pickled HistoryBuffer refers to by it."""
+    """Stand in for ``getattr``, by which a pickled HistoryBuffer refers to its methods."""
     if owner is not _History and not isinstance(owner, _History):
         raise ValueError(f'getattr of {shown(type(owner).__name__)}')
 
@@ -128,7 +128,7 @@ class _Namespace:
 
 
 def _plain_dict(items: Any = None) -> dict:
-    """Stand for dicts with more to them: for ``defaultdict``, what it is given is a factory."""
+    """Stand in for subclasses of dict, such as ``defaultdict``, whose argument is a factory."""
     return dict(items) if isinstance(items, dict) else {}
 
 
@@ -139,7 +139,7 @@ def _plain_list(items: Iterable = (), max_length: Any = None) -> list:
 _HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
 _PATH = type(pathlib.Path())
 
-#: What ``torch.serialization.safe_globals`` takes: classes, or stand-ins with the name they take.
+#: For ``torch.serialization.safe_globals``: classes, or stand-ins with the names they replace.
 ALLOWED = [
     *((kind, f'builtins.{kind.__name__}') for kind in (bool, complex, dict, float, frozenset)),
     *((kind, f'builtins.{kind.__name__}') for kind in (int, list, set, slice, str, tuple)),
@@ -173,10 +173,10 @@ _STAND_INS = (_Dtype, _Array, _History, _Namespace)
 
 
 def rebuilt(content: Any) -> Any:
-    """Return what a file holds with values in the place of stand-ins.
+    """Return the content of a file with its stand-ins replaced by values.
 
     Raises:
-        ValueError: If something is not what its name says.
+        ValueError: If a stand-in holds malformed data.
     """
     return _walked(content, {})
 
@@ -186,12 +186,12 @@ def _value(part: Any) -> Any:
 
 
 def _walked(value: Any, seen: dict[int, Any]) -> Any:
-    """Replace stand-ins in place; what is there twice stays one object."""
+    """Replace stand-ins in place; shared objects stay shared."""
     if not isinstance(value, (dict, list, tuple, *_STAND_INS)):
         return value
     if id(value) in seen:
         return seen[id(value)]
-    seen[id(value)] = value  # of what holds itself
+    seen[id(value)] = value  # a container that holds itself
     if isinstance(value, _STAND_INS):
         seen[id(value)] = value.value()
     elif isinstance(value, dict):

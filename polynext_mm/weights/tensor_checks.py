@@ -1,4 +1,4 @@
-"""Checks of weights: dense, finite, of a kind, size and range that the model takes."""
+"""Check that weights are dense, finite, and of a kind and range that the model can hold."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Source = Union[str, os.PathLike, None]
 
 
 def named(source: Source) -> str:
-    """Return how messages call a source."""
+    """Return the name of a source in messages."""
     return 'the checkpoint' if source is None else str(source)
 
 
 def require_tensors(weights: Mapping[Any, Any], source: Source) -> None:
-    """Check that names are texts and weights dense tensors that hold numbers.
+    """Check that names are strings and weights are dense tensors with data.
 
     Raises:
         CheckpointError: If one is not, naming it.
@@ -50,17 +50,16 @@ def require_tensors(weights: Mapping[Any, Any], source: Source) -> None:
 def require_loadable(
     expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: Source
 ) -> None:
-    """Check that a model can hold the values of weights, whose shapes fit.
+    """Check that a model can hold the values of weights with fitting shapes.
 
     Args:
-        expected: Weights of the model; those of a shape alone, on the meta device, stand for
-            floating-point numbers of 32 bits.
+        expected: Weights of the model; those on the meta device count as float32.
         weights: Weights to be loaded.
         source: The file, for messages.
 
     Raises:
-        CheckpointError: If one is of another kind (integers, truth values, complex numbers), not
-            finite, beyond what the model's precision represents, or a negative variance.
+        CheckpointError: If one is of another kind (integers, bools, complex numbers), not finite,
+            outside the range of the model's dtype, or a negative variance.
     """
     for key, value in weights.items():
         if key not in expected:
@@ -72,14 +71,14 @@ def require_loadable(
 
 
 def _problem(key: str, value: Tensor, dtype: torch.dtype) -> str | None:
-    if not dtype.is_floating_point:  # a counter, which some files hold as floating point
+    if not dtype.is_floating_point:  # a counter, which some files store as floating point
         if value.is_complex() or value.dtype is torch.bool:
             return f'is {value.dtype} instead of whole numbers'
         counts = bool((value >= 0).all() and (value == value.long()).all())
         return None if counts else 'counts something, and is no whole number from 0 up'
     if not value.is_floating_point():
         return f'is {value.dtype} instead of floating point'
-    if value.dtype.itemsize == 1:  # for which torch has no comparisons
+    if value.dtype.itemsize == 1:  # torch cannot compare these dtypes
         value = value.float()
     if not value.isfinite().all():
         return f'has {(~value.isfinite()).sum()} values that are not finite (nan or inf)'
@@ -94,7 +93,7 @@ def _problem(key: str, value: Tensor, dtype: torch.dtype) -> str | None:
 def require_whole_norms(
     missing: Collection[str], weights: Mapping[str, Tensor], source: Source
 ) -> None:
-    """Check that no norm is there in part, such as with a weight and without its bias.
+    """Check that no norm is incomplete, such as with a weight but no bias.
 
     Args:
         missing: Names of norms' weights that are not in the file.
@@ -102,7 +101,7 @@ def require_whole_norms(
         source: The file, for messages.
 
     Raises:
-        CheckpointError: If a module of which a weight is missing has others in the file.
+        CheckpointError: If the file has some weights of a norm but not all.
     """
     for key in missing:
         module = key.rpartition('.')[0]

@@ -1,4 +1,4 @@
-"""Weights on the Hugging Face hub by timm's names: ``timm://convformer_s18.sail_in1k``."""
+"""Weights on the Hugging Face hub under timm's names: ``timm://convformer_s18.sail_in1k``."""
 
 from collections import OrderedDict
 
@@ -11,7 +11,7 @@ SCHEME = 'timm://'
 def read_timm(name: str) -> dict:
     """Fetch the weights that timm publishes under a name, once, and read them.
 
-    timm's own loader does both. It prefers safetensors, and reads a pickle as weights only, so that
+    timm's own loader does both. It prefers safetensors and reads pickles with ``weights_only``, so
     nothing in a file is executed.
 
     Args:
@@ -41,7 +41,7 @@ def read_timm(name: str) -> dict:
         raise CheckpointError(f'timm publishes no weights of the name {model!r}: {choice}')
     try:
         weights = load_state_dict_from_hf(config.hf_hub_id)
-    except Exception as error:  # no network, no space, a proxy, a damaged file: the hub has many
+    except Exception as error:  # many kinds: no network, no space, a proxy, a damaged file
         reason = next(iter(str(error).strip().splitlines()), '')
         raise CheckpointError(
             f'could not fetch {name} ({type(error).__name__}: {reason}). Get '

@@ -106,7 +106,7 @@ def test_options_that_do_not_fit(by_iteration, arguments, message):
 
 
 def test_a_folder_without_logs(tmp_path):
-    with pytest.raises(SystemExit, match='is no work dir with a log of a training'):
+    with pytest.raises(SystemExit, match='is not a work dir with a training log'):
         main([str(tmp_path)])
 
 

@@ -149,7 +149,7 @@ def test_heads_with_logits_of_their_own_are_named():
 
     model = small.model(small.config(small.SEGMENTOR))
     model.decode_head.__class__ = OwnHead
-    with pytest.raises(UnsupportedModelError, match='OwnHead makes its logits in a way of its own'):
+    with pytest.raises(UnsupportedModelError, match='OwnHead has its own way of making logits'):
         make_network(model)
 
 

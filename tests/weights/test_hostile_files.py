@@ -141,7 +141,7 @@ def test_a_checksum_beside_a_file_is_verified(tmp_path, suffix):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert f'is not the file that {path.name}.sha256 is of' in refusal(path)
+    assert f'does not match its checksum {path.name}.sha256' in refusal(path)
 
 
 CHECKSUM = """

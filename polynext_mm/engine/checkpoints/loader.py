@@ -64,7 +64,7 @@ def _read(source: str, map_location: Any) -> Any:
         return _backbone_alone(content) if scheme == 'mmcls://' else content
     store = next((store for store in _STORES if scheme.endswith(store)), None)
     if store is None:
-        raise CheckpointError(f'{source} is no name that mmengine knows: give a path or url')
+        raise CheckpointError(f'{source} is not a source that mmengine knows: give a path or url')
     if unsafe:
         return getattr(mm, _STORES[store])(plain, map_location)
     raise CheckpointError(

@@ -150,7 +150,7 @@ class Continuation:
         logger = self.runner.logger
         if self.changes:
             logger.warning(
-                f'The config differs from that of the checkpoint {self.source}, and counts: '
+                f'The config differs from the checkpoint {self.source} and takes precedence: '
                 f'{"; ".join(self.changes)}'
             )
         for name, done in self.done.items():

@@ -148,7 +148,7 @@ def newest_checkpoint(folder: Path, templates: Iterable[str] = ()) -> Newest:
             'Name another one with --resume FILE, or start afresh without --resume, which keeps '
             'these aside'
         )
-    report = f'resuming from {path}: of {count} checkpoints the newest whole one'
+    report = f'resuming from {path}, the newest whole one of {count} checkpoints'
     last = _last_checkpoint(folder)
     if last != path.name:
         report += f'; last_checkpoint {f"says {last}" if last else "names none"}'

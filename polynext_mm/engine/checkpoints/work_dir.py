@@ -71,7 +71,7 @@ def lock(work_dir: str | os.PathLike) -> None:
         owner = os.read(file, 200).decode(errors='replace').strip()
         os.close(file)
         raise WorkDirInUseError(
-            f'{folder} belongs to a run that is alive ({owner}): end that one, or take another '
+            f'{folder} is in use by a running training ({owner}): end that one, or use another '
             '--work-dir, or another out_dir of the checkpoint hook if it is that'
         ) from None
     except OSError as error:

@@ -145,7 +145,7 @@ def audit_coco(
             audit.findings.append(
                 Finding(
                     f'{path}: no usable box of {listed(absent)}{_because(unused, absent)}',
-                    'nothing can be learnt of these classes; add examples or take the classes out',
+                    'these classes cannot be learnt: add examples, or remove the classes',
                     serious=False,
                 )
             )

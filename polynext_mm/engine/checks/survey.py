@@ -432,7 +432,7 @@ def _unlearnable(
     if absent and not wrong:
         yield Finding(
             f'{len(absent)} of the {len(classes)} classes never occur (ids {listed(absent)})',
-            'nothing can be learnt of them: check metainfo.classes, or add examples',
+            'they cannot be learnt: check metainfo.classes, or add examples',
             serious=False,
         )
 

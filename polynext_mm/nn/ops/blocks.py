@@ -1,4 +1,4 @@
-"""What kernels are made of: blocks and bands of maps, sums in place.
+"""Building blocks of kernels: blocks and bands of maps, sums in place.
 
 On a CPU a kernel takes a map in parts small enough that its intermediates stay in cache. Maps are
 (B, H, W, C); a block of positions is (positions, C). ``keep`` is the factor of drop path on a
@@ -102,7 +102,7 @@ def _like(keep: Tensor, x: Tensor) -> Tensor:
     return x.view(len(keep), -1, x.shape[-1]) if keep.ndim == 3 and x.ndim == 2 else x
 
 
-# Matrix products below pass ``out``: FlopCounterMode counts those, and not the in-place variants.
+# Matrix products below pass ``out``, since FlopCounterMode does not count in-place variants.
 
 
 def add_product(x: Tensor, y: Tensor, matrix: Tensor, keep: Tensor | None, out: Tensor) -> None:
@@ -113,16 +113,16 @@ def add_product(x: Tensor, y: Tensor, matrix: Tensor, keep: Tensor | None, out: 
         add_branch(x, y @ matrix, keep, out)
 
 
-# A gradient gathers from the blocks. It starts as None, so that the only block of a GPU is the sum.
+# Gradients are summed over blocks. They start as None, so a GPU's single block needs no addition.
 
 
 def added(total: Tensor | None, part: Tensor | None) -> Tensor | None:
-    """Return ``total + part``, in the memory of total."""
+    """Return ``total + part``, written into total."""
     return part if total is None or part is None else total.add_(part)
 
 
 def added_outer(total: Tensor | None, grad: Tensor, x: Tensor) -> Tensor:
-    """Return ``total + grad^T x``, in the memory of total; on a CPU the sum is wide."""
+    """Return ``total + grad^T x``, written into total; on a CPU the sum is wide."""
     if total is None:
         outer = grad.t() @ x
         return wide(outer) if x.device.type == 'cpu' else outer

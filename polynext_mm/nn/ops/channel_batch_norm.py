@@ -69,7 +69,7 @@ def mean_over_processes(x: Tensor) -> Tensor:
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """Every process's loss depends on the sum, so its gradient is that of all losses together."""
+    """A sum over processes; every process's loss depends on it, so gradients are summed too."""
 
     @staticmethod
     def forward(ctx, x):

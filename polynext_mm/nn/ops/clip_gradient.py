@@ -14,13 +14,13 @@ from .precision import wide_dtype
 
 
 def clip_gradient(x: Tensor, max_norm: float, scale: float | Tensor = 1.0) -> Tensor:
-    """Return ``x``, and in backward scale the gradient that arrives to at most a norm.
+    """Return ``x``; in backward, scale the incoming gradient to at most a given norm.
 
     Args:
         x: Any tensor.
         max_norm: Largest L2 norm over the whole tensor, batch included.
         scale: The factor on the loss (loss scaling, gradient accumulation), a number or a scalar
-            on the device of ``x``: the norm that counts is that of the unscaled gradient.
+            on the device of ``x``: ``max_norm`` applies to the unscaled gradient.
     """
     return _ClipGradient.apply(x, max_norm, scale)
 

@@ -91,7 +91,7 @@ def conv_backward(
 
 
 def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    # oneDNN is fast at 3x3 without dilation alone. A 3x3 convolution with dilation d is d^2 of
+    # oneDNN is fast only at 3x3 without dilation. A 3x3 convolution with dilation d is d^2 of
     # those on interleaved grids; others take a third less time as a correlation.
     if weight.shape[-1] > 3:
         return _correlation(grad, x, weight, dilation)

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import triton_operators
 
-SIZES = (3, 5)  # of the kernels that are unrolled
+SIZES = (3, 5)  # sizes of kernels that are unrolled
 
 WARPS = 4
 # Of the convolution: rows and places of a program. Each thread has eight places of every row.
@@ -60,7 +60,7 @@ def _convolve_kernel(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     places = tl.program_id(1) * PLACES + tl.arange(0, PLACES)
     channels = places % CHANNELS
-    # neighbouring places are neighbouring channels, but for the ends of a position
+    # neighbouring places are neighbouring channels, except at the ends of a position
     VECTOR: tl.constexpr = 8 if CHANNELS % 8 == 0 else 4 if CHANNELS % 4 == 0 else 1
     channels = tl.max_contiguous(tl.multiple_of(channels, VECTOR), VECTOR)
     row_size = width * CHANNELS
@@ -69,7 +69,7 @@ def _convolve_kernel(
     inside = (rows < n_rows)[:, None] & (places < row_size)[None, :]
     here = starts[:, None] + places[None, :]
     total = tl.zeros([ROWS, PLACES], tl.float32)
-    for dy in tl.range(0, SIZE):  # unrolled, it would take more registers than there are
+    for dy in tl.range(0, SIZE):  # not unrolled: that would need more registers than there are
         down = (dy - SIZE // 2) * DILATION
         rows_inside = (rows < n_rows) & (y + down >= 0) & (y + down < height)
         for dx in tl.static_range(SIZE):
@@ -144,7 +144,7 @@ def _weight_grad_kernel(
         tl.store(part_ptr + place + 4, tl.sum(sum4, 0), mask=valid)
 
 
-#: By the name in benchmarks/compile_kernels.py.
+#: By their names in benchmarks/compile_kernels.py.
 KERNELS = {'convolve': _convolve_kernel, 'weight_grad': _weight_grad_kernel}
 
 

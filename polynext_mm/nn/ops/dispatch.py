@@ -1,8 +1,7 @@
 """The one place that decides whether kernels run.
 
-A kernel computes what a layer's own equation or an operation's plain form computes, with less
-memory and time. Those are ordinary torch operations, which autograd, a compiler or another program
-can take as they are.
+A kernel computes the same as a layer's own equation or an operation's plain form, with less memory
+and time. Those are ordinary torch operations, which autograd, compilers and exporters can handle.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Kernel(torch.autograd.Function):
-    """A function of autograd with a form for where no gradient is needed."""
+    """An autograd function, with a variant for calls that need no gradient."""
 
     @staticmethod
     def infer(*args: Any, **kwargs: Any) -> Any:
@@ -63,9 +62,9 @@ _recomputing = False
 def plain_ops(enabled: bool = True) -> Iterator[None]:
     """Run no kernel of this package, in all threads: layers compute their equations in torch.
 
-    The first thing to try when a machine gives numbers that look wrong: if they change, a kernel
-    is to blame. Forward decides for backward too. Autograd then keeps every intermediate, in
-    attention the whole (tokens x tokens) matrix of each head.
+    Try this first when a machine gives results that look wrong: if they change, a kernel is to
+    blame. The setting in forward also applies to its backward. Autograd then keeps every
+    intermediate, in attention the whole (tokens x tokens) matrix of each head.
 
     Args:
         enabled: False returns to the kernels inside an outer ``plain_ops()``.
@@ -83,9 +82,9 @@ def triton_ops(enabled: bool) -> Iterator[None]:
     """Choose whether kernels written in Triton may run, in all threads; by default they may, unless
     POLYNEXT_KERNELS=off is in the environment.
 
-    Without them, operations take the kernels written in torch that other devices take. To be tried
-    when :func:`plain_ops` cures wrong numbers on a GPU, or where Triton does not compile. Forward
-    decides for backward too.
+    Without them, operations use the kernels written in torch, as on other devices. Try this when
+    :func:`plain_ops` cures wrong results on a GPU, or where Triton does not compile. The setting
+    in forward also applies to its backward.
 
     Args:
         enabled: True returns to Triton inside an outer ``triton_ops(False)``.
@@ -99,8 +98,9 @@ def triton_ops(enabled: bool) -> Iterator[None]:
 
 
 def triton_module(name: str) -> ModuleType | None:
-    """Import a module of kernels in Triton; None without Triton, which not every platform has, and
-    with a torch on which they were never run.
+    """Import a module of Triton kernels.
+
+    None without Triton, which not every platform has, and with a torch that is older than tested.
     """
     if not torch_features.TRITON_KERNELS.is_there or importlib.util.find_spec('triton') is None:
         return None
@@ -108,8 +108,9 @@ def triton_module(name: str) -> ModuleType | None:
 
 
 def by_triton(module: ModuleType | None, *args) -> TypeGuard[ModuleType]:
-    """Return whether a module of :func:`triton_module` is to be used: it is there and allowed, and
-    its ``supports`` takes the arguments.
+    """Return whether to use a module of :func:`triton_module`.
+
+    It must be available and allowed, and its ``supports`` must accept the arguments.
     """
     return (
         module is not None
@@ -141,7 +142,7 @@ def remember(ctx) -> None:
 
 
 def backward(function: Callable) -> Callable:
-    """Make a kernel's backward compute by what its forward remembered, once differentiable."""
+    """Make a kernel's backward use what its forward remembered; it is once differentiable."""
 
     @once_differentiable
     @functools.wraps(function)
@@ -162,7 +163,7 @@ def plain_wanted() -> bool:
 def checkpoint_contexts() -> tuple[
     contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]
 ]:
-    """Let ``torch.utils.checkpoint`` recompute by the forms it first took (``context_fn``)."""
+    """Return contexts in which checkpointing recomputes with the same forms (``context_fn``)."""
     return contextlib.nullcontext(), _computing_again(_plain, _triton)
 
 
@@ -178,12 +179,12 @@ def _computing_again(plain: bool, triton: bool) -> Iterator[None]:
 
 
 def recomputing() -> bool:
-    """Return whether a checkpointed forward runs once more, for backward: it tracks nothing."""
+    """Return whether a checkpointed forward is recomputed; norms must not track it again."""
     return _recomputing
 
 
 def exporting() -> bool:
-    """Return whether a graph is being recorded that must hold torch's own operators alone.
+    """Return whether a graph is being recorded that may hold only torch's own operators.
 
     That is ``torch.export`` and ``torch.jit.trace``, and ONNX export by either.
     """
@@ -200,8 +201,8 @@ def run(plain: Callable, kernel: type[Kernel], *args):
 
     Args:
         plain: The operation in ordinary torch, a function.
-        kernel: As of :func:`run_kernel`.
-        args: Arguments of either.
+        kernel: As for :func:`run_kernel`.
+        args: Arguments of both.
     """
     return run_kernel(kernel, *args) if kernels_allowed() else plain(*args)
 
@@ -210,11 +211,11 @@ def run_kernel(kernel: type[Kernel], *args, out: Tensor | None = None):
     """Compute an operation by its kernel.
 
     Args:
-        kernel: Gets contiguous tensors and runs without autocast: dtypes are decided on when it is
-            called.
+        kernel: The kernel, called with contiguous tensors and without autocast: dtypes are decided
+            before.
         args: Its arguments.
         out: Where ``infer`` may write the result, for kernels that take it; it may be an argument.
-            Without effect where gradients are needed.
+            Ignored if gradients are needed.
     """
     args = tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)
     device = next(arg.device.type for arg in args if isinstance(arg, Tensor))

@@ -1,6 +1,6 @@
 """Layer norms and what stands next to them as Triton kernels, for CUDA and ROCm devices.
 
-A program takes a few rows of a map (positions, C) whole, so moments are formed in registers, and
+A program handles a few whole rows of a map (positions, C), so moments are formed in registers, and
 every map is read and written once: two to ten times faster on an H200 than torch's kernels one
 after the other (docs/performance.md). Gradients of weights are sums over all rows: every program of
 backward keeps those of its rows, and torch adds them up.
@@ -32,7 +32,7 @@ def supports(
     weights: Sequence[Tensor | None],
     keep: Tensor | None = None,
 ) -> bool:
-    """Return whether the kernels take these tensors.
+    """Return whether the kernels support these tensors.
 
     Args:
         width: C, the channels of a norm.
@@ -320,7 +320,7 @@ def _programs(x: Tensor) -> int:
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return room for the means and reciprocal deviations of the rows of (..., C)."""
+    """Allocate the means and reciprocal deviations of the rows of (..., C)."""
     mean = x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
     return mean, torch.empty_like(mean)
 

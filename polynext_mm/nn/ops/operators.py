@@ -1,4 +1,4 @@
-"""Operations of ours as operators of torch, or, where torch cannot have any, as functions.
+"""Our operations as operators of torch, or, where torch does not support that, as functions.
 
 An operator stays whole in a compiled graph and under torch's FLOP counter. torch before 2.4 gets an
 ``autograd.Function`` of the same memory; there, compilers and meta tensors take ordinary operations

@@ -1,7 +1,7 @@
 """The products of partners in PolyConv as Triton kernels, for CUDA and ROCm devices.
 
-Torch's operations take the halves of the channels one by one, and reach few of a device's bytes per
-second on them. Maps are (B, H, W, K), contiguous; the partner of a channel is K/2 away
+Torch's operations handle the halves of the channels separately, at a fraction of the device's
+memory bandwidth. Maps are (B, H, W, K), contiguous; the partner of a channel is K/2 away
 (:func:`~polynext_mm.nn.ops.partner_order`).
 """
 
@@ -17,13 +17,13 @@ WARPS = 4
 
 
 def supports(*maps: Tensor) -> bool:
-    """Return whether the kernels take these maps."""
+    """Return whether the kernels support these maps."""
     return triton_operators.takes(*maps) and maps[0].numel() > 0
 
 
 @triton.jit
 def _partners(places, CHANNELS: tl.constexpr):
-    """Return the places of the partners: the other half, and for a middle channel itself."""
+    """Return the places of the partners: in the other half; a middle channel is its own."""
     HALF: tl.constexpr = CHANNELS // 2
     channels = places % CHANNELS
     partners = places + tl.where(channels < HALF, HALF, tl.where(channels < 2 * HALF, -HALF, 0))

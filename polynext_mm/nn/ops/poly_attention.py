@@ -4,9 +4,9 @@
     out_i = sum_j a_ij v_j / sum_j a_ij
 
 The quotient needs no normalized matrix, so the kernel forms blocks of scores, uses them and
-forgets them (:mod:`~polynext_mm.nn.ops.poly_attention_blocks`). For backward it keeps q, k, v, the
+discards them (:mod:`~polynext_mm.nn.ops.poly_attention_blocks`). For backward it keeps q, k, v, the
 output and one row sum per query. Both directions are operators of ``torch.library``: in a compiled
-graph a Python loop over blocks would be compiled anew for every size, and an operator without a
+graph a Python loop over blocks would be recompiled for every size, and an operator without a
 formula would count as no operations.
 
 On GPUs the same is done by :mod:`~polynext_mm.nn.ops.poly_attention_triton`, where Triton is there

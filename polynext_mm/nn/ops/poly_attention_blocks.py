@@ -4,8 +4,8 @@
     out_i = sum_j a_ij v_j
     sum_i = sum_j a_ij
 
-Blocks are formed, used and forgotten, in backward once more: memory is linear in the number of
-tokens. These are pieces of kernels: autograd does not see them.
+Blocks are formed, used and discarded, and formed again in backward: memory is linear in the number
+of tokens. These are pieces of kernels: autograd does not see them.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _multiplied(x: Tensor) -> Tensor:
 
 
 class _Cut:
-    """How the scores of all heads are cut into blocks.
+    """The division of the scores of all heads into blocks.
 
     Heads come in groups: several whole ones, which are one block, or a single one, whose queries
     make several blocks. Such a block is divided into parts, one for each thread of a CPU, so that a
@@ -146,7 +146,7 @@ class _Cut:
         self.padding = count * self.parts * self.rows - self.tokens
 
     def padded(self, x: Tensor) -> Tensor:
-        """Append rows of zeros to (heads, tokens, C), so that all parts have as many."""
+        """Append rows of zeros to (heads, tokens, C), so that all parts have the same number."""
         return F.pad(x, (0, 0, 0, self.padding)) if self.padding else x
 
     def empty(self, width: int, q: Tensor, dtype: torch.dtype) -> Tensor:
@@ -158,8 +158,9 @@ class _Cut:
         return x[:, : self.tokens].contiguous() if self.padding else x
 
     def memory(self, x: Tensor) -> Tensor:
-        """Return memory for a block of scores, in the dtype of x, which all blocks use in turn:
-        fresh memory costs page faults.
+        """Return memory for a block of scores in the dtype of x, shared by all blocks.
+
+        Fresh memory would cost page faults.
         """
         return x.new_empty(max(self.heads, self.parts), self.rows, self.keys)
 
@@ -221,7 +222,7 @@ def _scores(q: Tensor, k: Tensor, memory: Tensor) -> tuple[Tensor, Tensor | None
 
 
 class _SumOverQueries:
-    """The gradient of keys or values, which gathers from the blocks of a group; it is wide.
+    """The gradient of keys or values, summed over the blocks of a group in a wide dtype.
 
     Args:
         cut: The blocks.
@@ -235,7 +236,7 @@ class _SumOverQueries:
         self.of_parts = None if cut.whole else x.new_empty(cut.parts, *x.shape[1:], dtype=dtype)
 
     def start(self, of_group: Tensor) -> None:
-        """Begin a group, whose share of ``of_all`` this is."""
+        """Begin a group, whose part of ``of_all`` this is."""
         self.of_group, self.is_empty = of_group, True
 
     def add(self, a: Tensor, b: Tensor) -> None:

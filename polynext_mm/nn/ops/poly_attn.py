@@ -132,7 +132,7 @@ class _Kernel(dispatch.Kernel):
 
 
 def _smooth(x, t, heads, w_in, w_q, w_k, w_v, w_smooth):
-    """All maps from the products with w_in to smooth, and the row sums of attention before it."""
+    """Return all maps from the products with w_in to smooth, and the row sums of attention."""
     m, n = (F.linear(t, half).view(*x.shape[:3], len(half)) for half in w_in.chunk(2))
     q, k, v = (conv(*pair) for pair in ((m, w_q), (m, w_k), (n, w_v)))
     y, row_sum = attention(*(split_heads(a, heads) for a in (q, k, v)))

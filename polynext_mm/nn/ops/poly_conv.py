@@ -84,7 +84,7 @@ def swap_partners(x: Tensor) -> Tensor:
 
 
 def _partners(channels):
-    """Slices of channels, each with that of its partners."""
+    """Return slices of channels, each with the slice of its partners."""
     half = channels // 2
     first, second, middle = slice(half), slice(half, 2 * half), slice(2 * half, channels)
     pairs = [(first, second), (second, first)]
@@ -92,7 +92,7 @@ def _partners(channels):
 
 
 def _times_swapped(x, y, out=None):
-    """``x * swap(y)`` of (B, H, W, K); ``out`` may be x."""
+    """Compute ``x * swap(y)`` of (B, H, W, K); ``out`` may be x."""
     out = torch.empty_like(x) if out is None else out
     if dispatch.by_triton(partners_triton, x, y, out):
         partners_triton.times_swapped(x, y, out)
@@ -119,7 +119,7 @@ class _Kernel(dispatch.Kernel):
         b = F.linear(x.to(w_in.dtype), w_in)
         reach = max(w_coarse.shape[-1] - 1, w_fine.shape[-1] // 2) + w_smooth.shape[-1] // 2
         for samples, rows in bands(w_in.shape[0], x):
-            # The convolutions of a band look beyond its rows.
+            # The convolutions of a band read beyond its rows.
             first = max(rows.start, reach) - reach
             seen = b[samples, first : rows.stop + reach]
             coarse = conv(seen, w_coarse, dilation=2)

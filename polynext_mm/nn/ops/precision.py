@@ -1,4 +1,4 @@
-"""The dtype rules: what may be computed in half precision, and what never is.
+"""Dtype rules: what may be computed in half precision, and what never is.
 
 Convolutions and matrix products follow autocast, which leaves the residual stream in float32. A
 norm returns the dtype of its input. Its statistics, powers and sums are float32, or float64 where

@@ -1,9 +1,9 @@
-"""What the kernels in Triton share: the devices that run them, and how torch knows them.
+"""Shared by the Triton kernels: the devices that run them, and their registration with torch.
 
 They are operators of torch, so that tensors without memory (meta and fake ones, a compiler's) get
-their shapes. Autograd is above them, in the operations that call them. So they are bare operators,
-which cost the host less than those of ``torch.library.custom_op``, and tell autograd of what they
-write into themselves (``increment_version``).
+their shapes. Autograd is handled above them, in the operations that call them. So they are plain
+operators, which have less host overhead than those of ``torch.library.custom_op``, and report what
+they write into to autograd themselves (``increment_version``).
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MIN_MAJOR = 8  # compute capability of an NVIDIA device, the least that Triton supports
+MIN_MAJOR = 8  # lowest compute capability of NVIDIA devices that Triton supports
 
 
 @triton.jit
