@@ -47,7 +47,7 @@ from timm.models import (  # noqa: E402 - the line above says how to install it
     register_model,
     register_notrace_module,
 )
-from timm.models._builder import PretrainedCfg, resolve_pretrained_cfg  # noqa: E402
+from timm.models._builder import resolve_pretrained_cfg  # noqa: E402
 from timm.models._features import FeatureGetterNet, feature_take_indices  # noqa: E402
 
 __all__ = ['PolyNeXt']
@@ -431,8 +431,8 @@ default_cfgs = generate_default_cfgs(
 
 def _with_file(
     name: str,
-    pretrained_cfg: str | Mapping | PretrainedCfg | None = None,
-    pretrained_cfg_overlay: Mapping | None = None,
+    pretrained_cfg: Any = None,  # timm's types have no PretrainedCfg here
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
     **_: object,
 ) -> dict | None:
     """Return settings that name the file of a published url, which mm and timm then share.
