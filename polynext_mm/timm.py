@@ -431,8 +431,8 @@ default_cfgs = generate_default_cfgs(
 
 def _with_file(
     name: str,
-    pretrained_cfg: str | dict | None = None,
-    pretrained_cfg_overlay: dict | None = None,
+    pretrained_cfg: Any = None,  # timm's types have no PretrainedCfg here
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
     **_: object,
 ) -> dict | None:
     """Return settings that name the file of a published url, which mm and timm then share.

@@ -57,9 +57,12 @@ def find_mismatch(model: nn.Module) -> Mismatch | None:
         model: A model of an mm package, without wrappers.
 
     Returns:
-        The difference. None if there is none, or if the data preprocessor has no mean and standard
-        deviation to look at.
+        The difference. None if there is none, if the data preprocessor has no mean and standard
+        deviation to look at, or if the backbone takes other channels than RGB.
     """
+    backbones = models.backbones(model).values()
+    if any(backbone.stem.weight.shape[1] != 3 for backbone in backbones):
+        return None
     preprocessor = getattr(model, 'data_preprocessor', None)
     while hasattr(preprocessor, 'data_preprocessor'):  # such as mmdet's MultiBranchDataPreprocessor
         preprocessor = preprocessor.data_preprocessor
@@ -71,10 +74,7 @@ def find_mismatch(model: nn.Module) -> Mismatch | None:
     # mmcv reads BGR; the other name is that of mmpretrain and mmaction2
     setting = 'to_rgb' if hasattr(preprocessor, 'to_rgb') else 'bgr_to_rgb'
     is_rgb = converts_channels(preprocessor) or getattr(preprocessor, 'to_rgb', False)
-    is_low = any(
-        getattr(backbone, 'arch', None) == ARCHS['cpolynext_lr']
-        for backbone in models.backbones(model).values()
-    )
+    is_low = any(getattr(backbone, 'arch', None) == ARCHS['cpolynext_lr'] for backbone in backbones)
     right = (LOW_RESOLUTION if is_low else IMAGENET).of_bytes()
     if is_rgb and _are_close(mean, right[0]) and _are_close(std, right[1]):
         return None
