@@ -105,6 +105,11 @@ _KERNELS = {
     'norm_of_sum_triton': 1,
     'norm_of_sum_backward_triton': 2,
 }
+# The most tensors that a launch of a multi-tensor operation takes, by its lists of them, and the
+# blocks of elements (torch's MultiTensorApply.cuh).
+_TENSORS_OF_A_LAUNCH = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
+_BLOCKS_OF_A_LAUNCH, _ELEMENTS_OF_A_BLOCK = 320, 65536
+_CONCATENATED = 128  # tensors of a launch that concatenates (torch's Shape.cu)
 _PRODUCTS = {'mm': (0, 1), 'bmm': (0, 1), 'addmm': (1, 2), 'baddbmm': (1, 2)}
 
 
@@ -112,6 +117,35 @@ def size(tensor: Tensor) -> int:
     """Return the bytes of a tensor's distinct elements."""
     elements = math.prod(n for n, stride in zip(tensor.shape, tensor.stride()) if stride)
     return elements * tensor.element_size()
+
+
+def launches_of_lists(lists: list[list[Tensor]]) -> int:
+    """Return the launches of a multi-tensor operation (``_foreach_*``, ``_fused_*``).
+
+    A launch takes a number of tensors and of blocks. Tensors of several shapes or strides in one
+    place of the lists are taken one by one instead.
+
+    Args:
+        lists: What is read and written, each a list of as many tensors.
+    """
+    if any(_layout(t) != _layout(first) for first, *others in zip(*lists) for t in others):
+        return len(lists[0])
+    launches = tensors = blocks = 0
+    for tensor in lists[0]:
+        left = math.ceil(tensor.numel() / _ELEMENTS_OF_A_BLOCK)
+        tensors += 1
+        while left:
+            taken = min(left, _BLOCKS_OF_A_LAUNCH - blocks)
+            left, blocks = left - taken, blocks + taken
+            full_of_tensors = tensors == _TENSORS_OF_A_LAUNCH[len(lists)] and not left
+            if full_of_tensors or blocks == _BLOCKS_OF_A_LAUNCH:
+                launches, tensors, blocks = launches + 1, int(left > 0), 0
+    return launches + (tensors > 0)
+
+
+def _layout(tensor: Tensor) -> list[tuple[int, int]]:
+    """Return the sizes and strides of dimensions, but for those of one element."""
+    return [(n, stride) for n, stride in zip(tensor.shape, tensor.stride()) if n != 1]
 
 
 class Counter(TorchDispatchMode):
@@ -154,6 +188,12 @@ class Counter(TorchDispatchMode):
         target = kwargs.get('out')
         if target is not None and not any(target is arg for arg in args):
             moved -= size(target)  # it is among the arguments, and only written
+        if name.startswith(('_foreach_', '_fused_')):
+            lists = [arg for arg in args if _is_list_of_tensors(arg)]
+            lists += [out] if _is_list_of_tensors(out) else []
+            launches = launches_of_lists(lists)
+        elif name in ('cat', 'stack'):
+            launches = math.ceil(len(read) / _CONCATENATED)
         if name == 'copy_':
             moved -= size(args[0])
         elif name in _PRODUCTS:
@@ -190,6 +230,14 @@ class Counter(TorchDispatchMode):
         """A convolution copies a map that is neither channels-last nor channels-first."""
         if not x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
             self.operations.append(Operation('copy before a convolution', 1, 2 * size(x)))
+
+
+def _is_list_of_tensors(value) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) > 0
+        and all(isinstance(t, Tensor) for t in value)
+    )
 
 
 def _implementation(func) -> Callable:
