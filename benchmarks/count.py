@@ -86,24 +86,25 @@ _FREE = {
 # Operations that read nothing.
 _FILLS = {
     'bernoulli_', 'fill_', 'zero_', 'normal_', 'uniform_', 'zeros', 'zeros_like', 'new_zeros',
-    'ones_like', 'full', 'full_like', 'new_full', 'scalar_tensor',
+    'ones_like', 'full', 'full_like', 'new_full', 'scalar_tensor', 'rand',
 }  # fmt: skip
 # Operations that make the host wait for the device.
 _SYNCHRONIZING = {'_local_scalar_dense', 'nonzero', 'equal', 'is_nonzero'}
-# Launches of operators of torch.library that are one kernel, or a few, on a GPU.
+# Launches of operators of this package that are kernels on a GPU.
 _KERNELS = {
     'poly_attention_triton': 1,
     'poly_attention_triton_backward': 2,
-    'convolve_triton': 2,  # one lays out the weights
-    'depthwise_weight_grad_triton': 2,  # of programs, and their sum
+    'convolve_triton': 1,
+    'depthwise_weight_grad_triton': 1,
     'times_swapped_triton': 1,
     'times_swapped_backward_triton': 1,
     'norm_of_product_triton': 1,
-    'norm_of_product_backward_triton': 2,
+    'norm_of_product_backward_triton': 1,
+    'add_branch_triton': 1,
     'add_norm_triton': 1,
-    'add_norm_backward_triton': 2,
+    'add_norm_backward_triton': 1,
     'norm_of_sum_triton': 1,
-    'norm_of_sum_backward_triton': 2,
+    'norm_of_sum_backward_triton': 1,
 }
 # The most tensors that a launch of a multi-tensor operation takes, by its lists of them, and the
 # blocks of elements (torch's MultiTensorApply.cuh).
@@ -194,6 +195,8 @@ class Counter(TorchDispatchMode):
             launches = launches_of_lists(lists)
         elif name in ('cat', 'stack'):
             launches = math.ceil(len(read) / _CONCATENATED)
+        elif name == 'convolve_triton' and not args[1].flatten(1).t().is_contiguous():
+            launches = 2  # one lays out the weights
         if name == 'copy_':
             moved -= size(args[0])
         elif name in _PRODUCTS:
@@ -330,6 +333,8 @@ def _autocast_of_cuda(enabled: bool) -> Iterator[None]:
 def count(model: nn.Module, image: Tensor, train: bool, bfloat16: bool = True) -> Counter:
     """Count a forward pass, and in training the backward pass of the sum of its outputs' means.
 
+    In inference it is the second: the first makes what a model keeps of its weights.
+
     Args:
         model: On the meta device; it returns a sequence of feature maps.
         image: (B, 3, H, W), on the meta device.
@@ -337,6 +342,9 @@ def count(model: nn.Module, image: Tensor, train: bool, bfloat16: bool = True) -
         bfloat16: Under autocast to bfloat16, or in float32.
     """
     model.train(train).requires_grad_(train)
+    if not train:  # a model keeps what it made of its weights
+        with torch.no_grad(), _autocast_of_cuda(bfloat16):
+            model(image)
     counter = Counter()
     with counter, _fused_attention(counter, bfloat16), torch.set_grad_enabled(train):
         with _autocast_of_cuda(bfloat16):

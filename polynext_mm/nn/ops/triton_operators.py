@@ -38,6 +38,11 @@ def runs_on(device: torch.device) -> bool:
     return torch.cuda.get_device_properties(device).major >= MIN_MAJOR
 
 
+def takes_like(x: Tensor) -> bool:
+    """Return whether kernels take contiguous maps of a dtype on a device."""
+    return x.dtype in DTYPES and runs_on(x.device)
+
+
 def takes(first: Tensor, *others: Tensor | None) -> bool:
     """Return whether kernels take these tensors: contiguous, of their dtypes, on their devices.
 

@@ -171,7 +171,7 @@ def test_operators_are_well_formed():
         'norm_of_product': (halves, weight),
         'norm_of_product_backward': (x, halves, weight),
         'add_norm': (x, z, keep, weight, torch.empty_like(x)),
-        'add_norm_backward': (x, keep, z, mean, rstd, weight),
+        'add_norm_backward': (x, keep, z, mean, rstd, weight, z),
         'norm_of_sum': (x, z, a0, a1, weight),
         'norm_of_sum_backward': (out, total, *moments, x, z, a0, a1, weight, *pair),
         'convolve': (b, kernel, 2, True, b.clone()),
