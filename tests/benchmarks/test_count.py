@@ -10,10 +10,10 @@ subjects = script('benchmarks/subjects')
 
 # model, mode: launches, GB moved, at most
 BOUNDS = {
-    ('cpolynext_s', 'inference'): (1250, 18),
-    ('cpolynext_s', 'train'): (3800, 48.5),
-    ('apolynext_s', 'inference'): (1450, 19),
-    ('apolynext_s', 'train'): (4450, 52),
+    ('cpolynext_s', 'inference'): (800, 16.5),
+    ('cpolynext_s', 'train'): (2300, 46.5),
+    ('apolynext_s', 'inference'): (950, 17),
+    ('apolynext_s', 'train'): (2800, 48.5),
 }
 
 
@@ -26,6 +26,14 @@ def test_launches_and_bytes_stay_within_bounds(model, mode):
     assert launches * 0.9 < record['launches'] <= launches
     assert gigabytes * 0.9 < record['GB moved'] <= gigabytes
     assert record['synchronizations'] == 0
+
+
+def test_launches_do_not_depend_on_the_batch():
+    records = [
+        costs(parse_subject('cpolynext_t'), Setting('train', (512, 512), n, 'bfloat16'), 'h100')
+        for n in (2, 8)
+    ]
+    assert records[0]['launches'] == records[1]['launches']
 
 
 def test_a_known_network_is_counted_as_torch_computes_it():
