@@ -139,7 +139,8 @@ class Cell(nn.Module):
         """Return ``LN(a0 * s0 + a1 * s1)``, and whether a kernel made it."""
         if ready is not None:
             narrow = None if stream is None else stream.room(s1)
-            x = ops.norm_of_pair(s0, s1, *ready.norm, narrow)
+            a0, a1, weight = ready.norm
+            x = ops.norm_of_pair(s0, s1, a0, a1, weight, narrow)
             if stream is not None:
                 stream.put(x, narrow)
             return x, True

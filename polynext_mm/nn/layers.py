@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +31,10 @@ from .batch_norm import BatchNorms, ChannelBatchNorm
 from .ops import dispatch
 from .ops.depthwise import copies as copies_of_conv
 from .ops.norms import copies as copies_of_norm
-from .ops.precision import matmul_dtype
+from .ops.precision import Like, matmul_dtype
 from .ops.ready import Wanted, ready
 from .ops.stream import NarrowStream
 from .stock import kernel_weights
-
-if TYPE_CHECKING:
-    from .stage_weights import Like
 
 HEAD_WIDTH = 32
 

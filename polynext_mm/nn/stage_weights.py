@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from .layers import LayerNorm, made_ready, wanted_by
 from .ops import dispatch
-from .ops.precision import matmul_dtype
+from .ops.precision import Like, matmul_dtype
 from .ops.ready import Wanted
 from .stock import calls_its_own_forward, kernel_weights
 
@@ -38,20 +38,8 @@ class CellWeights(NamedTuple):
         stacks: Those of the mixer and of the PolyMLP of every stack.
     """
 
-    norm: BranchWeights
+    norm: Sequence[Tensor]
     stacks: tuple[tuple[BranchWeights, BranchWeights], ...]
-
-
-class Like(NamedTuple):
-    """What weights depend on of the maps that they are for: (B, H, W, ...)."""
-
-    device: torch.device
-    dtype: torch.dtype
-    shape: torch.Size
-
-    @property
-    def is_meta(self) -> bool:
-        return self.device.type == 'meta'
 
 
 class StageWeights:
@@ -82,7 +70,7 @@ class StageWeights:
         tensors = [t for raw in found if raw for row in raw for t in row if t is not None]
         if any(type(t) is FakeTensor or t.is_inference() for t in tensors):
             return _made(cells, found, x)
-        key = [(id(t), t._version, t.data_ptr()) for t in tensors]
+        key: list[Any] = [(id(t), t._version, t.data_ptr()) for t in tensors]
         key += [id(raw) if raw is None else len(raw) for raw in found]
         key += [x.dtype, matmul_dtype(x), dispatch.triton_wanted()]
         if self._kept is None or self._kept[0] != key:
@@ -142,7 +130,7 @@ def _made(
         dtype = torch.promote_types(x.dtype, cell.scale0.dtype)  # the residual stream's
         like = Like(x.device, dtype, x.shape)
         gates = None if logit is None else [next(factors) for _ in logit]
-        wanted += [wanted_by(LayerNorm, like, vector) for vector in vectors]
+        wanted += [wanted_by(LayerNorm, like, v) for v in vectors if v is not None]
         for i, (stack, places) in enumerate(zip(cell.stacks, cell.gate_places())):
             for j, branch in enumerate((stack.mixer, stack.mlp)):
                 *weights, logit = branches[2 * i + j]

@@ -23,7 +23,7 @@ CPU_BLOCK = 1 << 19
 
 
 def blocks(
-    width: int, keep: Tensor | None, *maps: Tensor | None
+    width: int, keep: Tensor | None, first: Tensor, *others: Tensor | None
 ) -> Iterator[tuple[Tensor | None, ...]]:
     """Cut maps (positions, C) into blocks of positions, for operations on single positions.
 
@@ -32,14 +32,15 @@ def blocks(
     Args:
         width: Channels of the widest intermediate.
         keep: The factor of drop path, or None for 1.
-        maps: The maps, all of the same positions; but for the first, they may be None.
+        first: The first map.
+        others: More of the same positions, or None.
 
     Yields:
         The factor and the maps. The factor is (B, 1, 1) for all positions, else (positions, 1).
     """
-    count = len(maps[0])
+    maps, count = (first, *others), len(first)
     size = max(1, CPU_BLOCK // width)
-    if count <= size or maps[0].device.type != 'cpu':
+    if count <= size or first.device.type != 'cpu':
         yield None if keep is None else keep.flatten(2), *maps
         return
     if keep is not None:

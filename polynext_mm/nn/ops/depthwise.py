@@ -6,6 +6,8 @@ are kernels in Triton (:mod:`~polynext_mm.nn.ops.depthwise_triton`). As an opera
 :func:`conv_backward` are its two directions for kernels with a backward of their own.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch import Tensor
 from ...compat.torch_features import is_compiling
 from . import dispatch
 from .operators import operator
-from .precision import matmul_dtype, wide_dtype
+from .precision import Like, matmul_dtype, wide_dtype
 from .ready import grad_of, one
 
 depthwise_triton = dispatch.triton_module('depthwise_triton')
@@ -58,7 +60,7 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1)
 
 
-def copies(x: Tensor, weight: Tensor, dilation: int) -> int:
+def copies(x: 'Tensor | Like', weight: Tensor, dilation: int) -> int:
     """Return how many sums the gradient of a weight is made of, on a map (B, H, W, ...).
 
     Args:
@@ -121,13 +123,14 @@ def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tens
 
 def conv_backward_of_x(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Return the gradient of the input by torch, without dilation; x is a map like it."""
-    maps = map(_channels_first, (grad, x))
-    return _channels_last(_torchs_backward(*maps, weight, dilation=1, of_weight=False)[0])
+    grad, x = _channels_first(grad), _channels_first(x)
+    return _channels_last(_torchs_backward(grad, x, weight, dilation=1, of_weight=False)[0])
 
 
 def conv_backward_of_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Return the gradient of the weight by torch, without dilation."""
-    return _torchs_backward(*map(_channels_first, (grad, x)), weight, dilation=1, of_x=False)[1]
+    grad, x = _channels_first(grad), _channels_first(x)
+    return _torchs_backward(grad, x, weight, dilation=1, of_x=False)[1]
 
 
 def _torchs_backward(
@@ -137,7 +140,7 @@ def _torchs_backward(
     dilation: int,
     of_x: bool = True,
     of_weight: bool = True,
-) -> 'tuple[Tensor | None, Tensor | None]':
+) -> 'tuple[Any, Any]':
     padding = dilation * (weight.shape[-1] // 2)
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad,

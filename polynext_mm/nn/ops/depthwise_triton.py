@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import triton_operators
+from .precision import Like
 
 SIZES = (3, 5)  # sizes of kernels that are unrolled
 
@@ -45,7 +46,7 @@ def _supports(weight: Tensor, dilation: int) -> bool:
     return dilation > 1 and weight.shape[-1] in SIZES and weight.dtype in triton_operators.DTYPES
 
 
-def parts(x: Tensor, weight: Tensor, dilation: int) -> int:
+def parts(x: 'Tensor | Like', weight: Tensor, dilation: int) -> int:
     """Return how many chunks of (B, H, W, ...) the gradient of a weight is summed over.
 
     0 where the kernels take no such map or weight.
@@ -55,7 +56,7 @@ def parts(x: Tensor, weight: Tensor, dilation: int) -> int:
     return _chunks(x)[0]
 
 
-def _chunks(x: Tensor) -> tuple[int, int]:
+def _chunks(x: 'Tensor | Like') -> tuple[int, int]:
     """Return the number of chunks, and the positions of each."""
     n_positions = x.shape[:3].numel()
     chunk = max(MIN_CHUNK, triton.cdiv(n_positions, MAX_CHUNKS))

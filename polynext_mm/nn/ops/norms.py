@@ -15,13 +15,13 @@ from torch import Tensor
 
 from . import dispatch
 from .blocks import add_branch, narrowed
-from .precision import LN_EPS, wide, wide_dtype
+from .precision import LN_EPS, Like, wide, wide_dtype
 from .ready import grad_of, one
 
 norms_triton = dispatch.triton_module('norms_triton')
 
 
-def copies(x: Tensor, width: int) -> int:
+def copies(x: Tensor | Like, width: int) -> int:
     """Return how many sums the gradient of a norm's weight is made of, on a map (..., C).
 
     Args:

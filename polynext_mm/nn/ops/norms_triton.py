@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import triton_operators
-from .precision import LN_EPS
+from .precision import LN_EPS, Like
 
 MAX_WIDTH = 2048  # channels of a row in registers
 TILE = 2048  # elements of a program, at least a row
@@ -328,7 +328,7 @@ def _programs(x: Tensor) -> int:
     return triton.cdiv(x.shape[:-1].numel(), tile(x.shape[-1])['ROWS'])
 
 
-def programs(x: Tensor, width: int) -> int:
+def programs(x: 'Tensor | Like', width: int) -> int:
     """Return the programs of a backward kernel on the rows of (..., C), for a norm of a width.
 
     0 where the kernels take no such map.

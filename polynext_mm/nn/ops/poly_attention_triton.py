@@ -77,7 +77,8 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v, in memory as the result of :func:`attend`."""
     grads = _backward_op(*map(_map, (grad, q, k, v, out)), factor)
-    return tuple(_like(g, t, t) for g, t in zip(grads, (q, k, v)))
+    grad_q, grad_k, grad_v = (_like(g, t, t) for g, t in zip(grads, (q, k, v)))
+    return grad_q, grad_k, grad_v
 
 
 def _map(t: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ the input is.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,7 +18,15 @@ from ...compat.torch_features import autocast_dtype
 LN_EPS = 1e-5
 
 
-def matmul_dtype(x: Tensor) -> torch.dtype:
+class Like(NamedTuple):
+    """What decisions need of a map that may not be there yet."""
+
+    device: torch.device
+    dtype: torch.dtype
+    shape: torch.Size
+
+
+def matmul_dtype(x: Tensor | Like) -> torch.dtype:
     """Return the dtype of convolutions and matrix products on ``x``: autocast's, where it is on."""
     device = x.device.type
     if device == 'meta':  # it stands for an accelerator

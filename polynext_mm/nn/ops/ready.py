@@ -14,13 +14,15 @@ summed, and the sum of these sums is taken here, for all weights of a shape at o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import dispatch
+
+T = TypeVar('T', Tensor, 'Tensor | None')
 
 
 class Wanted(NamedTuple):
@@ -64,7 +66,7 @@ def ready(wanted: Sequence[Wanted]) -> list[Tensor]:
         columns.append(_Column(len(places), dtype, parts, taps_first, copies))
         tensors += [made[i] for i in places]
         if parts:
-            tensors += [wanted[i].factor for i in places]
+            tensors += [factor for i in places if (factor := wanted[i].factor) is not None]
     found = iter(dispatch.run_kernel(_Ready, columns, weights=tensors))
     for places in groups.values():
         for i in places:
@@ -72,12 +74,12 @@ def ready(wanted: Sequence[Wanted]) -> list[Tensor]:
     return made
 
 
-def one(weight: Tensor | None, dimensions: int) -> Tensor | None:
+def one(weight: T, dimensions: int) -> T:
     """Return a weight of so many dimensions, or one of its copies."""
     return weight[0] if weight is not None and weight.ndim > dimensions else weight
 
 
-def grad_of(weight: Tensor | None, sums: Tensor) -> Tensor | None:
+def grad_of(weight: Tensor | None, sums: Tensor) -> Any:
     """Return the gradient of a weight, or of its copies, of sums over parts of a map.
 
     Args:
@@ -95,7 +97,7 @@ def grad_of(weight: Tensor | None, sums: Tensor) -> Tensor | None:
 class _Column(NamedTuple):
     """Weights of the same shape, of which the same is wanted."""
 
-    count: int
+    size: int
     dtype: torch.dtype
     parts: int
     taps_first: bool
@@ -106,8 +108,8 @@ def _taken(columns: list[_Column], tensors: Sequence) -> Iterator[tuple]:
     """Yield every column with its weights and its factors."""
     start = 0
     for column in columns:
-        end = start + column.count
-        last = end + column.count if column.parts else end
+        end = start + column.size
+        last = end + column.size if column.parts else end
         yield column, tensors[start:end], tensors[end:last]
         start = last
 
@@ -163,8 +165,8 @@ class _Ready(dispatch.Kernel):
         scaled = iter(ctx.saved_tensors)
         columns, start = [], 0
         for column in ctx.columns:
-            columns.append(_without_gaps(grads[start : start + column.count]))
-            start += column.count
+            columns.append(_without_gaps(grads[start : start + column.size]))
+            start += column.size
         _sum_copies(ctx.columns, columns)
         found, sources, targets = [], [], []
         for (column, dtypes, factors), rows in zip(_taken(ctx.columns, ctx.dtypes), columns):
@@ -193,7 +195,7 @@ class _Ready(dispatch.Kernel):
 
 def _parts(stacked: Tensor, column: _Column) -> Tensor:
     """View (weights, *shape) as (weights, parts, elements)."""
-    return stacked.view(column.count, column.parts, -1)
+    return stacked.view(column.size, column.parts, -1)
 
 
 def _without_gaps(grads: Sequence[Tensor | None]) -> Sequence[Tensor] | None:
@@ -212,5 +214,5 @@ def _sum_copies(columns: list[_Column], grads: list) -> None:
             groups.setdefault((rows[0].shape, rows[0].dtype), []).append(i)
     for places in groups.values():
         sums = torch.stack([row for i in places for row in grads[i]]).sum(1)
-        for i, rows in zip(places, sums.split([columns[i].count for i in places])):
+        for i, rows in zip(places, sums.split([columns[i].size for i in places])):
             grads[i] = rows
