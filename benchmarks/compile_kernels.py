@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from polynext_mm.nn.ops import depthwise_triton, norms_triton, partners_triton
+from polynext_mm.nn.ops import depthwise_triton, norms_triton, partners_triton, residual_triton
 from polynext_mm.nn.ops.poly_attention_triton import KERNELS, TILES, Tile
 from report import Record, markdown
 
@@ -40,10 +40,11 @@ INNER = ((72, 3), (144, 5), (216, 5), (324, 5))
 NORMED = {'product': (72, 144, 252, 378), 'add': (72, 144, 288, 432), 'sum': (72, 144, 288, 432)}
 WIDE = {'part_ptr', 'mean_ptr', 'rstd_ptr', 'keep_ptr', 'weight_ptr', 'a0_ptr', 'a1_ptr'}
 STREAM = {
-    'add': {'x_ptr', 'out_ptr', 'grad_ptr'},
+    'add': {'x_ptr', 'out_ptr', 'grad_ptr', 'plus_ptr'},
+    'add_branch': {'x_ptr', 'out_ptr'},
     'sum': {'s0_ptr', 's1_ptr', 'out_ptr', 'total_ptr', 'grad_ptr', 'grad_s0_ptr', 'grad_s1_ptr'},
 }
-BRANCHES = ('convolve', 'weight_grad', 'times_swapped', *NORMED)
+BRANCHES = ('convolve', 'weight_grad', 'times_swapped', 'add_branch', *NORMED)
 
 
 def parse_target(name: str) -> GPUTarget:
@@ -86,6 +87,13 @@ def branch_usages(kernel: str, dtype: str, target: GPUTarget) -> Iterator[Record
             for function, name in zip(norms_triton.KERNELS[kernel], (kernel, f'{kernel}_grad')):
                 constants = dict(tile, EPS=norms_triton.LN_EPS)
                 yield _usage(name, function, f'C={width}', dtype, constants, wide, warps, target)
+        return
+    if kernel == 'add_branch':
+        function, wide = residual_triton.KERNELS[kernel], WIDE | STREAM[kernel]
+        constants = dict(PLACES=residual_triton.PLACES)
+        yield _usage(
+            *(kernel, function, 'any C', dtype, constants, wide, residual_triton.WARPS, target)
+        )
         return
     for channels, size in INNER:
         shown = f'C={channels} {size}x{size}'

@@ -86,25 +86,31 @@ _FREE = {
 # Operations that read nothing.
 _FILLS = {
     'bernoulli_', 'fill_', 'zero_', 'normal_', 'uniform_', 'zeros', 'zeros_like', 'new_zeros',
-    'ones_like', 'full', 'full_like', 'new_full', 'scalar_tensor',
+    'ones_like', 'full', 'full_like', 'new_full', 'scalar_tensor', 'rand',
 }  # fmt: skip
 # Operations that make the host wait for the device.
 _SYNCHRONIZING = {'_local_scalar_dense', 'nonzero', 'equal', 'is_nonzero'}
-# Launches of operators of torch.library that are one kernel, or a few, on a GPU.
+# Launches of operators of this package that are kernels on a GPU.
 _KERNELS = {
     'poly_attention_triton': 1,
     'poly_attention_triton_backward': 2,
-    'convolve_triton': 2,  # one lays out the weights
-    'depthwise_weight_grad_triton': 2,  # of programs, and their sum
+    'convolve_triton': 1,
+    'depthwise_weight_grad_triton': 1,
     'times_swapped_triton': 1,
     'times_swapped_backward_triton': 1,
     'norm_of_product_triton': 1,
-    'norm_of_product_backward_triton': 2,
+    'norm_of_product_backward_triton': 1,
+    'add_branch_triton': 1,
     'add_norm_triton': 1,
-    'add_norm_backward_triton': 2,
+    'add_norm_backward_triton': 1,
     'norm_of_sum_triton': 1,
-    'norm_of_sum_backward_triton': 2,
+    'norm_of_sum_backward_triton': 1,
 }
+# The most tensors that a launch of a multi-tensor operation takes, by its lists of them, and the
+# blocks of elements (torch's MultiTensorApply.cuh).
+_TENSORS_OF_A_LAUNCH = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
+_BLOCKS_OF_A_LAUNCH, _ELEMENTS_OF_A_BLOCK = 320, 65536
+_CONCATENATED = 128  # tensors of a launch that concatenates (torch's Shape.cu)
 _PRODUCTS = {'mm': (0, 1), 'bmm': (0, 1), 'addmm': (1, 2), 'baddbmm': (1, 2)}
 
 
@@ -112,6 +118,35 @@ def size(tensor: Tensor) -> int:
     """Return the bytes of a tensor's distinct elements."""
     elements = math.prod(n for n, stride in zip(tensor.shape, tensor.stride()) if stride)
     return elements * tensor.element_size()
+
+
+def launches_of_lists(lists: list[list[Tensor]]) -> int:
+    """Return the launches of a multi-tensor operation (``_foreach_*``, ``_fused_*``).
+
+    A launch takes a number of tensors and of blocks. Tensors of several shapes or strides in one
+    place of the lists are taken one by one instead.
+
+    Args:
+        lists: What is read and written, each a list of as many tensors.
+    """
+    if any(_layout(t) != _layout(first) for first, *others in zip(*lists) for t in others):
+        return len(lists[0])
+    launches = tensors = blocks = 0
+    for tensor in lists[0]:
+        left = math.ceil(tensor.numel() / _ELEMENTS_OF_A_BLOCK)
+        tensors += 1
+        while left:
+            taken = min(left, _BLOCKS_OF_A_LAUNCH - blocks)
+            left, blocks = left - taken, blocks + taken
+            full_of_tensors = tensors == _TENSORS_OF_A_LAUNCH[len(lists)] and not left
+            if full_of_tensors or blocks == _BLOCKS_OF_A_LAUNCH:
+                launches, tensors, blocks = launches + 1, int(left > 0), 0
+    return launches + (tensors > 0)
+
+
+def _layout(tensor: Tensor) -> list[tuple[int, int]]:
+    """Return the sizes and strides of dimensions, but for those of one element."""
+    return [(n, stride) for n, stride in zip(tensor.shape, tensor.stride()) if n != 1]
 
 
 class Counter(TorchDispatchMode):
@@ -154,6 +189,14 @@ class Counter(TorchDispatchMode):
         target = kwargs.get('out')
         if target is not None and not any(target is arg for arg in args):
             moved -= size(target)  # it is among the arguments, and only written
+        if name.startswith(('_foreach_', '_fused_')):
+            lists = [arg for arg in args if _is_list_of_tensors(arg)]
+            lists += [out] if _is_list_of_tensors(out) else []
+            launches = launches_of_lists(lists)
+        elif name in ('cat', 'stack'):
+            launches = math.ceil(len(read) / _CONCATENATED)
+        elif name == 'convolve_triton' and not args[1].flatten(1).t().is_contiguous():
+            launches = 2  # one lays out the weights
         if name == 'copy_':
             moved -= size(args[0])
         elif name in _PRODUCTS:
@@ -190,6 +233,14 @@ class Counter(TorchDispatchMode):
         """A convolution copies a map that is neither channels-last nor channels-first."""
         if not x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
             self.operations.append(Operation('copy before a convolution', 1, 2 * size(x)))
+
+
+def _is_list_of_tensors(value) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) > 0
+        and all(isinstance(t, Tensor) for t in value)
+    )
 
 
 def _implementation(func) -> Callable:
@@ -282,6 +333,8 @@ def _autocast_of_cuda(enabled: bool) -> Iterator[None]:
 def count(model: nn.Module, image: Tensor, train: bool, bfloat16: bool = True) -> Counter:
     """Count a forward pass, and in training the backward pass of the sum of its outputs' means.
 
+    In inference it is the second: the first makes what a model keeps of its weights.
+
     Args:
         model: On the meta device; it returns a sequence of feature maps.
         image: (B, 3, H, W), on the meta device.
@@ -289,6 +342,9 @@ def count(model: nn.Module, image: Tensor, train: bool, bfloat16: bool = True) -
         bfloat16: Under autocast to bfloat16, or in float32.
     """
     model.train(train).requires_grad_(train)
+    if not train:  # a model keeps what it made of its weights
+        with torch.no_grad(), _autocast_of_cuda(bfloat16):
+            model(image)
     counter = Counter()
     with counter, _fused_attention(counter, bfloat16), torch.set_grad_enabled(train):
         with _autocast_of_cuda(bfloat16):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from .arch import Arch
 from .batch_norm import PositionNorm
 from .layers import Branch, LayerNorm, MakeNorm, PolyAttn, PolyConv, PolyMLP
 from .ops import dispatch
+from .ops.precision import wide_dtype
+from .ops.stream import NarrowStream, narrow_stream
+from .stage_weights import BranchWeights, CellWeights, StageWeights
 from .stock import is_observed, kernel_weights
 
 
@@ -41,6 +44,8 @@ class Stack(nn.Module):
         gates: tuple[Tensor | None, Tensor | None] = (None, None),
         keep: Tensor | None = None,
         out: Tensor | None = None,
+        weights: tuple[BranchWeights, BranchWeights] | None = None,
+        stream: NarrowStream | None = None,
     ) -> Tensor:
         """Add both branches to the residual stream.
 
@@ -49,10 +54,14 @@ class Stack(nn.Module):
             gates: sigmoid(lam) of the mixer and of the PolyMLP, scalars, or None for 1.
             keep: Factors of drop path of both, (2, B, 1, 1, 1), or None for 1.
             out: Where the results may be written, as of :meth:`Branch.forward`.
+            weights: Of both for their kernels, likewise.
+            stream: Likewise.
         """
-        keep_mixer, keep_mlp = (None, None) if keep is None else keep.unbind()
-        x = self.mixer(x, gates[0], keep_mixer, out)  # x + keep * gate * mixer(x)
-        return self.mlp(x, gates[1], keep_mlp, out)  # x + keep * gate * PolyMLP(x)
+        keeps = (None, None) if keep is None else keep.unbind()
+        for i, branch in enumerate((self.mixer, self.mlp)):
+            ready = () if weights is None else (weights[i], stream)
+            x = branch(x, gates[i], keeps[i], out, *ready)  # x + keep * gate * branch(x)
+        return x
 
     def fuse(self, gates: tuple[Tensor, Tensor]) -> None:
         """Fold gates and scales of both branches into their weights, irreversibly."""
@@ -89,26 +98,69 @@ class Cell(nn.Module):
         self.stacks = cast('Sequence[Stack]', stacks)
         self._gate_indices = [arch.gates(i) for i in range(arch.stacks[stage])]
 
-    def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
-        weights = kernel_weights(self, {'norm': LayerNorm})
-        weight = weights[0] if weights else None
-        if weight is None:
-            x = self.norm(self.scale0 * s0 + self.scale1 * s1)
-        else:
-            x = ops.norm_of_pair(s0, s1, self.scale0, self.scale1, weight)
-        out = x if weight is not None and self._may_overwrite(x) else None
-        for stack, gates in zip(self.stacks, self._gates()):
-            x = stack(x, gates, self._keep(x), out)
+    def forward(
+        self,
+        s0: Tensor,
+        s1: Tensor,
+        keep: Tensor | None = None,
+        weights: CellWeights | None = None,
+    ) -> Tensor:
+        """Return the next feature.
+
+        Args:
+            s0: The older map of the pair, (B, H, W, C).
+            s1: The newer one.
+            keep: Factors of drop path of all branches, (2 * stacks, B, 1, 1, 1), of a stage that
+                drew them for all of its cells; by default the cell does so itself.
+            weights: For the kernels, likewise of the stage.
+        """
+        if weights is not None and not dispatch.kernels_allowed():
+            weights = None
+        stream = None if weights is None else self._stream(s0, s1)
+        x, by_kernel = self._start(s0, s1, weights, stream)
+        if keep is None:
+            (keep,) = draw_keeps([self], x)
+        keeps = [None] * len(self.stacks) if keep is None else keep.to(x.dtype).split(2)
+        overwritten = by_kernel and x.device.type == 'cpu' and not torch.is_grad_enabled()
+        # On CPUs inference takes .96 of the time if all kernels write into one map (C-S and A-S at
+        # 512x512, two cores).
+        out = x if overwritten and self._is_unseen() else None
+        if weights is not None:
+            for stack, kept, ready in zip(self.stacks, keeps, weights.stacks):
+                x = stack(x, (None, None), kept, out, ready, stream)
+            return x
+        for stack, gates, kept in zip(self.stacks, self._gates(), keeps):
+            x = stack(x, gates, kept, out)
         return x
 
-    def _may_overwrite(self, x: Tensor) -> bool:
-        """Return whether the kernels of all stacks may write into ``x``, a map that no hook saw.
+    def _start(
+        self, s0: Tensor, s1: Tensor, ready: CellWeights | None, stream: NarrowStream | None
+    ) -> tuple[Tensor, bool]:
+        """Return ``LN(a0 * s0 + a1 * s1)``, and whether a kernel made it."""
+        if ready is not None:
+            narrow = None if stream is None else stream.room(s1)
+            a0, a1, weight = ready.norm
+            x = ops.norm_of_pair(s0, s1, a0, a1, weight, narrow)
+            if stream is not None:
+                stream.put(x, narrow)
+            return x, True
+        weights = kernel_weights(self, {'norm': LayerNorm})
+        if weights is None or weights[0] is None:
+            return self.norm(self.scale0 * s0 + self.scale1 * s1), False
+        return ops.norm_of_pair(s0, s1, self.scale0, self.scale1, weights[0]), True
 
-        On CPUs inference then takes .96 of the time (C-S and A-S at 512x512, two cores). Hooks must
-        see maps that do not change later.
+    def _stream(self, s0: Tensor, s1: Tensor) -> NarrowStream | None:
+        """Return what hands narrow copies from kernel to kernel, if that is of use."""
+        dtype = torch.promote_types(s1.dtype, self.scale0.dtype)
+        readers = [b.reads_narrow for stack in self.stacks for b in (stack.mixer, stack.mlp)]
+        stream = narrow_stream(s1, dtype, readers)
+        return stream if stream is not None and self._is_unseen() else None
+
+    def _is_unseen(self) -> bool:
+        """Return whether no hook sees the maps between branches, which may then change later.
+
+        A hook might also change them itself.
         """
-        if x.device.type != 'cpu' or torch.is_grad_enabled():
-            return False
         return not (
             is_observed(self)
             or any(
@@ -124,16 +176,9 @@ class Cell(nn.Module):
         gates = self.gate_logits.sigmoid().unbind()
         return [(gates[mixer], gates[mlp]) for mixer, mlp in self._gate_indices]
 
-    def _keep(self, x: Tensor) -> Tensor | None:
-        """Draw the factors of drop path (stochastic depth) for both branches of a stack.
-
-        A branch is dropped for whole samples, and scaled for the others; None stands for 1.
-        """
-        if not self.training or self.drop_path_rate == 0:
-            return None
-        rate = 1 - self.drop_path_rate
-        keep = x.new_empty(2, len(x), 1, 1, 1).bernoulli_(rate)
-        return keep / rate if rate > 0 else keep
+    def gate_places(self) -> list[tuple[int, int]]:
+        """Return the places in lam of every stack's mixer and PolyMLP."""
+        return self._gate_indices
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -154,6 +199,32 @@ class Cell(nn.Module):
         self.gate_logits = None
         if isinstance(self.norm, PositionNorm):
             self.norm.fold_back(self.scale0, self.scale1)
+
+
+def draw_keeps(cells: Sequence[Cell], x: Tensor) -> list[Tensor | None]:
+    """Draw the factors of drop path (stochastic depth) for all branches of cells.
+
+    A branch is dropped for whole samples, and scaled for the others.
+
+    Args:
+        cells: Of one stage.
+        x: A map of it, (B, H, W, C).
+
+    Returns:
+        For every cell (2 * stacks, B, 1, 1, 1), or None for 1.
+    """
+    drawn = [cell for cell in cells if cell.training and cell.drop_path_rate > 0]
+    if not drawn:
+        return [None] * len(cells)
+    counts = [2 * len(cell.stacks) for cell in drawn]
+    rates = [1 - cell.drop_path_rate for cell in drawn]
+    keeps = torch.rand(sum(counts), len(x), 1, 1, 1, dtype=wide_dtype(x), device=x.device)
+    of_cells = keeps.split(counts)
+    torch._foreach_add_(of_cells, rates)  # 1 or more with a probability of the rate
+    keeps.floor_()
+    torch._foreach_div_(of_cells, [rate or 1.0 for rate in rates])
+    found = iter(of_cells)
+    return [next(found) if cell in drawn else None for cell in cells]
 
 
 class Downsample(nn.Module):
@@ -215,6 +286,15 @@ class Stage(nn.Module):
             self.downsample = None
         cells = nn.ModuleList(Cell(arch, index, rate, norm) for rate in drop_path_rates)
         self.cells = cast('Sequence[Cell]', cells)
+        self._weights = StageWeights()
+
+    def train(self, mode: bool = True) -> Stage:
+        self._weights.forget()
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True):
+        self._weights.forget()
+        return super()._apply(fn, recurse)
 
     def forward(
         self, s0: Tensor, s1: Tensor, loss_scale: float | Tensor = 1.0
@@ -228,17 +308,21 @@ class Stage(nn.Module):
         """
         if self.downsample is not None:
             s0, s1 = (shrink(s) for shrink, s in zip(self.downsample, (s0, s1)))
-        for cell in self.cells:
-            s0, s1 = s1, self._clipped(self._call(cell, s0, s1), loss_scale)
+        keeps = draw_keeps(self.cells, s1)
+        weights = self._weights.of(self.cells, s1, keep=not self.training)
+        for cell, *arguments in zip(self.cells, keeps, weights):
+            while arguments and arguments[-1] is None:
+                arguments.pop()
+            s0, s1 = s1, self._clipped(self._call(cell, s0, s1, *arguments), loss_scale)
         return s0, s1
 
-    def _call(self, cell: Cell, s0: Tensor, s1: Tensor) -> Tensor:
+    def _call(self, cell: Cell, *arguments: Any) -> Tensor:
         if not (self.with_cp and torch.is_grad_enabled()):
-            return cell(s0, s1)
+            return cell(*arguments)
         if not (isinstance(cell.norm, PositionNorm) or dispatch.plain_wanted()):
-            return checkpoint(cell, s0, s1, use_reentrant=False)
+            return checkpoint(cell, *arguments, use_reentrant=False)
         contexts = dispatch.checkpoint_contexts  # only when needed: compilers cannot trace them
-        return checkpoint(cell, s0, s1, use_reentrant=False, context_fn=contexts)
+        return checkpoint(cell, *arguments, use_reentrant=False, context_fn=contexts)
 
     def _clipped(self, x: Tensor, loss_scale: float | Tensor) -> Tensor:
         if self.grad_clip_norm is None or not x.requires_grad or dispatch.exporting():

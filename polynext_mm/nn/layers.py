@@ -20,7 +20,7 @@ fully polynomial network (:class:`~polynext_mm.nn.batch_norm.BatchNorms`), which
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -28,6 +28,12 @@ from torch import Tensor, nn
 
 from . import ops
 from .batch_norm import BatchNorms, ChannelBatchNorm
+from .ops import dispatch
+from .ops.depthwise import copies as copies_of_conv
+from .ops.norms import copies as copies_of_norm
+from .ops.precision import Like, matmul_dtype
+from .ops.ready import Wanted, ready
+from .ops.stream import NarrowStream
 from .stock import kernel_weights
 
 HEAD_WIDTH = 32
@@ -91,6 +97,10 @@ class Branch(nn.Module):
     #: The layer whose weight the gate is folded into for the kernel and in deployment. It is the
     #: smallest weight at the end of the branch, so that the gate scales neither a map nor a matrix.
     gated: str
+    #: Whether the kernel reads the residual stream in the dtype of products alone.
+    reads_narrow: ClassVar[bool] = True
+    #: A layer whose weight has other factors, on equal parts: see :meth:`logit_of_scale`.
+    scaled: ClassVar[str | None] = None
 
     def forward(
         self,
@@ -98,6 +108,8 @@ class Branch(nn.Module):
         gate: Tensor | None = None,
         keep: Tensor | None = None,
         out: Tensor | None = None,
+        weights: Sequence[Tensor | None] | None = None,
+        stream: NarrowStream | None = None,
     ) -> Tensor:
         """Add the branch to the residual stream.
 
@@ -107,22 +119,54 @@ class Branch(nn.Module):
             keep: The factor of drop path, (B, 1, 1, 1), or None for 1.
             out: Where a kernel may write the result without gradients: contiguous, like ``x`` or
                 ``x`` itself. By default a new map is returned.
+            weights: For the kernel, of a stage that made all of its branches' ready; by default
+                the branch does so itself.
+            stream: Where kernels leave narrow copies of the residual stream, or None.
         """
         raise NotImplementedError
 
-    def kernel_weights(self, gate: Tensor | None) -> dict[str, Tensor | None] | None:
-        """Return the weights for the kernel, by layer, with all scales folded in.
+    def stock_weights(self) -> list[Tensor | None] | None:
+        """Return the weights of ``kinds``, or None where the layers are to be called instead."""
+        return kernel_weights(self, self.kinds)
 
-        None where the layers are to be called instead.
+    def wanted(
+        self,
+        weights: Sequence[Tensor | None],
+        x: Tensor | Like,
+        gate: Tensor | None,
+        scale: Tensor | None,
+    ) -> list[Wanted | None]:
+        """Return the weights with what the kernel wants of them on ``x``.
+
+        Args:
+            weights: Of ``kinds``.
+            x: The map, or one like it.
+            gate: (1,), or None for 1.
+            scale: Factors on equal parts of ``scaled``, or None for 1.
         """
-        found = kernel_weights(self, self.kinds)
-        if found is None:
+        factors = {self.gated: gate, self.scaled: scale}
+        return [
+            None if weight is None else wanted_by(kind, x, weight, factors.get(name))
+            for (name, kind), weight in zip(self.kinds.items(), weights)
+        ]
+
+    def kernel_weights(
+        self, x: Tensor, gate: Tensor | None, ready: Sequence[Tensor | None] | None
+    ) -> Sequence[Tensor | None] | None:
+        """Return what the kernel takes, or None where the layers are to be called instead."""
+        if ready is not None and dispatch.kernels_allowed():
+            return ready
+        weights = self.stock_weights()
+        if weights is None:
             return None
-        weights = dict(zip(self.kinds, found))
-        weight = weights[self.gated]
-        if gate is not None and weight is not None:
-            weights[self.gated] = weight * gate
-        return weights
+        gate = None if gate is None else gate.view(1)
+        logit = self.logit_of_scale()
+        scale = None if logit is None else logit.sigmoid()
+        return made_ready(self.wanted(weights, x, gate, scale))
+
+    def logit_of_scale(self) -> Tensor | None:
+        """Return what the factors of ``scaled`` are the sigmoids of, or None for 1."""
+        return None
 
     @torch.no_grad()
     def fuse(self, gate: Tensor) -> None:
@@ -152,10 +196,10 @@ class PolyMLP(Branch):
         self.norm = norm(width // 2)
         self.proj_out = nn.Linear(width // 2, channels, bias=False)
 
-    def forward(self, x, gate=None, keep=None, out=None):
-        weights = self.kernel_weights(gate)
+    def forward(self, x, gate=None, keep=None, out=None, weights=None, stream=None):
+        weights = self.kernel_weights(x, gate, weights)
         if weights is not None:
-            return ops.add_poly_mlp(x, keep, *weights.values(), out=out)
+            return ops.add_poly_mlp(x, keep, *weights, out=out, stream=stream)
         u, v = self.proj_in(kept(x, out)).chunk(2, -1)
         return ops.residual(x, self.proj_out(self.norm(u * v)), gate, keep)
 
@@ -200,10 +244,10 @@ class PolyConv(Branch):
         self.proj_out = nn.Linear(width, channels, bias=False)
         self.norm = norm(channels)
 
-    def forward(self, x, gate=None, keep=None, out=None):
-        weights = self.kernel_weights(gate)
+    def forward(self, x, gate=None, keep=None, out=None, weights=None, stream=None):
+        weights = self.kernel_weights(x, gate, weights)
         if weights is not None:
-            return ops.add_poly_conv(x, keep, *weights.values(), out=out)
+            return ops.add_poly_conv(x, keep, *weights, out=out, stream=stream)
         b = self.proj_in(kept(x, out))
         product = self.coarse_conv(b) * ops.swap_partners(self.fine_conv(b))
         return ops.residual(x, self.norm(self.proj_out(self.smooth(product))), gate, keep)
@@ -239,6 +283,8 @@ class PolyAttn(Branch):
         'proj_out': nn.Linear,
     }
     gated = 'smooth'
+    scaled = 'q_conv'
+    reads_narrow = False  # but its norm
 
     def __init__(self, channels: int, norm: MakeNorm = LayerNorm):
         super().__init__()
@@ -255,10 +301,10 @@ class PolyAttn(Branch):
         self.row_norm = norm.of_rows(self.num_heads) if isinstance(norm, BatchNorms) else None
         self.smooth_norm = norm(width) if isinstance(norm, BatchNorms) else None
 
-    def forward(self, x, gate=None, keep=None, out=None):
-        weights = self.kernel_weights(gate)
+    def forward(self, x, gate=None, keep=None, out=None, weights=None, stream=None):
+        weights = self.kernel_weights(x, gate, weights)
         if weights is not None:
-            return ops.add_poly_attn(x, keep, self.num_heads, *weights.values(), out=out)
+            return ops.add_poly_attn(x, keep, self.num_heads, *weights, out=out, stream=stream)
         qk, v = self.proj_in(self.norm(kept(x, out))).chunk(2, -1)
         q, k, v = (
             ops.split_heads(a, self.num_heads)
@@ -275,33 +321,46 @@ class PolyAttn(Branch):
             y = self.smooth_norm(y)
         return ops.residual(x, self.proj_out(y), gate, keep)
 
+    def logit_of_scale(self):
+        return self.scale_logit
+
     def reset_parameters(self) -> None:
         if self.scale_logit is not None:
             nn.init.constant_(self.scale_logit, -math.log(HEAD_WIDTH**0.5 - 1))  # logit of 32^-.5
-
-    def kernel_weights(self, gate):
-        weights = super().kernel_weights(gate)
-        if weights is not None:
-            weights['q_conv'] = self._scaled(weights['q_conv'])
-        return weights
-
-    def _scaled(self, weight: Tensor) -> Tensor:
-        """Return the weight of q_conv times the scale s of each head."""
-        if self.scale_logit is None:
-            return weight
-        scale = self.scale_logit.sigmoid()[:, None, None, None]
-        return (weight.unflatten(0, (self.num_heads, -1)) * scale[..., None]).flatten(0, 1)
 
     @torch.no_grad()
     def fuse(self, gate: Tensor) -> None:
         gated = self.smooth if self.smooth_norm is None else self.smooth_norm
         if gated.weight is not None:
             gated.weight.mul_(gate)
-        self.q_conv.weight.copy_(self._scaled(self.q_conv.weight))
+        if self.scale_logit is not None:
+            per_head = self.q_conv.weight.view(self.num_heads, -1)
+            per_head.mul_(self.scale_logit.sigmoid()[:, None])
         self.scale_logit = None
         self.norm.fold_forward(self.proj_in)
         if self.smooth_norm is not None:
             self.smooth_norm.fold_forward(self.proj_out)
+
+
+def wanted_by(
+    kind: type[nn.Module], x: Tensor | Like, weight: Tensor, factor: Tensor | None = None
+) -> Wanted:
+    """Return a weight with what a kernel on ``x`` wants of it, which depends on its layer."""
+    dtype = weight.dtype if kind is LayerNorm else matmul_dtype(x)
+    copies = 0
+    if kind is LayerNorm and dtype is torch.float32:  # that of the sums
+        copies = copies_of_norm(x, len(weight))
+    elif kind is DilatedConv:
+        copies = copies_of_conv(x, weight, DilatedConv.dilation)
+    if kind is DilatedConv and copies:
+        return Wanted(weight, torch.float32, factor, True, copies * torch.is_grad_enabled())
+    return Wanted(weight, dtype, factor, False, copies * torch.is_grad_enabled())
+
+
+def made_ready(wanted: Sequence[Wanted | None]) -> list[Tensor | None]:
+    """Return the weights that are wanted; None stays None."""
+    made = iter(ready([w for w in wanted if w is not None]))
+    return [None if w is None else next(made) for w in wanted]
 
 
 def kept(x: Tensor, out: Tensor | None) -> Tensor:

@@ -73,6 +73,12 @@ def hooked_globally() -> bool:
     )
 
 
+def calls_its_own_forward(module: nn.Module) -> bool:
+    """Return whether a module is not patched or compiled, and no hook comes before its forward."""
+    own = module.__dict__
+    return not own['_forward_pre_hooks'] and PATCHES.isdisjoint(own)
+
+
 def is_observed(module: nn.Module) -> bool:
     """Return whether hooks see the inputs and outputs of a module, or a compiler calls it."""
     own = module.__dict__

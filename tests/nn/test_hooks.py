@@ -122,9 +122,9 @@ def test_memory_is_used_again_where_nobody_looks(observe, monkeypatch):
     written = []
     forward = Stack.forward
 
-    def spy(self, x, gates=(None, None), keep=None, out=None):
+    def spy(self, x, gates=(None, None), keep=None, out=None, *weights):
         written.append(out)
-        return forward(self, x, gates, keep, out)
+        return forward(self, x, gates, keep, out, *weights)
 
     monkeypatch.setattr(Stack, 'forward', spy)
     x = torch.randn(2, 3, 64, 96).double()

@@ -13,13 +13,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from . import dispatch
 from .precision import wide
+
+residual_triton = dispatch.triton_module('residual_triton')
 
 # Elements of the widest map of a part: 2 MiB in float32.
 CPU_BLOCK = 1 << 19
 
 
-def blocks(width: int, keep: Tensor | None, *maps: Tensor) -> Iterator[tuple[Tensor | None, ...]]:
+def blocks(
+    width: int, keep: Tensor | None, first: Tensor, *others: Tensor | None
+) -> Iterator[tuple[Tensor | None, ...]]:
     """Cut maps (positions, C) into blocks of positions, for operations on single positions.
 
     On devices other than CPUs there is one block.
@@ -27,21 +32,25 @@ def blocks(width: int, keep: Tensor | None, *maps: Tensor) -> Iterator[tuple[Ten
     Args:
         width: Channels of the widest intermediate.
         keep: The factor of drop path, or None for 1.
-        maps: The maps, all of the same positions.
+        first: The first map.
+        others: More of the same positions, or None.
 
     Yields:
         The factor and the maps. The factor is (B, 1, 1) for all positions, else (positions, 1).
     """
-    count = len(maps[0])
+    maps, count = (first, *others), len(first)
     size = max(1, CPU_BLOCK // width)
-    if count <= size or maps[0].device.type != 'cpu':
+    if count <= size or first.device.type != 'cpu':
         yield None if keep is None else keep.flatten(2), *maps
         return
     if keep is not None:
         keep = keep.flatten(1).repeat_interleave(count // len(keep), 0)
     for start in range(0, count, size):
         block = slice(start, start + size)
-        yield None if keep is None else keep[block], *(m[block] for m in maps)
+        yield (
+            None if keep is None else keep[block],
+            *(None if m is None else m[block] for m in maps),
+        )
 
 
 def bands(width: int, x: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -69,9 +78,9 @@ def bands(width: int, x: Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(sample, sample + 1), slice(start, min(start + rows, height))
 
 
-def positions(x: Tensor) -> Tensor:
-    """View (B, H, W, C) as (positions, C)."""
-    return x.view(-1, x.shape[-1])
+def positions(x: Tensor | None) -> Tensor | None:
+    """View (B, H, W, C) as (positions, C); None stays None."""
+    return None if x is None else x.view(-1, x.shape[-1])
 
 
 def scaled(x: Tensor, keep: Tensor | None) -> Tensor:
@@ -88,9 +97,21 @@ def narrowed(grad: Tensor, keep: Tensor | None, dtype: torch.dtype) -> Tensor:
     return product
 
 
-def add_branch(x: Tensor, branch: Tensor, keep: Tensor | None, out: Tensor) -> None:
-    """Compute ``out = x + keep * branch``."""
-    if keep is None:
+def add_branch(
+    x: Tensor,
+    branch: Tensor,
+    keep: Tensor | None,
+    out: Tensor,
+    narrow: Tensor | None = None,
+) -> None:
+    """Compute ``out = x + keep * branch``, and copy it to ``narrow``."""
+    if narrow is not None:
+        if dispatch.by_triton(residual_triton, x, branch, keep, out, narrow):
+            residual_triton.add_branch(x, branch, keep, out, narrow)
+            return
+        add_branch(x, branch, keep, out)
+        narrow.copy_(out)
+    elif keep is None:
         torch.add(x, branch, out=out)
     else:
         x, branch, out = (_like(keep, t) for t in (x, branch, out))
@@ -105,12 +126,22 @@ def _like(keep: Tensor, x: Tensor) -> Tensor:
 # Matrix products below pass ``out``, since FlopCounterMode does not count in-place variants.
 
 
-def add_product(x: Tensor, y: Tensor, matrix: Tensor, keep: Tensor | None, out: Tensor) -> None:
-    """Compute ``out = x + keep * y matrix``; ``x`` and ``out`` may be wider than ``y``."""
-    if keep is None and x.dtype == y.dtype:
+def add_product(
+    x: Tensor,
+    y: Tensor,
+    matrix: Tensor,
+    keep: Tensor | None,
+    out: Tensor,
+    narrow: Tensor | None = None,
+) -> None:
+    """Compute ``out = x + keep * y matrix``, and copy it to ``narrow``.
+
+    ``x`` and ``out`` may be wider than ``y``.
+    """
+    if keep is None and x.dtype == y.dtype and narrow is None:
         torch.addmm(x, y, matrix, out=out)
     else:
-        add_branch(x, y @ matrix, keep, out)
+        add_branch(x, y @ matrix, keep, out, narrow)
 
 
 # Gradients are summed over blocks. They start as None, so a GPU's single block needs no addition.

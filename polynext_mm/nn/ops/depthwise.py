@@ -6,6 +6,8 @@ are kernels in Triton (:mod:`~polynext_mm.nn.ops.depthwise_triton`). As an opera
 :func:`conv_backward` are its two directions for kernels with a backward of their own.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +15,8 @@ from torch import Tensor
 from ...compat.torch_features import is_compiling
 from . import dispatch
 from .operators import operator
-from .precision import matmul_dtype, wide_dtype
+from .precision import Like, matmul_dtype, wide_dtype
+from .ready import grad_of, one
 
 depthwise_triton = dispatch.triton_module('depthwise_triton')
 
@@ -57,8 +60,25 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1)
 
 
+def copies(x: 'Tensor | Like', weight: Tensor, dilation: int) -> int:
+    """Return how many sums the gradient of a weight is made of, on a map (B, H, W, ...).
+
+    Args:
+        x: Of as many positions.
+        weight: (C, 1, S, S).
+        dilation: Of the kernels.
+
+    Returns:
+        Their number, or 0 where the gradient is made as a whole and the weight needs no layout.
+    """
+    if depthwise_triton is None or not dispatch.triton_wanted():
+        return 0
+    return depthwise_triton.parts(x, weight, dilation)
+
+
 def conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
-    """Convolve (B, H, W, C), in the dtype of ``x``."""
+    """Convolve (B, H, W, C), in the dtype of ``x``; the weight may be copies of one."""
+    weight = one(weight, 4)
     if dispatch.by_triton(depthwise_triton, x, weight, dilation):
         return depthwise_triton.convolve(x, weight, dilation, False, None)
     return plain(x, weight, dilation)
@@ -73,21 +93,23 @@ def _torchs_forward(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
 def conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, dilation: int = 1, plus: 'Tensor | None' = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x, to which ``plus`` is added, and of weight."""
+    """Return the gradients of x, to which ``plus`` is added, and of the weight or its copies."""
+    whole, weight = weight, one(weight, 4)
     if dispatch.by_triton(depthwise_triton, x, weight, dilation):
         grad, plus = grad.contiguous(), None if plus is None else plus.contiguous()
         grad_x = depthwise_triton.convolve(grad, weight, dilation, True, plus)
-        of_weight = depthwise_triton.weight_grad(grad, x, weight.shape[-1], dilation)
-        return grad_x, of_weight.to(weight.dtype)
+        sums = depthwise_triton.weight_grad(grad, x, weight.shape[-1], dilation)
+        return grad_x, grad_of(whole, sums)
     grad, x = _channels_first(grad), _channels_first(x)
     if x.device.type != 'cpu' or not len(x) or (weight.shape[-1] <= 3 and dilation == 1):
-        grad_x, grad_weight = _torchs_backward(grad, x, weight, dilation, of_x=True)
+        grad_x, grad_weight = _torchs_backward(grad, x, weight, dilation)
     else:
         # The gradient of x is the same convolution, with the kernels rotated by half a turn.
         grad_x = _torchs_forward(grad, weight.flip(2, 3), dilation)
         grad_weight = _weight_grad(grad, x, weight, dilation).to(weight.dtype)
     grad_x = _channels_last(grad_x)
-    return grad_x if plus is None else grad_x.add_(plus), grad_weight
+    grad_x = grad_x if plus is None else grad_x.add_(plus)
+    return grad_x, grad_of(whole, grad_weight[None])
 
 
 def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
@@ -99,9 +121,26 @@ def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tens
     return _torchs_backward(grad, x, weight, dilation=1, of_x=False)[1]
 
 
+def conv_backward_of_x(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of the input by torch, without dilation; x is a map like it."""
+    grad, x = _channels_first(grad), _channels_first(x)
+    return _channels_last(_torchs_backward(grad, x, weight, dilation=1, of_weight=False)[0])
+
+
+def conv_backward_of_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of the weight by torch, without dilation."""
+    grad, x = _channels_first(grad), _channels_first(x)
+    return _torchs_backward(grad, x, weight, dilation=1, of_x=False)[1]
+
+
 def _torchs_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, dilation: int, of_x: bool
-) -> 'tuple[Tensor | None, Tensor]':
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    dilation: int,
+    of_x: bool = True,
+    of_weight: bool = True,
+) -> 'tuple[Any, Any]':
     padding = dilation * (weight.shape[-1] // 2)
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad,
@@ -114,9 +153,9 @@ def _torchs_backward(
         False,
         [0, 0],
         weight.shape[0],
-        [of_x, True, False],
+        [of_x, of_weight, False],
     )
-    return grad_x, grad_weight.to(weight.dtype)
+    return grad_x, grad_weight.to(weight.dtype) if of_weight else None
 
 
 def _interleaved_grids(x: Tensor, step: int) -> Tensor:

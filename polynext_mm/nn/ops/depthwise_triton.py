@@ -7,7 +7,9 @@ these take 26 and 52 (docs/performance.md).
 A map (B, H, W, C) is taken as B H rows of W C places: a tap of the kernel lies dx C places and dy
 rows away, and is outside of the map where the place is outside of the row. So no lane is lost on a
 number of channels that is no power of two. The gradient of the weights is summed over chunks of
-positions, and the chunks by torch: no two programs write to the same place.
+positions, and that of the chunks elsewhere, for many at once: no two programs write to the same
+place. Weights whose taps come first in memory (:mod:`~polynext_mm.nn.ops.ready`) are read as they
+are, others are laid out by one more launch.
 """
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import triton_operators
+from .precision import Like
 
 SIZES = (3, 5)  # sizes of kernels that are unrolled
 
@@ -30,14 +33,34 @@ MIN_CHUNK, MAX_CHUNKS = 512, 64
 
 def supports(x: Tensor, weight: Tensor, dilation: int) -> bool:
     """Return whether the kernels take a convolution, and are the better choice."""
+    size = weight.shape[-1]
     return (
-        dilation > 1
+        _supports(weight, dilation)
         and x.numel() > 0
-        and weight.shape[-1] in SIZES
-        and weight.shape == (x.shape[-1], 1, weight.shape[-1], weight.shape[-1])
-        and weight.dtype in triton_operators.DTYPES
+        and weight.shape == (x.shape[-1], 1, size, size)
         and triton_operators.takes(x)
     )
+
+
+def _supports(weight: Tensor, dilation: int) -> bool:
+    return dilation > 1 and weight.shape[-1] in SIZES and weight.dtype in triton_operators.DTYPES
+
+
+def parts(x: 'Tensor | Like', weight: Tensor, dilation: int) -> int:
+    """Return how many chunks of (B, H, W, ...) the gradient of a weight is summed over.
+
+    0 where the kernels take no such map or weight.
+    """
+    if not (_supports(weight, dilation) and triton_operators.takes_like(x)):
+        return 0
+    return _chunks(x)[0]
+
+
+def _chunks(x: 'Tensor | Like') -> tuple[int, int]:
+    """Return the number of chunks, and the positions of each."""
+    n_positions = x.shape[:3].numel()
+    chunk = max(MIN_CHUNK, triton.cdiv(n_positions, MAX_CHUNKS))
+    return triton.cdiv(n_positions, chunk), chunk
 
 
 @triton.jit(do_not_specialize=['n_rows', 'height', 'width'])
@@ -191,16 +214,16 @@ def convolve(
     return y
 
 
-def _weights_like(grad, x, size, dilation):
-    return x.new_empty(x.shape[-1], 1, size, size, dtype=torch.float32)
+def _sums_like(grad, x, size, dilation):
+    return x.new_empty(_chunks(x)[0], x.shape[-1], 1, size, size, dtype=torch.float32)
 
 
 @triton_operators.operator(
     'depthwise_weight_grad_triton(Tensor grad, Tensor x, int size, int dilation) -> Tensor',
-    _weights_like,
+    _sums_like,
 )
 def weight_grad(grad: Tensor, x: Tensor, size: int, dilation: int) -> Tensor:
-    """Return the gradient of the weights, (C, 1, S, S) in float32.
+    """Return the gradient of the weights over every chunk, (chunks, C, 1, S, S) in float32.
 
     Args:
         grad: Of the result, (B, H, W, C), contiguous.
@@ -211,11 +234,10 @@ def weight_grad(grad: Tensor, x: Tensor, size: int, dilation: int) -> Tensor:
     batch, height, width, channels = x.shape
     n_positions = batch * height * width
     positions, block = STEP
-    chunk = max(MIN_CHUNK, triton.cdiv(n_positions, MAX_CHUNKS))
-    chunks = triton.cdiv(n_positions, chunk)
-    parts = x.new_empty(chunks, channels, 1, size, size, dtype=torch.float32)
+    count, chunk = _chunks(x)
+    parts = _sums_like(grad, x, size, dilation)
     with torch.cuda.device_of(x):
-        _weight_grad_kernel[(triton.cdiv(channels, block), chunks, size)](
+        _weight_grad_kernel[(triton.cdiv(channels, block), count, size)](
             *(grad, x, parts),
             *(n_positions, height, width, chunk),
             CHANNELS=channels,
@@ -225,7 +247,7 @@ def weight_grad(grad: Tensor, x: Tensor, size: int, dilation: int) -> Tensor:
             BLOCK=block,
             num_warps=WARPS,
         )
-    return parts.sum(0)
+    return parts
 
 
 @register_flop_formula(torch.ops.polynext_mm.convolve_triton)

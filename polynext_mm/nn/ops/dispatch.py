@@ -11,7 +11,7 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +136,11 @@ def refuse_triton(modules: Collection[str]) -> frozenset[str]:
     return before
 
 
+def triton_wanted() -> bool:
+    """Return whether kernels written in Triton may run."""
+    return _triton
+
+
 def remember(ctx) -> None:
     """Keep for backward what :func:`triton_ops` chose in forward."""
     ctx.triton = _triton
@@ -207,17 +212,23 @@ def run(plain: Callable, kernel: type[Kernel], *args):
     return run_kernel(kernel, *args) if kernels_allowed() else plain(*args)
 
 
-def run_kernel(kernel: type[Kernel], *args, out: Tensor | None = None):
+def run_kernel(
+    kernel: type[Kernel],
+    *args,
+    weights: Sequence[Tensor | None] = (),
+    out: Tensor | None = None,
+):
     """Compute an operation by its kernel.
 
     Args:
         kernel: The kernel, called with contiguous tensors and without autocast: dtypes are decided
             before.
         args: Its arguments.
+        weights: Its last arguments, as they are: ready, in whatever strides.
         out: Where ``infer`` may write the result, for kernels that take it; it may be an argument.
             Ignored if gradients are needed.
     """
-    args = tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)
+    args = *(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args), *weights
     device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
     with _without_autocast(device):
         if _need_grad(args):

@@ -5,6 +5,8 @@
 The kernel keeps the pair, their sum and the moments of the norm for backward.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,14 @@ from .blocks import added, blocks, joined, positions
 from .norms import norm_of_sum, norm_of_sum_backward
 
 
-def norm_of_pair(s0: Tensor, s1: Tensor, a0: Tensor, a1: Tensor, w_norm: Tensor) -> Tensor:
+def norm_of_pair(
+    s0: Tensor,
+    s1: Tensor,
+    a0: Tensor,
+    a1: Tensor,
+    w_norm: Tensor,
+    narrow: Tensor | None = None,
+) -> Tensor:
     """Compute ``LN(a0 * s0 + a1 * s1)``.
 
     Args:
@@ -22,25 +31,28 @@ def norm_of_pair(s0: Tensor, s1: Tensor, a0: Tensor, a1: Tensor, w_norm: Tensor)
         a0: The scale of s0, (C,).
         a1: The scale of s1, (C,).
         w_norm: The weight of the norm, (C,).
+        narrow: A map (B, H, W, C) to write a copy of the result to, or None.
 
     Returns:
         A new map (B, H, W, C), in the dtype that the products with the scales have.
     """
-    return dispatch.run_kernel(_Kernel, s0, s1, a0, a1, w_norm)
+    return dispatch.run_kernel(_Kernel, s0, s1, narrow, weights=(a0, a1, w_norm))
 
 
 class _Kernel(dispatch.Kernel):
     @staticmethod
-    def infer(s0, s1, a0, a1, w_norm):
+    def infer(s0, s1, narrow, a0, a1, w_norm):
         parts = []
-        for _, s0_b, s1_b in blocks(s0.shape[-1], None, positions(s0), positions(s1)):
-            parts.append(norm_of_sum(s0_b, s1_b, a0, a1, w_norm)[0])
+        maps = map(positions, (s0, s1, narrow))
+        for _, s0_b, s1_b, narrow_b in blocks(s0.shape[-1], None, *maps):
+            parts.append(norm_of_sum(s0_b, s1_b, a0, a1, w_norm, narrow_b)[0])
         return _shaped(joined(parts), s0)
 
     @staticmethod
-    def forward(ctx, s0, s1, a0, a1, w_norm):
+    def forward(ctx, s0, s1, narrow, a0, a1, w_norm):
         dispatch.remember(ctx)
-        x, total, mean, rstd = norm_of_sum(positions(s0), positions(s1), a0, a1, w_norm)
+        maps = map(positions, (s0, s1))
+        x, total, mean, rstd = norm_of_sum(*maps, a0, a1, w_norm, positions(narrow))
         ctx.save_for_backward(s0, s1, a0, a1, w_norm, total, mean, rstd)
         return _shaped(x, s0)
 
@@ -58,7 +70,7 @@ class _Kernel(dispatch.Kernel):
                 g, total_b, moments, (s0_b, s1_b), (a0, a1), w_norm, out=(grad_s0_b, grad_s1_b)
             )
             grad_a0, grad_a1, grad_w_norm = map(added, (grad_a0, grad_a1, grad_w_norm), parts)
-        return grad_s0, grad_s1, grad_a0, grad_a1, grad_w_norm
+        return grad_s0, grad_s1, None, grad_a0, grad_a1, grad_w_norm
 
 
 def _shaped(rows, like):

@@ -4,6 +4,8 @@ These are pieces of kernels: autograd does not see them. Maps are (..., C), cont
 contiguous maps, and a norm is over the last dimension, without a bias. On GPUs every function is
 one kernel (:mod:`~polynext_mm.nn.ops.norms_triton`), and a sum in backward, where Triton is there
 and takes the tensors.
+
+A weight may come in copies (:mod:`~polynext_mm.nn.ops.ready`); its gradient then is that of copies.
 """
 
 from __future__ import annotations
@@ -13,13 +15,30 @@ from torch import Tensor
 
 from . import dispatch
 from .blocks import add_branch, narrowed
-from .precision import LN_EPS, wide, wide_dtype
+from .precision import LN_EPS, Like, wide, wide_dtype
+from .ready import grad_of, one
 
 norms_triton = dispatch.triton_module('norms_triton')
 
 
+def copies(x: Tensor | Like, width: int) -> int:
+    """Return how many sums the gradient of a norm's weight is made of, on a map (..., C).
+
+    Args:
+        x: Of as many positions.
+        width: Of the norm.
+
+    Returns:
+        Their number, or 0 where it is made as a whole.
+    """
+    if norms_triton is None or not dispatch.triton_wanted():
+        return 0
+    return norms_triton.programs(x, width)
+
+
 def norm_of_product(halves: Tensor, weight: Tensor | None) -> Tensor:
     """Return ``LN(u * v)`` of the halves u and v of (..., 2E): (..., E)."""
+    weight = one(weight, 1)
     if dispatch.by_triton(norms_triton, halves.shape[-1] // 2, [halves], [weight]):
         return norms_triton.norm_of_product(halves, weight)
     u, v = halves.chunk(2, -1)
@@ -30,13 +49,14 @@ def norm_of_product_backward(
     grad: Tensor, halves: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return ``LN(u * v)`` once more, and the gradients of the halves and of the weight."""
+    whole, weight = weight, one(weight, 1)
     if dispatch.by_triton(norms_triton, grad.shape[-1], [grad, halves], [weight]):
-        normed, grad_halves, of_weight = norms_triton.norm_of_product_backward(grad, halves, weight)
-        return normed, grad_halves, None if weight is None else of_weight
+        normed, grad_halves, sums = norms_triton.norm_of_product_backward(grad, halves, weight)
+        return normed, grad_halves, grad_of(whole, sums)
     u, v = halves.chunk(2, -1)
     product = u * v
     normed, mean, rstd = norm(product, weight)
-    grad, of_weight = _norm_backward(grad, product, mean, rstd, weight)
+    grad, of_weight = _norm_backward(grad, product, mean, rstd, whole)
     grad_halves = torch.empty_like(halves)
     g_u, g_v = grad_halves.chunk(2, -1)
     torch.mul(grad, v, out=g_u)
@@ -44,26 +64,38 @@ def norm_of_product_backward(
     return normed, grad_halves, of_weight
 
 
-def norm(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``LN(x)`` and the moments of x: means and reciprocal deviations."""
+def norm(
+    x: Tensor, weight: Tensor | None, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``LN(x)``, in a dtype, and the moments of x: means and reciprocal deviations."""
+    weight = one(weight, 1)
     if dispatch.by_triton(norms_triton, x.shape[-1], [x], [weight]):
-        out = torch.empty_like(x)
-        return out, *norms_triton.add_norm(None, x, None, weight, out)
-    return torch.native_layer_norm(x, x.shape[-1:], _norm_weight(x, weight), None, LN_EPS)
+        out = torch.empty_like(x, dtype=dtype)
+        return out, *norms_triton.add_norm(None, x, None, weight, out, None)
+    weight = _norm_weight(x, weight)
+    out, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight, None, LN_EPS)
+    return out.to(dtype or x.dtype), mean, rstd
 
 
 def add_norm(
-    x: Tensor, z: Tensor, keep: Tensor | None, weight: Tensor | None, out: Tensor
+    x: Tensor,
+    z: Tensor,
+    keep: Tensor | None,
+    weight: Tensor | None,
+    out: Tensor,
+    narrow: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``out = x + keep * LN(z)``; ``out`` may be ``x``.
+    """Compute ``out = x + keep * LN(z)``; ``out`` may be ``x``, and ``narrow`` is a copy of it.
 
     Returns:
         The moments of z: means and reciprocal deviations.
     """
-    if dispatch.by_triton(norms_triton, z.shape[-1], [z, x, out], [weight], keep):
-        return norms_triton.add_norm(x, z, keep, weight, out)
+    weight = one(weight, 1)
+    maps = [z, x, out] if narrow is None else [z, x, out, narrow]
+    if dispatch.by_triton(norms_triton, z.shape[-1], maps, [weight], keep):
+        return norms_triton.add_norm(x, z, keep, weight, out, narrow)
     branch, mean, rstd = norm(z, weight)
-    add_branch(x, branch, keep, out=out)
+    add_branch(x, branch, keep, out=out, narrow=narrow)
     return mean, rstd
 
 
@@ -74,22 +106,36 @@ def add_norm_backward(
     mean: Tensor,
     rstd: Tensor,
     weight: Tensor | None,
+    plus: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the gradients of z and of the weight; that of x is ``grad``."""
-    if dispatch.by_triton(norms_triton, z.shape[-1], [z, grad], [weight], keep):
-        grad_z, of_weight = norms_triton.add_norm_backward(grad, keep, z, mean, rstd, weight)
-        return grad_z, None if weight is None else of_weight
-    return _norm_backward(narrowed(grad, keep, z.dtype), z, mean, rstd, weight)
+    """Return the gradients of z, to which ``plus`` is added, and of the weight.
+
+    That of x is ``grad``.
+    """
+    single = one(weight, 1)
+    maps = [z, grad] if plus is None else [z, grad, plus]
+    if dispatch.by_triton(norms_triton, z.shape[-1], maps, [single], keep):
+        grad_z, sums = norms_triton.add_norm_backward(grad, keep, z, mean, rstd, single, plus)
+        return grad_z, grad_of(weight, sums)
+    grad_z, of_weight = _norm_backward(narrowed(grad, keep, z.dtype), z, mean, rstd, weight)
+    return grad_z if plus is None else grad_z.add_(plus), of_weight
 
 
 def norm_of_sum(
-    s0: Tensor, s1: Tensor, a0: Tensor, a1: Tensor, weight: Tensor
+    s0: Tensor, s1: Tensor, a0: Tensor, a1: Tensor, weight: Tensor, narrow: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return ``LN(total)``, the total ``a0 * s0 + a1 * s1`` and its moments."""
-    if dispatch.by_triton(norms_triton, s0.shape[-1], [s0, s1], [a0, a1, weight]):
-        return norms_triton.norm_of_sum(s0, s1, a0, a1, weight)
+    """Return ``LN(total)``, the total ``a0 * s0 + a1 * s1`` and its moments.
+
+    The first is written to ``narrow`` as well.
+    """
+    a0, a1, weight = (one(w, 1) for w in (a0, a1, weight))
+    maps = [s0, s1] if narrow is None else [s0, s1, narrow]
+    if dispatch.by_triton(norms_triton, s0.shape[-1], maps, [a0, a1, weight]):
+        return norms_triton.norm_of_sum(s0, s1, a0, a1, weight, narrow)
     total = torch.addcmul(a0 * s0, a1, s1)
     normed, mean, rstd = norm(total, weight)
+    if narrow is not None:
+        narrow.copy_(normed)
     return normed, total, mean, rstd
 
 
@@ -103,16 +149,17 @@ def norm_of_sum_backward(
     out: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Write the gradients of the pair s0 and s1; return those of a0, a1 and the weight."""
-    if dispatch.by_triton(norms_triton, grad.shape[-1], [*pair, grad], [*scales, weight]):
-        of_three = norms_triton.norm_of_sum_backward(
-            *(grad, total, *moments, *pair, *scales, weight, *out)
-        )
-        of_a0, of_a1, of_w = of_three.unbind()
-        return of_a0.to(scales[0].dtype), of_a1.to(scales[1].dtype), of_w.to(weight.dtype)
+    singles = [one(w, 1) for w in (*scales, weight)]
+    if dispatch.by_triton(norms_triton, grad.shape[-1], [*pair, grad], singles):
+        sums = norms_triton.norm_of_sum_backward(grad, total, *moments, *pair, *singles, *out)
+        if one(weight, 1) is weight:
+            sums = sums.sum(0, keepdim=True)  # of all three at once
+        return tuple(grad_of(w, of_w) for w, of_w in zip((*scales, weight), sums.unbind(1)))
     grad, of_weight = _norm_backward(grad, total, *moments, weight)
-    for scale, grad_s in zip(scales, out):
+    for scale, grad_s in zip(singles, out):
         torch.mul(grad, scale, out=grad_s)
-    return (grad * pair[0]).sum(0), (grad * pair[1]).sum(0), of_weight
+    of_scales = (grad_of(scale, (grad * s).sum(0)[None]) for scale, s in zip(scales, pair))
+    return *of_scales, of_weight
 
 
 def _norm_backward(
@@ -124,11 +171,11 @@ def _norm_backward(
         x.shape[-1:],
         mean,
         rstd,
-        _norm_weight(x, weight),
+        _norm_weight(x, one(weight, 1)),
         None,
         [True, weight is not None, False],
     )
-    return grad_x, of_weight
+    return grad_x, None if of_weight is None else grad_of(weight, of_weight[None])
 
 
 def _norm_weight(x: Tensor, weight: Tensor | None) -> Tensor | None:

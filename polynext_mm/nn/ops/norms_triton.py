@@ -3,7 +3,7 @@
 A program handles a few whole rows of a map (positions, C), so moments are formed in registers, and
 every map is read and written once: two to ten times faster on an H200 than torch's kernels one
 after the other (docs/performance.md). Gradients of weights are sums over all rows: every program of
-backward keeps those of its rows, and torch adds them up.
+backward keeps those of its rows, and returns them; their sum is taken elsewhere, for many at once.
 
 Everything between a load and a store is float32. The functions are those of
 :mod:`~polynext_mm.nn.ops.norms`, which says what they compute.
@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import triton_operators
-from .precision import LN_EPS
+from .precision import LN_EPS, Like
 
 MAX_WIDTH = 2048  # channels of a row in registers
 TILE = 2048  # elements of a program, at least a row
@@ -156,6 +156,7 @@ def _add_kernel(
     keep_ptr,
     weight_ptr,
     out_ptr,
+    narrow_ptr,
     mean_ptr,
     rstd_ptr,
     rows_per_sample,
@@ -178,6 +179,8 @@ def _add_kernel(
     if x_ptr is not None:
         branch += tl.load(x_ptr + place, mask=valid, other=0.0).to(tl.float32)
     tl.store(out_ptr + place, branch.to(out_ptr.dtype.element_ty), mask=valid)
+    if narrow_ptr is not None:
+        tl.store(narrow_ptr + place, branch.to(narrow_ptr.dtype.element_ty), mask=valid)
 
 
 @triton.jit(do_not_specialize=['n_rows', 'rows_per_sample'])
@@ -188,6 +191,7 @@ def _add_grad_kernel(
     weight_ptr,
     mean_ptr,
     rstd_ptr,
+    plus_ptr,
     grad_z_ptr,
     part_ptr,
     rows_per_sample,
@@ -211,6 +215,8 @@ def _add_grad_kernel(
             grad = grad * keep.to(tl.float32)[:, None]
         of_weight += grad * normalized
         grad = _through_norm(grad * weight, normalized, rstd, WIDTH)
+        if plus_ptr is not None:
+            grad += tl.load(plus_ptr + place, mask=valid, other=0.0).to(tl.float32)
         tl.store(grad_z_ptr + place, grad.to(grad_z_ptr.dtype.element_ty), mask=valid)
     _store_sum(part_ptr, of_weight, tl.program_id(0), columns, WIDTH)
 
@@ -223,6 +229,7 @@ def _sum_kernel(
     a1_ptr,
     weight_ptr,
     out_ptr,
+    narrow_ptr,
     total_ptr,
     mean_ptr,
     rstd_ptr,
@@ -244,6 +251,8 @@ def _sum_kernel(
     tl.store(rstd_ptr + rows, rstd, mask=rows < n_rows)
     out = normalized * _weight(weight_ptr, columns, WIDTH)[None, :]
     tl.store(out_ptr + place, out.to(out_ptr.dtype.element_ty), mask=valid)
+    if narrow_ptr is not None:
+        tl.store(narrow_ptr + place, out.to(narrow_ptr.dtype.element_ty), mask=valid)
 
 
 @triton.jit(do_not_specialize=['n_rows'])
@@ -319,6 +328,16 @@ def _programs(x: Tensor) -> int:
     return triton.cdiv(x.shape[:-1].numel(), tile(x.shape[-1])['ROWS'])
 
 
+def programs(x: 'Tensor | Like', width: int) -> int:
+    """Return the programs of a backward kernel on the rows of (..., C), for a norm of a width.
+
+    0 where the kernels take no such map.
+    """
+    if width > MAX_WIDTH or not triton_operators.takes_like(x):
+        return 0
+    return min(triton.cdiv(x.shape[:-1].numel(), tile(width)['ROWS']), MAX_PROGRAMS)
+
+
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Allocate the means and reciprocal deviations of the rows of (..., C)."""
     mean = x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
@@ -327,15 +346,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _parts(x: Tensor, *sums: int) -> Tensor:
     """Return room for every program's sums over its rows of (..., C)."""
-    return x.new_empty(min(_programs(x), MAX_PROGRAMS), *sums, x.shape[-1], dtype=torch.float32)
-
-
-def _weight_like(x: Tensor, weight: Tensor | None) -> Tensor:
-    return x.new_empty(x.shape[-1], dtype=torch.float32 if weight is None else weight.dtype)
-
-
-def _summed(parts: Tensor, weight: Tensor | None) -> Tensor:
-    return parts.sum(0).to(parts.dtype if weight is None else weight.dtype)
+    return x.new_empty(programs(x, x.shape[-1]), *sums, x.shape[-1], dtype=torch.float32)
 
 
 def _product_output(halves, weight):
@@ -352,7 +363,7 @@ def norm_of_product(halves, weight):
 
 
 def _product_grads(grad, halves, weight):
-    return torch.empty_like(grad), torch.empty_like(halves), _weight_like(grad, weight)
+    return torch.empty_like(grad), torch.empty_like(halves), _parts(grad)
 
 
 @triton_operators.operator(
@@ -361,65 +372,69 @@ def _product_grads(grad, halves, weight):
     _product_grads,
 )
 def norm_of_product_backward(grad, halves, weight):
-    normed, grad_halves, parts = torch.empty_like(grad), torch.empty_like(halves), _parts(grad)
+    normed, grad_halves, parts = _product_grads(grad, halves, weight)
     args = grad, halves, weight, normed, grad_halves, parts
     _launch(_product_grad_kernel, len(parts), grad, *args, EPS=LN_EPS)
-    return normed, grad_halves, _summed(parts, weight)
+    return normed, grad_halves, parts
 
 
-def _moments_of_z(x, z, keep, weight, out):
+def _moments_of_z(x, z, keep, weight, out, narrow):
     return _moments(z)
 
 
 @triton_operators.operator(
-    'add_norm_triton(Tensor? x, Tensor z, Tensor? keep, Tensor? weight, Tensor(a!) out)'
-    ' -> (Tensor, Tensor)',
+    'add_norm_triton(Tensor? x, Tensor z, Tensor? keep, Tensor? weight, Tensor(a!) out,'
+    ' Tensor(b!)? narrow) -> (Tensor, Tensor)',
     _moments_of_z,
 )
-def add_norm(x, z, keep, weight, out):
+def add_norm(x, z, keep, weight, out, narrow):
     mean, rstd = _moments(z)
-    args = x, z, keep, weight, out, mean, rstd, _rows_per_sample(z, keep)
+    args = x, z, keep, weight, out, narrow, mean, rstd, _rows_per_sample(z, keep)
     _launch(_add_kernel, _programs(z), z, *args, EPS=LN_EPS)
     torch.autograd.graph.increment_version(out)
+    if narrow is not None:
+        torch.autograd.graph.increment_version(narrow)
     return mean, rstd
 
 
-def _branch_grads(grad, keep, z, mean, rstd, weight):
-    return torch.empty_like(z), _weight_like(z, weight)
+def _branch_grads(grad, keep, z, mean, rstd, weight, plus):
+    return torch.empty_like(z), _parts(z)
 
 
 @triton_operators.operator(
     'add_norm_backward_triton(Tensor grad, Tensor? keep, Tensor z, Tensor mean, Tensor rstd,'
-    ' Tensor? weight) -> (Tensor, Tensor)',
+    ' Tensor? weight, Tensor? plus) -> (Tensor, Tensor)',
     _branch_grads,
 )
-def add_norm_backward(grad, keep, z, mean, rstd, weight):
-    grad_z, parts = torch.empty_like(z), _parts(z)
-    args = grad, z, keep, weight, mean, rstd, grad_z, parts, _rows_per_sample(z, keep)
+def add_norm_backward(grad, keep, z, mean, rstd, weight, plus):
+    grad_z, parts = _branch_grads(grad, keep, z, mean, rstd, weight, plus)
+    args = grad, z, keep, weight, mean, rstd, plus, grad_z, parts, _rows_per_sample(z, keep)
     _launch(_add_grad_kernel, len(parts), z, *args)
-    return grad_z, _summed(parts, weight)
+    return grad_z, parts
 
 
-def _sum_outputs(s0, s1, a0, a1, weight):
+def _sum_outputs(s0, s1, a0, a1, weight, narrow):
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in (s0, s1, a0, a1)))
     total = torch.empty_like(s0, dtype=dtype)
     return torch.empty_like(total), total, *_moments(total)
 
 
 @triton_operators.operator(
-    'norm_of_sum_triton(Tensor s0, Tensor s1, Tensor a0, Tensor a1, Tensor weight)'
-    ' -> (Tensor, Tensor, Tensor, Tensor)',
+    'norm_of_sum_triton(Tensor s0, Tensor s1, Tensor a0, Tensor a1, Tensor weight,'
+    ' Tensor(a!)? narrow) -> (Tensor, Tensor, Tensor, Tensor)',
     _sum_outputs,
 )
-def norm_of_sum(s0, s1, a0, a1, weight):
-    outputs = _sum_outputs(s0, s1, a0, a1, weight)
-    args = s0, s1, a0, a1, weight, *outputs
+def norm_of_sum(s0, s1, a0, a1, weight, narrow):
+    out, *others = outputs = _sum_outputs(s0, s1, a0, a1, weight, narrow)
+    args = s0, s1, a0, a1, weight, out, narrow, *others
     _launch(_sum_kernel, _programs(s0), s0, *args, EPS=LN_EPS)
+    if narrow is not None:
+        torch.autograd.graph.increment_version(narrow)
     return outputs
 
 
 def _sums_of_three(grad, *_):
-    return grad.new_empty(3, grad.shape[-1], dtype=torch.float32)
+    return _parts(grad, 3)
 
 
 @triton_operators.operator(
@@ -429,8 +444,8 @@ def _sums_of_three(grad, *_):
     _sums_of_three,
 )
 def norm_of_sum_backward(grad, total, mean, rstd, s0, s1, a0, a1, weight, grad_s0, grad_s1):
-    """Return the gradients of a0, a1 and the weight, (3, C)."""
+    """Return the sums for a0, a1 and the weight, (programs, 3, C)."""
     parts = _parts(s0, 3)
     args = grad, total, s0, s1, a0, a1, weight, mean, rstd, grad_s0, grad_s1, parts
     _launch(_sum_grad_kernel, len(parts), s0, *args)
-    return parts.sum(0)
+    return parts

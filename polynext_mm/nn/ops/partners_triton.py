@@ -50,6 +50,7 @@ def _grads_kernel(
     y_ptr,
     grad_x_ptr,
     grad_y_ptr,
+    product_ptr,
     n_positions,
     CHANNELS: tl.constexpr,
     PLACES: tl.constexpr,
@@ -60,6 +61,8 @@ def _grads_kernel(
     grad = tl.load(grad_ptr + places, mask=valid, other=0.0).to(tl.float32)
     y = tl.load(y_ptr + partners, mask=valid, other=0.0).to(tl.float32)
     tl.store(grad_x_ptr + places, (grad * y).to(grad_x_ptr.dtype.element_ty), mask=valid)
+    x = tl.load(x_ptr + places, mask=valid, other=0.0).to(tl.float32)
+    tl.store(product_ptr + places, (x * y).to(product_ptr.dtype.element_ty), mask=valid)
     grad = tl.load(grad_ptr + partners, mask=valid, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + partners, mask=valid, other=0.0).to(tl.float32)
     tl.store(grad_y_ptr + places, (grad * x).to(grad_y_ptr.dtype.element_ty), mask=valid)
@@ -82,21 +85,24 @@ def times_swapped(x: Tensor, y: Tensor, out: Tensor) -> None:
 
 
 def _like_x_and_y(grad, x, y):
-    return torch.empty_like(x), torch.empty_like(y)
+    return torch.empty_like(x), torch.empty_like(y), torch.empty_like(x)
 
 
 @triton_operators.operator(
-    'times_swapped_backward_triton(Tensor grad, Tensor x, Tensor y) -> (Tensor, Tensor)',
+    'times_swapped_backward_triton(Tensor grad, Tensor x, Tensor y) -> (Tensor, Tensor, Tensor)',
     _like_x_and_y,
 )
-def times_swapped_backward(grad: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x and y: ``grad * swap(y)`` and ``swap(grad * x)``."""
-    grad_x, grad_y = torch.empty_like(x), torch.empty_like(y)
+def times_swapped_backward(grad: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x and y, and ``x * swap(y)`` once more.
+
+    They are ``grad * swap(y)`` and ``swap(grad * x)``.
+    """
+    outputs = _like_x_and_y(grad, x, y)
     with torch.cuda.device_of(x):
         _grads_kernel[(triton.cdiv(x.numel(), PLACES),)](
-            *(grad, x, y, grad_x, grad_y, x.shape[:3].numel()),
+            *(grad, x, y, *outputs, x.shape[:3].numel()),
             CHANNELS=x.shape[-1],
             PLACES=PLACES,
             num_warps=WARPS,
         )
-    return grad_x, grad_y
+    return outputs

@@ -50,13 +50,13 @@ def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _kernel(q, k, v):
-    if dispatch.by_triton(poly_attention_triton, q, k, v):
-        return poly_attention_triton.attend(q, k, v, EPS)
     return attention(q, k, v)[0]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Attend in blocks of scores, and return the row sums as well, for backward."""
+    """Attend by the kernels, and return what backward needs of the row sums as well."""
+    if dispatch.by_triton(poly_attention_triton, q, k, v):
+        return poly_attention_triton.attend(q, k, v, EPS)
     out, row_sum = _forward_op(*map(_heads, (q, k, v)))
     return out.reshape(*q.shape[:-1], v.shape[-1]), row_sum
 
@@ -65,6 +65,8 @@ def attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, row_sum: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v, for kernels with a backward of their own."""
+    if dispatch.by_triton(poly_attention_triton, q, k, v):
+        return poly_attention_triton.attend_backward(grad, q, k, v, out, row_sum)
     grads = _backward_op(*map(_heads, (grad, q, k, v, out)), row_sum)
     return tuple(g.reshape(t.shape) for g, t in zip(grads, (q, k, v)))
 

@@ -46,7 +46,7 @@ class Tile(NamedTuple):
     stages: int  # loads in flight
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Compute polynomial attention by the kernels.
 
     Args:
@@ -57,7 +57,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
 
     Returns:
         (..., tokens, width), in memory (..., tokens, heads, width) with heads the last of the
-        leading dimensions.
+        leading dimensions, and the factors that :func:`attend_backward` needs.
 
     Raises:
         ValueError: If the shapes do not fit together.
@@ -68,10 +68,28 @@ def attend(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
             f'q, k and v have shapes {shapes}: all leading dimensions must be the same, the tokens '
             'of k and v, and the width of q and k'
         )
-    heads = q.shape[-3] if q.ndim > 2 else 1
-    maps = (t.reshape(-1, heads, *t.shape[-2:]).transpose(1, 2) for t in (q, k, v))
-    out, _ = _forward_op(*maps, eps)
-    return out.transpose(1, 2).reshape(*q.shape[:-1], v.shape[-1])
+    out, factor = _forward_op(*map(_map, (q, k, v)), eps)
+    return _like(out, v, q), factor
+
+
+def attend_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v, in memory as the result of :func:`attend`."""
+    grads = _backward_op(*map(_map, (grad, q, k, v, out)), factor)
+    grad_q, grad_k, grad_v = (_like(g, t, t) for g, t in zip(grads, (q, k, v)))
+    return grad_q, grad_k, grad_v
+
+
+def _map(t: Tensor) -> Tensor:
+    """View (..., heads, tokens, width) as (B, tokens, heads, width)."""
+    heads = t.shape[-3] if t.ndim > 2 else 1
+    return t.reshape(-1, heads, *t.shape[-2:]).transpose(1, 2)
+
+
+def _like(t: Tensor, width_of: Tensor, tokens_of: Tensor) -> Tensor:
+    """View (B, tokens, heads, width) as (..., heads, tokens, width) again."""
+    return t.transpose(1, 2).reshape(*tokens_of.shape[:-1], width_of.shape[-1])
 
 
 def supports(q: Tensor, k: Tensor, v: Tensor) -> bool:

@@ -6,8 +6,7 @@
 
 ``q_conv``, ``k_conv``, ``v_conv`` and ``smooth`` are depthwise convolutions.
 
-The kernel is for CPUs: it keeps what autograd would, and costs fewer calls and passes. On other
-devices the operations that it consists of have kernels of their own.
+The kernel keeps what autograd would, and costs fewer calls and passes.
 """
 
 from __future__ import annotations
@@ -18,12 +17,10 @@ from torch import Tensor
 
 from . import dispatch
 from .blocks import add_product, added_outer, blocks, narrowed, positions
-from .depthwise import conv, conv_backward, depthwise
-from .layer_norm import layer_norm
+from .depthwise import conv, conv_backward
 from .norms import add_norm_backward, norm
-from .poly_attention import attention, attention_backward, poly_attention
-from .precision import narrow
-from .residual import residual
+from .poly_attention import attention, attention_backward
+from .stream import NarrowStream, run_branch
 
 
 def add_poly_attn(
@@ -38,11 +35,13 @@ def add_poly_attn(
     w_smooth: Tensor,
     w_out: Tensor,
     out: Tensor | None = None,
+    stream: NarrowStream | None = None,
 ) -> Tensor:
     """Compute ``x + keep * smooth(poly_attention(q, k, v)) w_out^T``.
 
     Args:
-        x: The residual stream, (B, H, W, C).
+        x: The residual stream, (B, H, W, C). Weights are in the dtype of products on it, and that
+            of the norm wide; they may be copies (:mod:`~polynext_mm.nn.ops.ready`).
         keep: The factor of drop path, (B, 1, 1, 1), or None for 1.
         heads: Of attention.
         w_norm: (C,), or None for 1.
@@ -54,23 +53,13 @@ def add_poly_attn(
         w_out: (C, E).
         out: Where the result may be written where no gradient is needed: contiguous, like ``x`` or
             ``x`` itself.
+        stream: Where narrow copies of the residual stream come from and go to, or None.
 
     Returns:
         The map (B, H, W, C) in the dtype of ``x``, new unless it is ``out``.
     """
-    weights = narrow(x, w_norm, w_in, w_q, w_k, w_v, w_smooth, w_out)
-    if x.device.type != 'cpu':
-        return _by_operations(x, keep, heads, *weights)
-    return dispatch.run_kernel(_Kernel, x, keep, heads, *weights, out=out)
-
-
-def _by_operations(x, keep, heads, w_norm, w_in, w_q, w_k, w_v, w_smooth, w_out):
-    t = layer_norm(x, w_norm).to(w_in.dtype)
-    # Two products make both maps contiguous: a convolution would copy half of a map.
-    qk, v = (F.linear(t, half) for half in w_in.chunk(2))
-    q, k, v = (depthwise(*pair) for pair in ((qk, w_q), (qk, w_k), (v, w_v)))
-    y = merge_heads(poly_attention(*(split_heads(a, heads) for a in (q, k, v))), x)
-    return residual(x, F.linear(depthwise(y, w_smooth), w_out), None, keep)
+    weights = w_norm, w_in, w_q, w_k, w_v, w_smooth, w_out
+    return run_branch(_Kernel, x, keep, heads, weights=weights, out=out, stream=stream)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -85,20 +74,20 @@ def merge_heads(x: Tensor, like: Tensor) -> Tensor:
 
 class _Kernel(dispatch.Kernel):
     @staticmethod
-    def infer(x, keep, heads, w_norm, *weights, out=None):
-        t = norm(positions(x), w_norm)[0].to(weights[0].dtype)
+    def infer(x, narrow_x, narrow_y, keep, heads, w_norm, *weights, out=None):
+        t = norm(positions(x), w_norm, weights[0].dtype)[0]
         smooth = _smooth(x, t, heads, *weights[:-1])[-1]
-        return _add(x, keep, smooth, weights[-1], torch.empty_like(x) if out is None else out)
+        y = torch.empty_like(x) if out is None else out
+        return _add(x, keep, smooth, weights[-1], y, narrow_y)
 
     @staticmethod
-    def forward(ctx, x, keep, heads, w_norm, *weights):
+    def forward(ctx, x, narrow_x, narrow_y, keep, heads, w_norm, *weights):
         dispatch.remember(ctx)
         ctx.heads = heads
-        normed, *moments = norm(positions(x), w_norm)
-        t = normed.to(weights[0].dtype)
+        t, *moments = norm(positions(x), w_norm, weights[0].dtype)
         *maps, smooth = _smooth(x, t, heads, *weights[:-1])
         ctx.save_for_backward(x, keep, w_norm, *weights, *moments, t, *maps, smooth)
-        return _add(x, keep, smooth, weights[-1], torch.empty_like(x))
+        return _add(x, keep, smooth, weights[-1], torch.empty_like(x), narrow_y)
 
     @staticmethod
     @dispatch.backward
@@ -122,13 +111,18 @@ class _Kernel(dispatch.Kernel):
         g_m, grad_w_k = conv_backward(g_k, m, w_k, plus=g_m)
         g_n, grad_w_v = conv_backward(g_v, n, w_v)
         g_m, g_n = positions(g_m), positions(g_n)
-        grad_w_in = torch.cat([added_outer(None, g, t) for g in (g_m, g_n)])
+        grad_w_in = torch.empty_like(w_in)
+        for g, half in zip((g_m, g_n), grad_w_in.chunk(2)):
+            torch.mm(g.t(), t, out=half)
         of_m, of_n = w_in.chunk(2)
-        g = torch.addmm(g_m @ of_m, g_n, of_n).to(x.dtype)
-        g, grad_w_norm = add_norm_backward(g, None, positions(x), mean, rstd, w_norm)
-        grad_x = g.view_as(x).add_(grad)
+        g = g_m @ of_m
+        torch.addmm(g, g_n, of_n, out=g)
+        grad_x, grad_w_norm = add_norm_backward(
+            g, None, positions(x), mean, rstd, w_norm, plus=positions(grad)
+        )
+        grad_x = grad_x.view_as(x)
         grads_of_convs = (grad_w_q, grad_w_k, grad_w_v, grad_w_smooth)
-        return grad_x, None, None, grad_w_norm, grad_w_in, *grads_of_convs, grad_w_out
+        return grad_x, None, None, None, None, grad_w_norm, grad_w_in, *grads_of_convs, grad_w_out
 
 
 def _smooth(x, t, heads, w_in, w_q, w_k, w_v, w_smooth):
@@ -140,9 +134,9 @@ def _smooth(x, t, heads, w_in, w_q, w_k, w_v, w_smooth):
     return m, n, q, k, v, y, row_sum, conv(y, w_smooth)
 
 
-def _add(x, keep, smooth, w_out, y):
-    """Write ``x + keep * smooth w_out^T`` to y."""
-    maps = map(positions, (x, smooth, y))
-    for keep_b, x_b, smooth_b, y_b in blocks(max(w_out.shape), keep, *maps):
-        add_product(x_b, smooth_b, w_out.t(), keep_b, out=y_b)
+def _add(x, keep, smooth, w_out, y, narrow_y):
+    """Write ``x + keep * smooth w_out^T`` to y, and to its narrow copy."""
+    maps = map(positions, (x, smooth, y, narrow_y))
+    for keep_b, x_b, smooth_b, y_b, narrow_b in blocks(max(w_out.shape), keep, *maps):
+        add_product(x_b, smooth_b, w_out.t(), keep_b, out=y_b, narrow=narrow_b)
     return y

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from . import dispatch
 from .blocks import add_product, added, added_outer, bands, blocks, joined, positions
-from .depthwise import conv, conv_backward
+from .depthwise import conv, conv_backward, conv_backward_of_weight, conv_backward_of_x
 from .norms import add_norm, add_norm_backward
-from .precision import narrow
+from .stream import NarrowStream, run_branch
 
 partners_triton = dispatch.triton_module('partners_triton')
 
@@ -35,11 +35,13 @@ def add_poly_conv(
     w_out: Tensor,
     w_norm: Tensor,
     out: Tensor | None = None,
+    stream: NarrowStream | None = None,
 ) -> Tensor:
     """Compute ``x + keep * LN(smooth(coarse(b) * swap(fine(b))) w_out^T)`` with ``b = x w_in^T``.
 
     Args:
-        x: The residual stream, (B, H, W, C).
+        x: The residual stream, (B, H, W, C). Weights are in the dtype of products on it, and those
+            of norms wide; they may be copies (:mod:`~polynext_mm.nn.ops.ready`).
         keep: The factor of drop path, (B, 1, 1, 1), or None for 1.
         w_in: (K, C).
         w_coarse: (K, 1, S, S) with S odd; the convolution has dilation 2.
@@ -49,12 +51,13 @@ def add_poly_conv(
         w_norm: (C,).
         out: Where the result may be written where no gradient is needed: contiguous, like ``x`` or
             ``x`` itself.
+        stream: Where narrow copies of the residual stream come from and go to, or None.
 
     Returns:
         The map (B, H, W, C) in the dtype of ``x``, new unless it is ``out``.
     """
-    weights = narrow(x, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm)
-    return dispatch.run_kernel(_Kernel, x, keep, *weights, out=out)
+    weights = w_in, w_coarse, w_fine, w_smooth, w_out, w_norm
+    return run_branch(_Kernel, x, keep, weights=weights, out=out, stream=stream)
 
 
 def partner_order(channels: int) -> Tensor:
@@ -102,21 +105,26 @@ def _times_swapped(x, y, out=None):
     return out
 
 
-def _times_swapped_backward(grad, x, y):
-    """The gradients of x and y, that of x in the memory of ``grad``, perhaps."""
-    if dispatch.by_triton(partners_triton, grad, x, y):
-        return partners_triton.times_swapped_backward(grad, x, y)
+def _through_smooth(grad, x, y, weight):
+    """The gradients of x, y and the weight in ``smooth(x * swap(y))``."""
+    if dispatch.by_triton(partners_triton, grad, x, y):  # the product is made on the way
+        grad = conv_backward_of_x(grad_of_smooth := grad, x, weight)
+        grad_x, grad_y, product = partners_triton.times_swapped_backward(grad, x, y)
+        return grad_x, grad_y, conv_backward_of_weight(grad_of_smooth, product, weight)
+    grad, grad_weight = conv_backward(grad, _times_swapped(x, y), weight)
     grad_y = torch.empty_like(y)
     for own, partner in _partners(x.shape[-1]):
         torch.mul(grad[..., partner], x[..., partner], out=grad_y[..., own])
-    return _times_swapped(grad, y, out=grad), grad_y
+    return _times_swapped(grad, y, out=grad), grad_y, grad_weight
 
 
 class _Kernel(dispatch.Kernel):
     @staticmethod
-    def infer(x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm, out=None):
+    def infer(
+        x, narrow_x, narrow_y, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm, out=None
+    ):
         y = torch.empty_like(x) if out is None else out
-        b = F.linear(x.to(w_in.dtype), w_in)
+        b = F.linear(x.to(w_in.dtype) if narrow_x is None else narrow_x, w_in)
         reach = max(w_coarse.shape[-1] - 1, w_fine.shape[-1] // 2) + w_smooth.shape[-1] // 2
         for samples, rows in bands(w_in.shape[0], x):
             # The convolutions of a band read beyond its rows.
@@ -127,21 +135,23 @@ class _Kernel(dispatch.Kernel):
             smooth = conv(product, w_smooth)[:, rows.start - first : rows.stop - first]
             factor = None if keep is None else keep[samples]
             branch = F.linear(smooth, w_out)
-            add_norm(x[samples, rows], branch, factor, w_norm, out=y[samples, rows])
+            x_b, y_b = x[samples, rows], y[samples, rows]
+            narrow_b = None if narrow_y is None else narrow_y[samples, rows]
+            add_norm(x_b, branch, factor, w_norm, out=y_b, narrow=narrow_b)
         return y
 
     @staticmethod
-    def forward(ctx, x, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
+    def forward(ctx, x, narrow_x, narrow_y, keep, w_in, w_coarse, w_fine, w_smooth, w_out, w_norm):
         dispatch.remember(ctx)
-        narrow_x = x.to(w_in.dtype)
+        narrow_x = x.to(w_in.dtype) if narrow_x is None else narrow_x
         b = F.linear(narrow_x, w_in)
         coarse, fine = conv(b, w_coarse, dilation=2), conv(b, w_fine)
         smooth = conv(_times_swapped(coarse, fine), w_smooth)
         y, z, moments = torch.empty_like(x), torch.empty_like(narrow_x), []
-        maps = map(positions, (x, y, smooth, z))
-        for keep_b, x_b, y_b, smooth_b, z_b in blocks(max(w_out.shape), keep, *maps):
+        maps = map(positions, (x, y, narrow_y, smooth, z))
+        for keep_b, x_b, y_b, narrow_b, smooth_b, z_b in blocks(max(w_out.shape), keep, *maps):
             torch.mm(smooth_b, w_out.t(), out=z_b)
-            moments.append(add_norm(x_b, z_b, keep_b, w_norm, out=y_b))
+            moments.append(add_norm(x_b, z_b, keep_b, w_norm, out=y_b, narrow=narrow_b))
         weights = (w_in, w_coarse, w_fine, w_smooth, w_out, w_norm)
         moments = map(joined, zip(*moments))
         ctx.save_for_backward(narrow_x, keep, *weights, b, coarse, fine, smooth, z, *moments)
@@ -164,9 +174,8 @@ class _Kernel(dispatch.Kernel):
             grad_w_norm = added(grad_w_norm, part)
             grad_w_out = added_outer(grad_w_out, g, smooth_b)
             torch.mm(g, w_out, out=g_smooth_b)
-        g, grad_w_smooth = conv_backward(g_smooth, _times_swapped(coarse, fine), w_smooth)
-        g_coarse, g_fine = _times_swapped_backward(g, coarse, fine)
-        del g, g_smooth  # before there are more maps
+        g_coarse, g_fine, grad_w_smooth = _through_smooth(g_smooth, coarse, fine, w_smooth)
+        del g_smooth  # before there are more maps
         g, grad_w_fine = conv_backward(g_fine, b, w_fine)
         g, grad_w_coarse = conv_backward(g_coarse, b, w_coarse, dilation=2, plus=g)
         g = positions(g)
@@ -174,4 +183,4 @@ class _Kernel(dispatch.Kernel):
         grad_x = torch.empty_like(grad)
         add_product(positions(grad), g, w_in, None, out=positions(grad_x))
         grads_of_convs = (grad_w_coarse, grad_w_fine, grad_w_smooth)
-        return grad_x, None, grad_w_in, *grads_of_convs, grad_w_out, grad_w_norm
+        return grad_x, None, None, None, grad_w_in, *grads_of_convs, grad_w_out, grad_w_norm

@@ -12,6 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
+from .precision import Like
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MIN_MAJOR = 8  # lowest compute capability of NVIDIA devices that Triton supports
 
@@ -36,6 +38,11 @@ def runs_on(device: torch.device) -> bool:
     if torch.version.hip is not None or not torch.cuda.is_initialized():  # such as fake tensors
         return True
     return torch.cuda.get_device_properties(device).major >= MIN_MAJOR
+
+
+def takes_like(x: 'Tensor | Like') -> bool:
+    """Return whether kernels take contiguous maps of a dtype on a device."""
+    return x.dtype in DTYPES and runs_on(x.device)
 
 
 def takes(first: Tensor, *others: Tensor | None) -> bool:

@@ -7,10 +7,10 @@ TRITON_INTERPRET=1 before Triton is imported.
 import pytest
 import torch
 
-from polynext_mm.nn import ops, plain_ops, triton_ops
+from polynext_mm.nn import PolyNeXt, ops, plain_ops, triton_ops
 from polynext_mm.nn.ops import norms_triton
-from tests import op_cases
-from tests.helpers.networks import Operators
+from tests import golden, op_cases
+from tests.helpers.networks import TINY_ARCH, Operators, randomized
 from tests.nn.ops import triton_interpreter
 
 CASES = {
@@ -123,6 +123,26 @@ def test_forward_decides_for_the_backward_of_a_convolution():
     assert all(map(torch.equal, found, torch.autograd.grad(op(*inputs).sum(), inputs)))
 
 
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_a_network_whose_kernels_hand_on_narrow_copies_and_copies_of_weights(with_cp):
+    """Under autocast it rounds no more than torch's operations do, gradients included."""
+    image, found = golden.image((32, 48), batch=2), []
+    for enabled, autocast in ((True, True), (False, True), (False, False)):
+        model = randomized(PolyNeXt(TINY_ARCH, drop_path_rate=0.3, with_cp=with_cp)).train()
+        torch.manual_seed(0)
+        with triton_ops(enabled), Operators() as called:
+            with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+                features = model(image)
+            golden.loss(features, (32, 48)).backward()
+        assert ('add_branch_triton' in called.names) == enabled
+        found.append([*features, *(p.grad for p in model.parameters() if p.grad is not None)])
+    ours, theirs, exact = ([t.detach().double() for t in tensors] for tensors in found)
+    least = 1e-3 * max(t.norm() for t in exact)
+    for a, b, c in zip(ours, theirs, exact, strict=True):
+        eps = torch.finfo(torch.bfloat16).eps * (c.norm() + least)
+        assert (a - c).norm() < 1.5 * (b - c).norm() + 4 * eps
+
+
 def test_shapes_that_do_not_fit_are_errors():
     x, vector = torch.randn(2, 8, 8, 7), torch.ones(7)
     for op, inputs in (
@@ -164,15 +184,16 @@ def test_operators_are_well_formed():
     x, z, halves = torch.randn(2, 9, 16), torch.randn(2, 9, 16), torch.randn(2, 9, 32)
     weight, a0, a1, keep = torch.randn(16), torch.randn(16), torch.randn(16), torch.ones(2, 1, 1)
     b, kernel = torch.randn(2, 6, 7, 8), torch.randn(8, 1, 5, 5)
-    mean, rstd = operators.add_norm_triton(x, z, keep, weight, torch.empty_like(x))
-    out, total, *moments = operators.norm_of_sum_triton(x, z, a0, a1, weight)
-    pair = torch.empty_like(x), torch.empty_like(x)
+    mean, rstd = operators.add_norm_triton(x, z, keep, weight, torch.empty_like(x), None)
+    out, total, *moments = operators.norm_of_sum_triton(x, z, a0, a1, weight, None)
+    pair, narrow = (torch.empty_like(x), torch.empty_like(x)), x.bfloat16()
     for name, args in {
         'norm_of_product': (halves, weight),
         'norm_of_product_backward': (x, halves, weight),
-        'add_norm': (x, z, keep, weight, torch.empty_like(x)),
-        'add_norm_backward': (x, keep, z, mean, rstd, weight),
-        'norm_of_sum': (x, z, a0, a1, weight),
+        'add_branch': (x, z, keep, torch.empty_like(x), narrow),
+        'add_norm': (x, z, keep, weight, torch.empty_like(x), narrow),
+        'add_norm_backward': (x, keep, z, mean, rstd, weight, z),
+        'norm_of_sum': (x, z, a0, a1, weight, narrow),
         'norm_of_sum_backward': (out, total, *moments, x, z, a0, a1, weight, *pair),
         'convolve': (b, kernel, 2, True, b.clone()),
         'depthwise_weight_grad': (b, b.clone(), 5, 2),
