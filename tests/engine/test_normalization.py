@@ -124,7 +124,7 @@ def test_a_backbone_within_a_tracker_tells_its_normalization():
 
 
 def test_channels_other_than_rgb_have_no_published_normalization():
-    settings = dict(mean=[1.0] * 4, std=[2.0] * 4)
+    settings = dict(mean=[1.0], std=[2.0])
     model = model_with(type='mmseg.SegDataPreProcessor', **settings)
     model.backbone = build(in_channels=4)
     assert find_mismatch(model) is None

@@ -70,7 +70,12 @@ def test_it_reads_what_was_saved(path, content, settings, mapped):
     assert flat(read(path)) == flat(content)
 
 
-@pytest.mark.parametrize('value', CODE.values(), ids=CODE)
+# A function of torch's that is allowed and not called is a value to both readers; what is no plain
+# value is refused later (test_hostile_files.py).
+CALLS = {name: value for name, value in CODE.items() if name != 'a function alone'}
+
+
+@pytest.mark.parametrize('value', CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize('write', [archive, older])
 def test_no_pickle_calls_anything(path, value, write):
     write(path, weights_and(value), *([[], b''] if write is older else []))

@@ -111,15 +111,16 @@ def _never_saved(cfg: Config, hook: Mapping) -> Iterator[str]:
         return
     unit, total = length
     save_best, begin = hook.get('save_best'), cfg['train_cfg'].get('val_begin', 1)
-    validates = cfg.get('val_cfg') is not None and not (isinstance(begin, int) and begin > total)
-    if save_best is not None and not validates:
+    # who leaves validation out (val_cfg=None) means it, and keeps the save_best of a base config
+    too_late = isinstance(begin, int) and begin > total
+    if save_best is not None and cfg.get('val_cfg') is not None and too_late:
         yield (
             f'{_HOOK}.save_best={save_best!r}, and no validation takes place '
-            f'(val_cfg={cfg.get("val_cfg")}, train_cfg.val_begin={begin} of {total} {unit}): leave '
-            'save_best out, or set these'
+            f'(train_cfg.val_begin={begin} of {total} {unit}): leave save_best out, or set val_begin'
         )
     interval, first = hook.get('interval', -1), hook.get('save_begin', 0)
-    if hook.get('save_last', True) or save_best is not None or not isinstance(interval, int):
+    saves_best = save_best is not None and cfg.get('val_cfg') is not None
+    if hook.get('save_last', True) or saves_best or not isinstance(interval, int):
         return
     comparable = bool(hook.get('by_epoch', True)) == (unit == 'epochs')
     late = max(interval, first if isinstance(first, int) else 0)
