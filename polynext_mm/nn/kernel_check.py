@@ -72,8 +72,8 @@ class Result(NamedTuple):
 def check(device: torch.device, dtypes: Iterable[torch.dtype]) -> Result:
     """Compare all kernels with torch's operations, unless that was done on such a machine before.
 
-    Only what passed is remembered: a machine that was mended is believed at the next start. Numbers
-    and states of random generators are left as they are.
+    Only what passed is remembered: a machine that was mended is believed at the next start. The
+    states of random generators are left as they are.
 
     Args:
         device: A GPU that Triton runs on.
@@ -93,7 +93,8 @@ def check(device: torch.device, dtypes: Iterable[torch.dtype]) -> Result:
     findings: list[Finding] = []
     text = f'Triton kernels were compared with torch in {", ".join(map(_name, new))}'
     for dtype in new:
-        found = list(_compare(device, dtype))
+        with _untuned_convolutions():
+            found = list(_compare(device, dtype))
         findings += found
         if not found:
             try:
@@ -230,6 +231,16 @@ def _compare(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
                     f"torch's by {reference:.1e}",
                 )
                 break
+
+
+@contextlib.contextmanager
+def _untuned_convolutions() -> Iterator[None]:
+    """Let cuDNN take any algorithm: to search for the fastest takes longer than a comparison."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _run(
