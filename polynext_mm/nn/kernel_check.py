@@ -25,11 +25,18 @@ from . import ops
 from .layers import PolyConv, PolyMLP
 from .ops import dispatch
 from .ops.precision import matmul_dtype
+from .ops.stream import NarrowStream
 
 CHANNELS = 72
 SIZE = (9, 14)  # of maps, several blocks of any kernel
 TOKENS = 196
-MODULES = ('norms_triton', 'depthwise_triton', 'partners_triton', 'poly_attention_triton')
+MODULES = (
+    'norms_triton',
+    'depthwise_triton',
+    'partners_triton',
+    'residual_triton',
+    'poly_attention_triton',
+)
 # Beyond this a difference is none of rounding; float32 is added up in another order.
 LEAST = {torch.float32: 1e-5}
 
@@ -132,6 +139,18 @@ def _poly_conv():
     return _calling(layer), [_map(CHANNELS), *_shapes(layer)]
 
 
+def _two_branches():
+    """The second reads the copy that the first writes."""
+    layer = PolyMLP(CHANNELS, 2)
+    call = _calling(layer)
+
+    def op(x, *weights):
+        stream = NarrowStream(matmul_dtype(x), [True])
+        return call(call(x, *weights, stream=stream), *weights, stream=stream)
+
+    return op, [_map(CHANNELS), *_shapes(layer)]
+
+
 def _norm_of_pair():
     return ops.norm_of_pair, [_map(CHANNELS)] * 2 + [(CHANNELS,)] * 3
 
@@ -164,6 +183,7 @@ CASES = (
     Case('dilated 5x5 convolution', 'depthwise_triton', lambda: _depthwise(5)),
     Case('convolutions in PolyConv', 'depthwise_triton', _poly_conv),
     Case("the product of PolyConv's partners", 'partners_triton', _poly_conv),
+    Case('x + keep * branch and its copy', 'residual_triton', _two_branches),
     Case('polynomial attention', 'poly_attention_triton', _attention),
 )
 
@@ -179,9 +199,10 @@ def _shapes(layer: torch.nn.Module) -> list[tuple[int, ...]]:
 def _calling(layer: torch.nn.Module) -> Operation:
     names = [name for name, _ in layer.named_parameters()]
 
-    def op(x, *weights):
+    def op(x, *weights, stream=None):
         keep = x.new_tensor([0.0, 1.25]).view(-1, 1, 1, 1)
-        return functional_call(layer, dict(zip(names, weights)), (x, None, keep))
+        arguments = x, None, keep, None, None, stream
+        return functional_call(layer, dict(zip(names, weights)), arguments)
 
     return op
 

@@ -72,7 +72,7 @@ class StageWeights:
             return _made(cells, found, x)
         key: list[Any] = [(id(t), t._version, t.data_ptr()) for t in tensors]
         key += [id(raw) if raw is None else len(raw) for raw in found]
-        key += [x.dtype, matmul_dtype(x), dispatch.triton_wanted()]
+        key += [x.dtype, matmul_dtype(x), dispatch.triton_choice()]
         if self._kept is None or self._kept[0] != key:
             # the tensors stay, so that none of another takes the identity of one
             self._kept = key, tensors, _made(cells, found, x)

@@ -29,10 +29,9 @@ def test_launches_and_bytes_stay_within_bounds(model, mode):
 
 
 def test_launches_do_not_depend_on_the_batch():
-    records = [
-        costs(parse_subject('cpolynext_t'), Setting('train', (512, 512), n, 'bfloat16'), 'h100')
-        for n in (2, 8)
-    ]
+    subject = subjects.parse_subject('cpolynext_t')
+    settings = (subjects.Setting('train', (512, 512), n, 'bfloat16') for n in (2, 8))
+    records = [count.costs(subject, setting, 'h100') for setting in settings]
     assert records[0]['launches'] == records[1]['launches']
 
 

@@ -71,7 +71,7 @@ def copies(x: 'Tensor | Like', weight: Tensor, dilation: int) -> int:
     Returns:
         Their number, or 0 where the gradient is made as a whole and the weight needs no layout.
     """
-    if depthwise_triton is None or not dispatch.triton_wanted():
+    if not dispatch.triton_wanted(depthwise_triton):
         return 0
     return depthwise_triton.parts(x, weight, dilation)
 

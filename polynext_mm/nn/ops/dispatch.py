@@ -112,12 +112,7 @@ def by_triton(module: ModuleType | None, *args) -> TypeGuard[ModuleType]:
 
     It must be available and allowed, and its ``supports`` must accept the arguments.
     """
-    return (
-        module is not None
-        and _triton
-        and module.__name__ not in _refused
-        and module.supports(*args)
-    )
+    return triton_wanted(module) and module.supports(*args)
 
 
 def refuse_triton(modules: Collection[str]) -> frozenset[str]:
@@ -136,9 +131,14 @@ def refuse_triton(modules: Collection[str]) -> frozenset[str]:
     return before
 
 
-def triton_wanted() -> bool:
-    """Return whether kernels written in Triton may run."""
-    return _triton
+def triton_wanted(module: ModuleType | None) -> TypeGuard[ModuleType]:
+    """Return whether a module of :func:`triton_module` is available and allowed."""
+    return module is not None and _triton and module.__name__ not in _refused
+
+
+def triton_choice() -> tuple[bool, frozenset[str]]:
+    """Return what decides which kernels in Triton may run."""
+    return _triton, _refused
 
 
 def remember(ctx) -> None:

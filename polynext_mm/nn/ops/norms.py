@@ -31,7 +31,7 @@ def copies(x: Tensor | Like, width: int) -> int:
     Returns:
         Their number, or 0 where it is made as a whole.
     """
-    if norms_triton is None or not dispatch.triton_wanted():
+    if not dispatch.triton_wanted(norms_triton):
         return 0
     return norms_triton.programs(x, width)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import dispatch
 from .precision import matmul_dtype
 
-norms_triton = dispatch.triton_module('norms_triton')
+residual_triton = dispatch.triton_module('residual_triton')
 
 
 class NarrowStream:
@@ -56,9 +56,9 @@ def narrow_stream(like: Tensor, dtype: torch.dtype, readers: Sequence[bool]) -> 
         readers: As of :class:`NarrowStream`.
     """
     narrow = matmul_dtype(like)
-    if narrow is dtype or norms_triton is None or not dispatch.triton_wanted():
+    if narrow is dtype or not dispatch.triton_wanted(residual_triton):
         return None
-    takes = norms_triton.triton_operators.takes_like(like)
+    takes = residual_triton.triton_operators.takes_like(like)
     return NarrowStream(narrow, readers) if takes else None
 
 

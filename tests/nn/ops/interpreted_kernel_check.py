@@ -54,7 +54,7 @@ def test_every_kernel_is_compared_once():
     names = torch._C._dispatch_get_all_op_names()
     ours = {name.removeprefix('polynext_mm::') for name in names if name.startswith('polynext_mm')}
     kernels = {name for name in ours if 'triton' in name}
-    assert len(kernels) == 12 and kernels <= set(called.names)
+    assert len(kernels) == 13 and kernels <= set(called.names)
     assert torch.equal(torch.get_rng_state(), before)
     with Operators() as called:
         result = kernel_check.check(CPU, [torch.float32])
