@@ -243,7 +243,7 @@ def log(monkeypatch) -> list[str]:
     """The lines that loading logs."""
     lines = []
     monkeypatch.setattr(
-        'polynext_mm.backbones.multiscale.print_log', lambda text, **_: lines.append(text)
+        'polynext_mm.backbones.multiscale.say', lambda text, **_: lines.append(text)
     )
     return lines
 

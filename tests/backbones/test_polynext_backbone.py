@@ -203,7 +203,7 @@ def test_the_stem_of_a_file_is_adapted_on_request_as_by_timm(channels, tmp_path,
     timm = pytest.importorskip('timm')
     log: list[str] = []
     monkeypatch.setattr(
-        'polynext_mm.backbones.multiscale.print_log', lambda text, **_: log.append(text)
+        'polynext_mm.backbones.multiscale.say', lambda text, **_: log.append(text)
     )
     weights = backbone().state_dict()
     file = tmp_path / 'file.pth'

@@ -375,7 +375,7 @@ def test_an_average_has_all_weights_of_the_model(path, model, change, message):
 def test_a_whole_file_loads_and_says_so(path, model, monkeypatch):
     printed = []
     monkeypatch.setattr(
-        'polynext_mm.backbones.multiscale.print_log', lambda line, **_: printed.append(line)
+        'polynext_mm.backbones.multiscale.say', lambda line, **_: printed.append(line)
     )
     content = {key: value.clone() for key, value in model.state_dict().items()}
     torch.save(dict(meta={}, state_dict=content), path)

@@ -116,7 +116,8 @@ def _never_saved(cfg: Config, hook: Mapping) -> Iterator[str]:
     if save_best is not None and cfg.get('val_cfg') is not None and too_late:
         yield (
             f'{_HOOK}.save_best={save_best!r}, and no validation takes place '
-            f'(train_cfg.val_begin={begin} of {total} {unit}): leave save_best out, or set val_begin'
+            f'(train_cfg.val_begin={begin} of {total} {unit}): leave save_best out, or set '
+            'val_begin'
         )
     interval, first = hook.get('interval', -1), hook.get('save_begin', 0)
     saves_best = save_best is not None and cfg.get('val_cfg') is not None
