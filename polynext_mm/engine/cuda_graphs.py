@@ -74,7 +74,7 @@ class CUDAGraphHook(Hook):
             self._capture_unwrapped(runner, data_batch)
 
     def _capture_unwrapped(self, runner: Runner, data_batch: Any) -> None:
-        """Capture, and then wrap: the order that torch asks for.
+        """Capture the graphs before wrapping, the order that torch requires.
 
         What the wrapper adds to the gradients of parameters belongs to the stream it was made on,
         and would tie that to the one of the capture.

@@ -1,4 +1,4 @@
-"""The kernels in Triton, seen to be right on this machine before a training relies on them."""
+"""Check the Triton kernels on this machine before a training relies on them."""
 
 from __future__ import annotations
 

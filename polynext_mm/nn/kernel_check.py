@@ -1,4 +1,4 @@
-"""Whether the kernels in Triton are right on this machine, seen before they are relied on.
+"""Check the Triton kernels on this machine before relying on them.
 
 A compiler or a driver may be the first of its version that meets them. So every kernel is compared
 with torch's operations on small maps, in both directions, and where one differs by more than
@@ -44,7 +44,7 @@ Operation = Callable[..., Tensor]
 
 
 class Finding(NamedTuple):
-    """A kernel that is not to be used.
+    """A kernel that must not be used.
 
     Args:
         kernel: What it computes.
@@ -140,7 +140,7 @@ def _poly_conv():
 
 
 def _two_branches():
-    """The second reads the copy that the first writes."""
+    """Run two branches, of which the second reads the copy that the first writes."""
     layer = PolyMLP(CHANNELS, 2)
     call = _calling(layer)
 
@@ -340,7 +340,7 @@ def record(device: torch.device, dtype: torch.dtype) -> tuple[Path, dict[str, st
 
 
 def _remember(path: Path, depends: dict[str, str]) -> None:
-    """Write a file at once, so that no process reads half of it."""
+    """Write a file atomically, so that no process reads half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile('w', dir=path.parent, delete=False) as file:
         json.dump(depends, file, indent=1)

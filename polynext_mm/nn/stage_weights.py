@@ -1,4 +1,4 @@
-"""The weights of all cells of a stage, made ready for their kernels at once.
+"""Prepare the weights of all cells of a stage for their kernels at once.
 
 One function of autograd for a stage, and not for a network: its gradients are complete when those
 of the stage are, so that gradients are exchanged between processes while backward goes on.
@@ -43,7 +43,7 @@ class CellWeights(NamedTuple):
 
 
 class StageWeights:
-    """Makes the weights of a stage ready, and keeps them where that is possible."""
+    """Prepares the weights of a stage, and caches them where possible."""
 
     def __init__(self) -> None:
         self._kept: tuple[Any, Any, list[CellWeights | None]] | None = None
@@ -55,7 +55,7 @@ class StageWeights:
         self._kept = None
 
     def of(self, cells: Sequence[Cell], x: Tensor, keep: bool) -> list[CellWeights | None]:
-        """Return the weights of all cells, None for a cell that has to see to them itself.
+        """Return the weights of all cells; None for a cell that must prepare its own.
 
         Args:
             cells: Of the stage.
@@ -74,19 +74,19 @@ class StageWeights:
         key += [id(raw) if raw is None else len(raw) for raw in found]
         key += [x.dtype, matmul_dtype(x), dispatch.triton_choice()]
         if self._kept is None or self._kept[0] != key:
-            # the tensors stay, so that none of another takes the identity of one
+            # keep the tensors alive, so that no other tensor reuses the id of one
             self._kept = key, tensors, _made(cells, found, x)
         return self._kept[2]
 
 
 def _captured(x: Tensor) -> bool:
-    """Return whether a CUDA graph is recorded, which shall make its weights in every replay."""
+    """Return whether a CUDA graph is being recorded, which must prepare weights in every replay."""
     initialized = x.device.type == 'cuda' and torch.cuda.is_initialized()
     return initialized and torch.cuda.is_current_stream_capturing()
 
 
 def _raw_weights(cell: Cell) -> list[Sequence[Tensor | None]] | None:
-    """Return what a cell's weights are made of: its own, and those of every branch.
+    """Return the sources of a cell's weights: its own, and those of every branch.
 
     None where a kernel cannot stand in for all of its parts, or a hook may change them before they
     are used.

@@ -202,9 +202,7 @@ def test_outputs_are_in_contiguous_memory_on_request(out_norm):
 def test_the_stem_of_a_file_is_adapted_on_request_as_by_timm(channels, tmp_path, monkeypatch):
     timm = pytest.importorskip('timm')
     log: list[str] = []
-    monkeypatch.setattr(
-        'polynext_mm.backbones.multiscale.say', lambda text, **_: log.append(text)
-    )
+    monkeypatch.setattr('polynext_mm.backbones.multiscale.say', lambda text, **_: log.append(text))
     weights = backbone().state_dict()
     file = tmp_path / 'file.pth'
     torch.save(weights, file)

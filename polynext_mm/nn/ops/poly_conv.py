@@ -106,7 +106,7 @@ def _times_swapped(x, y, out=None):
 
 
 def _through_smooth(grad, x, y, weight):
-    """The gradients of x, y and the weight in ``smooth(x * swap(y))``."""
+    """Return the gradients of x, y and the weight in ``smooth(x * swap(y))``."""
     if dispatch.by_triton(partners_triton, grad, x, y):  # the product is made on the way
         grad = conv_backward_of_x(grad_of_smooth := grad, x, weight)
         grad_x, grad_y, product = partners_triton.times_swapped_backward(grad, x, y)

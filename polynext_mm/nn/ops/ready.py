@@ -1,4 +1,4 @@
-"""Weights made ready for kernels, many at once: scaled, narrowed, laid out.
+"""Prepare weights for kernels, many at once: scaled, narrowed, laid out.
 
 What a kernel wants of a weight is a few numbers away from the parameter: a gate is folded in, it is
 in the dtype of the products, the taps of a dilated convolution come first. For one branch that is a
@@ -26,7 +26,7 @@ T = TypeVar('T', Tensor, 'Tensor | None')
 
 
 class Wanted(NamedTuple):
-    """A weight, and what a kernel wants of it.
+    """A weight, and the form in which a kernel needs it.
 
     Args:
         weight: The parameter.
@@ -51,7 +51,7 @@ class Wanted(NamedTuple):
 
 
 def ready(wanted: Sequence[Wanted]) -> list[Tensor]:
-    """Return the weights that are wanted; a parameter where it is ready as it is."""
+    """Return the prepared weights; the parameter itself if it needs no preparation."""
     made = [w.weight.contiguous() for w in wanted]
     groups: dict[tuple, list[int]] = {}
     for i, w in enumerate(wanted):
@@ -95,7 +95,7 @@ def grad_of(weight: Tensor | None, sums: Tensor) -> Any:
 
 
 class _Column(NamedTuple):
-    """Weights of the same shape, of which the same is wanted."""
+    """Weights of the same shape that need the same preparation."""
 
     size: int
     dtype: torch.dtype
@@ -121,7 +121,7 @@ class _Ready(dispatch.Kernel):
 
     @staticmethod
     def _made(columns, tensors):
-        """The weights, and what backward needs."""
+        """Return the weights, and what backward needs."""
         made, scaled, sources, targets = [], [], [], []
         for column, weights, factors in _taken(columns, tensors):
             if column.parts:
