@@ -11,7 +11,9 @@ RESULTS = 'POLYNEXT_TEST_RESULTS'
 
 def is_available():
     accelerator = (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        torch.accelerator.current_accelerator()
+        if hasattr(torch, 'accelerator') and torch.accelerator.is_available()  # from 2.6
+        else None
     )
     return DEVICE == 'cpu' or accelerator is not None and accelerator.type == DEVICE
 
