@@ -139,6 +139,7 @@ def test_mms_amp_wrapper_is_refused_before_the_first_step():
         optim_wrapper=wrapper,
         world_size=1,
         train_dataloader=SimpleNamespace(batch_size=2),
+        max_iters=1,
     )
     with pytest.raises(ValueError, match="AmpOptimWrapper.*type='AutocastOptimWrapper'"):
         TrainingCheckHook().before_train(runner)

@@ -87,7 +87,14 @@ def test_whole_checkpoints_are_checked_strictly():
     cfg = config(RECIPES[0], 'convformer_s18')
     with torch.device('meta'):
         model = build_model(cfg)
-    runner = SimpleNamespace(model=model, _load_from='peer.pth', _resume=False, _train_loop=None)
+    runner = SimpleNamespace(
+        model=model,
+        _load_from='peer.pth',
+        _resume=False,
+        _train_loop=None,
+        _val_loop=None,
+        _test_loop=None,
+    )
     weights = {key: torch.zeros_like(w, device='cpu') for key, w in model.state_dict().items()}
     guard = CheckpointGuardHook()
     guard.after_load_checkpoint(runner, dict(state_dict=weights.copy()))

@@ -110,6 +110,7 @@ def train_two_steps(model: nn.Module, uses: tuple[int, ...]) -> None:
         model=model,
         optim_wrapper=OptimWrapper(optimizer),
         train_dataloader=SimpleNamespace(batch_size=2),
+        max_iters=2,
         world_size=1,
     )
     TrainingCheckHook().before_train(runner)
