@@ -55,7 +55,10 @@ def find_checkpoint(config: str | os.PathLike, checkpoint: str | os.PathLike | N
             return str(folder / name)
         parent = Path(name).parent
         listed = folder if parent == Path() or not parent.is_dir() else parent
-        raise RunNotFoundError(f'there is no checkpoint {name}; {_there(listed)}')
+        raise RunNotFoundError(
+            f'there is no checkpoint {name} (relative paths start at {Path.cwd()}); '
+            f'{_there(listed)}'
+        )
     if name is None and not Path(config).is_dir():
         raise RunNotFoundError(
             f'{config} is a config: name a checkpoint with it, or give its work dir alone'

@@ -39,6 +39,7 @@ def test_it_ends_in_time(tmp_path):
 @pytest.mark.heavy
 def test_what_a_stopped_run_had_finished_is_reported_and_not_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_report, 'LEAST', 0)
+    monkeypatch.delenv('PYTEST_XDIST_WORKER', raising=False)  # the run inside is no worker of this
     results = tmp_path / 'tests.jsonl'
     done = 'tests/cuda/test_ops.py::test_memory_of_attention_is_linear_in_tokens'
     results.write_text(f'{json.dumps(dict(test=done, outcome="passed", message=""))}\n')

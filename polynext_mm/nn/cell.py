@@ -17,7 +17,7 @@ from .ops import dispatch
 from .ops.precision import wide_dtype
 from .ops.stream import NarrowStream, narrow_stream
 from .stage_weights import BranchWeights, CellWeights, StageWeights
-from .stock import is_observed, kernel_weights
+from .stock import calls_its_own_forward, is_observed, kernel_weights
 
 
 class Stack(nn.Module):
@@ -175,6 +175,28 @@ class Cell(nn.Module):
             return [(None, None)] * len(self.stacks)
         gates = self.gate_logits.sigmoid().unbind()
         return [(gates[mixer], gates[mlp]) for mixer, mlp in self._gate_indices]
+
+    def stock_weights(self) -> list[Sequence[Tensor | None]] | None:
+        """Return the sources of the weights: of the cell itself, and of every branch.
+
+        None where a kernel cannot stand in for all parts, or a hook may change them before they are
+        used.
+        """
+        if type(self) is not Cell or not calls_its_own_forward(self):
+            return None
+        norm = kernel_weights(self, {'norm': LayerNorm})
+        if norm is None or norm[0] is None:
+            return None
+        found: list[Sequence[Tensor | None]] = [(self.scale0, self.scale1, *norm, self.gate_logits)]
+        for stack in self.stacks:
+            if type(stack) is not Stack or not calls_its_own_forward(stack):
+                return None
+            for branch in (stack.mixer, stack.mlp):
+                weights = branch.stock_weights() if calls_its_own_forward(branch) else None
+                if weights is None:
+                    return None
+                found.append((*weights, branch.logit_of_scale()))
+        return found
 
     def gate_places(self) -> list[tuple[int, int]]:
         """Return the places in lam of every stack's mixer and PolyMLP."""

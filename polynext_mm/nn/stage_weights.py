@@ -21,7 +21,6 @@ from .layers import LayerNorm, made_ready, wanted_by
 from .ops import dispatch
 from .ops.precision import Like, matmul_dtype
 from .ops.ready import Wanted
-from .stock import calls_its_own_forward, kernel_weights
 
 if TYPE_CHECKING:
     from .cell import Cell
@@ -64,7 +63,7 @@ class StageWeights:
         """
         if not dispatch.kernels_allowed():
             return [None] * len(cells)
-        found = [_raw_weights(cell) for cell in cells]
+        found = [cell.stock_weights() for cell in cells]
         if not keep or torch.is_grad_enabled() or _captured(x):
             return _made(cells, found, x)
         tensors = [t for raw in found if raw for row in raw for t in row if t is not None]
@@ -83,31 +82,6 @@ def _captured(x: Tensor) -> bool:
     """Return whether a CUDA graph is being recorded, which must prepare weights in every replay."""
     initialized = x.device.type == 'cuda' and torch.cuda.is_initialized()
     return initialized and torch.cuda.is_current_stream_capturing()
-
-
-def _raw_weights(cell: Cell) -> list[Sequence[Tensor | None]] | None:
-    """Return the sources of a cell's weights: its own, and those of every branch.
-
-    None where a kernel cannot stand in for all of its parts, or a hook may change them before they
-    are used.
-    """
-    from .cell import Cell, Stack
-
-    if type(cell) is not Cell or not calls_its_own_forward(cell):
-        return None
-    norm = kernel_weights(cell, {'norm': LayerNorm})
-    if norm is None or norm[0] is None:
-        return None
-    found: list[Sequence[Tensor | None]] = [(cell.scale0, cell.scale1, *norm, cell.gate_logits)]
-    for stack in cell.stacks:
-        if type(stack) is not Stack or not calls_its_own_forward(stack):
-            return None
-        for branch in (stack.mixer, stack.mlp):
-            weights = branch.stock_weights() if calls_its_own_forward(branch) else None
-            if weights is None:
-                return None
-            found.append((*weights, branch.logit_of_scale()))
-    return found
 
 
 def _made(

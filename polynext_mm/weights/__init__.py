@@ -7,7 +7,7 @@ from .convert import convert
 from .errors import CheckpointError
 from .loading import load
 from .published import PUBLISHED, Published
-from .reading import read
+from .reading import read, safe_reading
 
 __all__ = [
     'PUBLISHED',
@@ -16,4 +16,5 @@ __all__ = [
     'convert',
     'load',
     'read',
+    'safe_reading',
 ]

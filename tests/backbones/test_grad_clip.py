@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from polynext_mm.engine import AutocastOptimWrapper, TrainingCheckHook
 from tests.helpers.configs import tiny_config
@@ -138,7 +139,8 @@ def test_mms_amp_wrapper_is_refused_before_the_first_step():
         model=build(grad_clip_norm=5.0),
         optim_wrapper=wrapper,
         world_size=1,
-        train_dataloader=SimpleNamespace(batch_size=2),
+        train_dataloader=DataLoader(range(4), batch_size=2),
+        max_iters=1,
     )
     with pytest.raises(ValueError, match="AmpOptimWrapper.*type='AutocastOptimWrapper'"):
         TrainingCheckHook().before_train(runner)

@@ -1,13 +1,11 @@
 """The peers' configs: PolyNeXt's recipes with another backbone; segmentors learn and predict."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from mmengine.runner import load_checkpoint
 
-from polynext_mm.engine import CheckpointGuardHook
 from polynext_mm.weights import CheckpointError
 from tests.configs.segmentors import assert_a_step_trains_everything, assert_it_predicts
 from tests.helpers.configs import build_model
@@ -82,15 +80,17 @@ def test_parameter_groups(arch, no_decay):
         assert settings[id(param)] == (10 * lr if head else lr, 0.0 if exempt else 0.05), name
 
 
-def test_whole_checkpoints_are_checked_strictly():
+def test_whole_checkpoints_are_checked_strictly(tmp_path):
     """mm itself only warns of heads that do not fit."""
     cfg = config(RECIPES[0], 'convformer_s18')
     with torch.device('meta'):
         model = build_model(cfg)
-    runner = SimpleNamespace(model=model, _load_from='peer.pth', _resume=False, _train_loop=None)
-    weights = {key: torch.zeros_like(w, device='cpu') for key, w in model.state_dict().items()}
-    guard = CheckpointGuardHook()
-    guard.after_load_checkpoint(runner, dict(state_dict=weights.copy()))
+    model.to_empty(device='cpu')
+    weights = {key: torch.zeros_like(weight) for key, weight in model.state_dict().items()}
+    path = tmp_path / 'peer.pth'
+    torch.save(dict(state_dict=weights), path)
+    load_checkpoint(model, str(path))
     del weights['decode_head.conv_seg.bias']
+    torch.save(dict(state_dict=weights), path)
     with pytest.raises(CheckpointError, match='peer.pth does not fit: 1 missing: decode_head.conv'):
-        guard.after_load_checkpoint(runner, dict(state_dict=weights))
+        load_checkpoint(model, str(path))

@@ -20,7 +20,7 @@ def test_every_file_is_what_its_generator_writes():
 
 
 def test_every_config_is_listed_once():
-    names = [row[0] for row in configs()[1:]]
+    names = [row[0] for row in configs()[1:] if not row[0].startswith('_base_')]
     assert sorted(names) == sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
 
 

@@ -121,6 +121,8 @@ def _check_polynext_mm(arguments: Sequence[str], pasted: dict[str, Path]) -> Non
         return
     module = importlib.import_module(f'polynext_mm.commands.{COMMANDS[name][0]}')
     _parse(module.build_parser().parse_args, name, rest, pasted)
+    if name == 'new' and len(rest) > 1:  # writes a config that is named as the folder
+        pasted[f'{Path(rest[1]).name}.py'] = CONFIG
 
 
 def _check_targets(arguments: Sequence[str]) -> None:

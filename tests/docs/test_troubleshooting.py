@@ -114,7 +114,9 @@ def sync_bn() -> None:
 
 def batch_of_one() -> None:
     loader = SimpleNamespace(batch_size=1)
-    runner = SimpleNamespace(train_dataloader=loader, model=small_segmentor(4), world_size=1)
+    runner = SimpleNamespace(
+        train_dataloader=loader, model=small_segmentor(4), world_size=1, max_iters=1
+    )
     training.TrainingCheckHook._refuse_batch_of_one(runner)
 
 

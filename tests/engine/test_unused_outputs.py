@@ -12,6 +12,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from polynext_mm.engine import TrainingCheckHook
 from tests.helpers.configs import as_arguments, tiny_options
@@ -109,7 +110,8 @@ def train_two_steps(model: nn.Module, uses: tuple[int, ...]) -> None:
     runner = SimpleNamespace(
         model=model,
         optim_wrapper=OptimWrapper(optimizer),
-        train_dataloader=SimpleNamespace(batch_size=2),
+        train_dataloader=DataLoader(range(4), batch_size=2),
+        max_iters=2,
         world_size=1,
     )
     TrainingCheckHook().before_train(runner)

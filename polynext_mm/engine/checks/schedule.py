@@ -123,9 +123,17 @@ def _never_saved(cfg: Config, hook: Mapping) -> Iterator[str]:
     saves_best = save_best is not None and cfg.get('val_cfg') is not None
     if hook.get('save_last', True) or saves_best or not isinstance(interval, int):
         return
+    if interval < 1:
+        print_log(
+            f'{_HOOK}.save_last=False with interval={interval}: no checkpoint of this training '
+            'will be saved',
+            logger='current',
+            level=logging.WARNING,
+        )
+        return
     comparable = bool(hook.get('by_epoch', True)) == (unit == 'epochs')
     late = max(interval, first if isinstance(first, int) else 0)
-    if interval < 1 or (comparable and late > total):
+    if comparable and late > total:
         yield (
             f'{_HOOK}.save_last=False with interval={interval}: nothing of {total} {unit} would be '
             f'saved; set {_HOOK}.save_last=True'
