@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..compat.torch_features import autocast_dtype
 from ..nn import PolyNeXt as PolyNeXtNetwork
 from ..nn.batch_norm import ChannelBatchNorm
 from ..nn.ops.precision import wide
@@ -223,7 +224,7 @@ class PolyNeXt(PolyNeXtNetwork, MultiScale):
 
     def _refuse_unknown_loss_scale(self, device: str) -> None:
         # Autocast often comes with loss scaling: mmengine's AmpOptimWrapper scales for every dtype.
-        if self.training and torch.is_grad_enabled() and torch.is_autocast_enabled(device):
+        if self.training and torch.is_grad_enabled() and autocast_dtype(device):
             raise ValueError(
                 'grad_clip_norm applies to gradients of the unscaled loss, and with autocast the '
                 "loss may be scaled: use optim_wrapper=dict(type='AutocastOptimWrapper', ...), or "

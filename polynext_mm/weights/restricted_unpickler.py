@@ -65,6 +65,9 @@ def load_restricted(
         if is_archive(path):
             records = _Records(file, mapped)
             return torch.serialization._load(records, map_location, module, encoding='utf-8')
+        if not file.read(512).strip(b'\0'):  # which tarfile takes for an empty archive
+            raise EOFError('it begins with zeros')
+        file.seek(0)
         if tarfile.is_tarfile(path):  # torch would unpack it into files
             raise pickle.UnpicklingError("Can only read torch's own formats, not a tar archive")
         return torch.serialization._legacy_load(file, map_location, module, encoding='utf-8')

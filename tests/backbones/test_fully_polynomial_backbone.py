@@ -81,8 +81,22 @@ def test_a_resumed_training_keeps_the_size_of_its_checkpoint(resumes):
     """Crops of several sizes must not change the shape of the optimizer's saved state."""
     model = nn.Module()
     model.backbone = tiny()
-    runner = SimpleNamespace(model=model, _resume=resumes, _load_from='a file', _train_loop=None)
-    CheckpointGuardHook().after_load_checkpoint(runner, dict(state_dict=model.state_dict()))
+    runner = SimpleNamespace(
+        model=model,
+        hooks=[],
+        work_dir='.',
+        _resume=resumes,
+        _load_from='a file',
+        _train_loop=None,
+        _val_loop=None,
+        _test_loop=None,
+    )
+    checkpoint = dict(
+        state_dict=model.state_dict(),
+        meta=dict(epoch=0, iter=1),
+        message_hub=dict(log_scalars={}, runtime_info={}),
+    )
+    CheckpointGuardHook().after_load_checkpoint(runner, checkpoint)
     model.backbone.train()(image((96, 64), batch=2))
     assert model.backbone.norm_size == ((64, 64) if resumes else (96, 64))
 

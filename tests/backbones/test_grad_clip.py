@@ -8,10 +8,12 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from polynext_mm.compat.torch_features import FLOAT16_ON_CPUS
 from polynext_mm.engine import AutocastOptimWrapper, TrainingCheckHook
 from tests.helpers.configs import tiny_config
 from tests.helpers.networks import build, randomized
 from tests.helpers.samples import sample_as_ade20k
+from tests.marks import needs
 
 MAX_NORM = 0.85
 
@@ -94,7 +96,12 @@ def test_accumulation_is_not_taken_for_small_gradients(x, counts):
 
 @pytest.mark.parametrize(
     ('dtype', 'counts', 'scale'),
-    [('float16', 1, 1024), ('float16', 4, 256), ('bfloat16', 1, 1), ('bfloat16', 4, 0.25)],
+    [
+        pytest.param('float16', 1, 1024, marks=needs(FLOAT16_ON_CPUS)),
+        pytest.param('float16', 4, 256, marks=needs(FLOAT16_ON_CPUS)),
+        ('bfloat16', 1, 1),
+        ('bfloat16', 4, 0.25),
+    ],
 )
 def test_half_precision_clips_the_unscaled_gradient(x, dtype, counts, scale):
     expected, _ = plainly_clipped(x, MAX_NORM)

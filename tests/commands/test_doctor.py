@@ -9,9 +9,11 @@ import torch
 
 from polynext_mm.commands import doctor
 from polynext_mm.compat import torch_features
+from polynext_mm.compat.torch_features import COMPILE_CELLS
 from tests.helpers.checkpoints import imagenet_weights, segmentor_file
 from tests.helpers.configs import tiny_config
 from tests.helpers.files import ROOT
+from tests.marks import needs
 
 NAME = 'upernet_cpolynext_t_ade20k'
 
@@ -63,6 +65,7 @@ def test_two_sets_in_one_place(examine, monkeypatch, tmp_path):
 
 
 @pytest.mark.heavy
+@needs(COMPILE_CELLS)
 def test_what_is_missing_but_not_needed(examine, monkeypatch):
     monkeypatch.setattr(shutil, 'which', lambda name: None)
     find_spec = doctor.importlib.util.find_spec

@@ -74,6 +74,7 @@ def test_a_checkpoint_that_is_not_there(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_quick_look(tmp_path):
+    script('demo/make_materials').make_scenes()
     folder = tmp_path / 'segmentor'
     options = ['--cfg-options', *segmentation.shortened(2)]
     python(ROOT / 'tools' / 'train.py', segmentation.CONFIG, '--work-dir', folder, *options)

@@ -64,6 +64,7 @@ def test_a_scene_shows_the_materials_that_its_labels_name():
     assert agreement > 0.95  # shadows and edges are neither
 
 
+@pytest.mark.heavy
 def test_a_material_has_one_hue():
     band = np.random.default_rng(0).normal(size=(90, 200)).astype(np.float32)
     pixels = make_materials.lay_out(band, np.random.default_rng(0)).reshape(-1, 3)

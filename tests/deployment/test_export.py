@@ -12,6 +12,7 @@ from mmengine.config import Config
 from torch import nn
 
 from polynext_mm.commands.export import main
+from polynext_mm.compat.torch_features import EXPORT
 from polynext_mm.deployment import (
     FORMATS,
     ExportError,
@@ -26,9 +27,9 @@ from tests.deployment import small
 from tests.helpers.checkpoints import imagenet_weights
 from tests.helpers.files import CONFIG, ROOT
 from tests.helpers.networks import ARCH, TINY_ARCH, build
-from tests.marks import some_slow
+from tests.marks import needs, some_slow
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, needs(EXPORT)]
 
 SHAPES = [(1, 32, 32), (2, 33, 70), (3, 96, 64)]
 # One stage of convolutions and one of attention

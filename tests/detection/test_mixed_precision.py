@@ -5,6 +5,7 @@ import importlib
 import pytest
 import torch
 
+from polynext_mm.compat.torch_features import autocast_dtype
 from tests.detection.detectors import batch, build, load, losses
 
 NAMES = [
@@ -38,7 +39,7 @@ def seen(monkeypatch):
                 for arg in args
                 if isinstance(arg, torch.Tensor) and arg.is_floating_point()
             )
-            types[name].add('autocast' if torch.is_autocast_enabled('cpu') else 'no autocast')
+            types[name].add('autocast' if autocast_dtype('cpu') else 'no autocast')
             return original(*args, **kwargs)
 
         monkeypatch.setattr(owner, attribute, spied)
@@ -55,7 +56,7 @@ def test_boxes_are_float32(name, seen):
     model, wrapper = built(name)
     features = {}
     model.backbone.stages[2].register_forward_hook(
-        lambda *_: features.update(autocast=torch.is_autocast_enabled('cpu'))
+        lambda *_: features.update(autocast=autocast_dtype('cpu') is not None)
     )
     model.neck.lateral_convs[0].register_forward_hook(
         lambda _, args, out: features.update(inside=out.dtype)
@@ -118,7 +119,7 @@ def test_autocast_ends_with_the_call_even_if_it_raises():
     hooks = len(model.backbone._forward_hooks)
     with pytest.raises(ValueError, match='at least 32x32'), wrapper.optim_context(model):
         model.backbone(torch.zeros(1, 3, 8, 8))
-    assert not torch.is_autocast_enabled('cpu')
+    assert not autocast_dtype('cpu')
     assert len(model.backbone._forward_hooks) == hooks
 
 

@@ -5,10 +5,12 @@ import re
 import pytest
 import torch
 
+from polynext_mm.compat.torch_features import FLOAT16_ON_CPUS
 from polynext_mm.engine import NonFiniteError, NonFiniteHook
 from polynext_mm.engine.checkpoints.saving import newest_checkpoint
 from polynext_mm.weights import CheckpointError
 from tests.engine.runs import At, config, saved, train
+from tests.marks import needs
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
@@ -89,6 +91,7 @@ def test_a_broken_state_is_not_resumed_under_any_name(tmp_path):
 
 
 @pytest.mark.heavy
+@needs(FLOAT16_ON_CPUS)
 def test_fewer_in_a_row_than_the_patience_are_no_fault(tmp_path):
     """As of loss scaling, whose optimizer steps over the gradients of such an iteration."""
     options = {

@@ -127,6 +127,7 @@ def test_another_checkpoint_hook_is_refused(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(torch, 'accelerator'), reason='torch.accelerator: torch 2.6')
+@pytest.mark.skipif(not hasattr(torch, 'accelerator'), reason='torch.accelerator is of 2.6')
 @pytest.mark.parametrize('device', ['cuda', 'xpu', 'mps'])
 def test_the_generator_of_any_accelerator_is_kept(device, monkeypatch):
     generator = torch.Generator()  # in the place of the device's

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import polynext_mm  # noqa: F401 - registers
+from polynext_mm.compat.torch_features import CUSTOM_OPERATORS
 
 ARCH = 'cpolynext_t'
 
@@ -68,7 +69,8 @@ def assert_counted_right(model: nn.Module, *inputs) -> None:
     by_operator = FlopAnalyzer(model, inputs).by_operator()
     assert found['flops'] == sum(by_operator.values())
     products = sum(by_operator.pop(name) for name in ('conv', 'linear', 'matmul'))
-    assert products == counter.get_total_flops() / 2
+    if CUSTOM_OPERATORS.is_there:  # else torch counts a column for the row sums of attention
+        assert products == counter.get_total_flops() / 2
     # the rest is counted by element
     assert all(name.endswith(('_norm', '2d')) for name in by_operator), by_operator
     assert found['params'] == sum(param.numel() for param in model.parameters())

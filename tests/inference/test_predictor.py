@@ -69,6 +69,7 @@ def found(result) -> np.ndarray:
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('which', ['segment', 'detect'])
 def test_every_kind_of_input_in_any_order(which, request, tmp_path):
     predictor = request.getfixturevalue(which)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from polynext_mm.compat.torch_features import CUSTOM_OPERATORS
 from polynext_mm.nn import ARCHS, Arch, PolyNeXt, PolyNeXtClassifier, get_arch, plain_ops
 from polynext_mm.weights.names import authors_to_ours, translate
 from tests import golden
@@ -66,6 +67,8 @@ def test_parameters_and_operations_are_the_published(name):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image)
     macs = counter.get_total_flops() / 2 / 1e9
+    if name.startswith('a') and not CUSTOM_OPERATORS.is_there:
+        pytest.skip('torch before 2.4 counts a column for the row sums of attention')
     assert abs(macs - gmacs) <= 0.06
     assert abs(macs - counted) <= 0.005
 

@@ -13,11 +13,13 @@ from mmengine.config import ConfigDict
 from mmengine.runner import Runner, load_checkpoint
 
 from polynext_mm import weights
+from polynext_mm.compat.torch_features import SAFE_READER
 from polynext_mm.weights import CheckpointError, containers
 from tests.helpers.checkpoints import imagenet_weights
 from tests.helpers.configs import build_model, tiny_config
 from tests.helpers.networks import TINY_ARCH, build, randomized
 from tests.helpers.programs import python
+from tests.marks import needs
 from tests.weights.hostile import CODE, archive, odd_weights, older, tensor, weights_and
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
@@ -104,6 +106,7 @@ def test_plain_values_are_read_whatever_the_protocol(path, protocol, is_archive)
     assert found == {**content, 'deque': [1, 2]}
 
 
+@needs(SAFE_READER)  # before, torch's own is not used
 def test_what_torch_lacks_is_not_called_damage(path, monkeypatch):
     torch.save({'a.weight': torch.ones(2)}, path)
 
