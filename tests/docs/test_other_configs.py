@@ -36,7 +36,7 @@ def rows() -> dict[str, tuple[str, list[str]]]:
     found, package = {}, ''
     for line in PAGE.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip('|').split('|')]
-        if line.startswith('| mm'):
+        if line.startswith(('| mmseg |', '| mmdet |')):
             package = cells[0]
         elif line.startswith('| ') and package:
             found[cells[0].replace(' ', '_')] = (package, cells[1:])
