@@ -3,6 +3,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 JOBS ?= 2
+SLOW ?= tests
 
 # Errors only. The versions are pinned and the mm packages installed without their dependencies, so
 # what pip warns about is meant to be so.
@@ -65,7 +66,7 @@ test: lint
 
 test-slow: $(INSTALLED)
 	echo '==> Running the slow tests (about 25 minutes)'
-	$(RUN) -m pytest -n $(JOBS) -m 'slow and not cuda'
+	$(RUN) -m pytest -n $(JOBS) -m 'slow and not cuda' $(SLOW)
 
 # On a machine with a GPU, the first thing to run. Without one it says so. BUDGET=600 ends it in time.
 test-cuda: $(INSTALLED)

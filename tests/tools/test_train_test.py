@@ -297,6 +297,7 @@ def test_two_processes_evaluate_as_one_does(trained, evaluated, sample, tmp_path
         CONFIG,
         trained[0] / 'iter_2.pth',
         2,
+        '--verbose',
         '--work-dir',
         tmp_path,
         *as_arguments(tiny_options(sample)),
