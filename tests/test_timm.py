@@ -18,6 +18,7 @@ import polynext_mm.timm  # noqa: F401 - registers
 from polynext_mm.nn import ARCHS
 from polynext_mm.weights import PUBLISHED, CheckpointError, downloads
 from tests.golden import Golden, image
+from tests.helpers import zipped
 from tests.helpers.checkpoints import imagenet_weights
 from tests.helpers.networks import ARCH
 from tests.helpers.programs import MM_PACKAGES, python, python_without
@@ -196,7 +197,7 @@ def test_gradient_checkpointing_computes_cells_again_and_changes_nothing(name):
         model(batch()).square().mean().backward()
         gradients.append([param.grad.clone() for param in model.parameters()])
     assert len(calls) == 1 + 2
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert all(torch.equal(a, b) for a, b in zipped(*gradients))
     counts = [n for key, n in model.named_buffers() if key.endswith('num_batches_tracked')]
     assert all(n == 2 for n in counts)  # once for each batch
 
@@ -278,7 +279,7 @@ def test_every_class_of_features_gives_the_same(name, feature_cls):
     assert not left.unexpected_keys and all('head' in key for key in left.missing_keys)
     assert other.feature_info.channels() == [arch_of(name).widths[i] for i in indices]
     features = model.eval()(batch())
-    for index, out in zip(indices, other.eval()(batch()), strict=True):
+    for index, out in zipped(indices, other.eval()(batch())):
         assert torch.equal(out, features[index])
 
 

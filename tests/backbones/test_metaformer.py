@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from polynext_mm.backbones.metaformer import METAFORMERS
 from polynext_mm.weights import CheckpointError
+from tests.helpers import zipped
 from tests.helpers.networks import randomized
 
 ARCHS = ('convformer_s18', 'caformer_s18')
@@ -131,7 +132,7 @@ def test_features_are_timms_in_channels_last_memory(arch):
     with torch.no_grad():
         outs = model(x)
         features = classifier(arch).forward_intermediates(x, intermediates_only=True)
-    for out, expected in zip(outs, features, strict=True):
+    for out, expected in zipped(outs, features):
         torch.testing.assert_close(out, expected, atol=2e-4, rtol=1e-4)
         assert out.is_contiguous(memory_format=torch.channels_last)
 
@@ -178,7 +179,7 @@ def test_checkpointing_changes_nothing_and_computes_blocks_again(arch):
         results.append(train_once(model, image(32, 32, batch=2)))
     assert len(calls) == 1 + 2
     (plain, plain_grads), (saving, saving_grads) = results
-    assert all(torch.equal(a, b) for a, b in zip(plain, saving, strict=True))
+    assert all(torch.equal(a, b) for a, b in zipped(plain, saving))
     assert plain_grads.keys() == saving_grads.keys()
     assert all(torch.equal(plain_grads[name], saving_grads[name]) for name in plain_grads)
 

@@ -14,6 +14,7 @@ from polynext_mm.backbones.multiscale import OutNorm
 from polynext_mm.compat.torch_features import COMPILE_CELLS
 from polynext_mm.nn import ARCHS, compiling, get_arch
 from tests.golden import image
+from tests.helpers import zipped
 from tests.helpers.checkpoints import imagenet_weights
 from tests.helpers.networks import TINY_ARCH, build, randomized
 from tests.marks import needs
@@ -44,7 +45,7 @@ def gradients(model, x) -> tuple[list, dict]:
 
 
 def assert_equal(first, second):
-    for a, b in zip(first, second, strict=True):
+    for a, b in zipped(first, second):
         assert torch.equal(a, b)
 
 
@@ -193,7 +194,7 @@ def test_outputs_are_in_contiguous_memory_on_request(out_norm):
     model = backbone(out_norm=out_norm, out_contiguous=True)
     model.load_state_dict(usual.state_dict())
     x = torch.randn(2, 3, 64, 96)
-    for out, other in zip(model(x), usual(x), strict=True):
+    for out, other in zipped(model(x), usual(x)):
         assert other.is_contiguous(memory_format=torch.channels_last)
         assert out.is_contiguous() and torch.equal(out, other)
 
@@ -507,7 +508,7 @@ def test_compiled_cells_compute_the_same(graphs):
     expected = evaluated_and_trained(False, torch.float64, autocast=False)
     actual = evaluated_and_trained(True, torch.float64, autocast=False)
     assert graphs()
-    for a, b in zip(actual, expected, strict=True):
+    for a, b in zipped(actual, expected):
         assert (a - b).norm() <= 1e-12 * b.norm()
 
 
@@ -518,7 +519,7 @@ def test_compiled_cells_are_as_exact_under_autocast(graphs):
     eager = evaluated_and_trained(False, torch.float32, autocast=True)
     compiled = evaluated_and_trained(True, torch.float32, autocast=True)
     assert graphs()
-    for a, b, c in zip(compiled, eager, exact, strict=True):
+    for a, b, c in zipped(compiled, eager, exact):
         assert (a - c).norm() <= 1.2 * (b - c).norm() <= 0.06 * c.norm()
 
 

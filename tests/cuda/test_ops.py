@@ -5,6 +5,7 @@ import torch
 
 from polynext_mm.nn import plain_ops, poly_attention, triton_ops
 from tests import op_cases
+from tests.helpers import zipped
 from tests.op_cases import OPS
 
 # Of a vector's length. Half precision rounds in several places.
@@ -39,7 +40,7 @@ def run(op, inputs):
 
 def assert_close(actual, expected, tolerance):
     largest = max(b.norm() for b in expected)
-    for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
+    for i, (a, b) in enumerate(zipped(actual, expected)):
         length = b.norm() if b.norm() > 1e-10 * largest else largest  # of what is only rounding
         off = (a.cpu().double() - b).norm() / length
         assert off < tolerance, (i, off.item())

@@ -8,6 +8,7 @@ import torch
 from polynext_mm.nn import ARCHS, PolyNeXt, plain_ops
 from tests import golden
 from tests.cuda.on_device import DEVICE, loss_of
+from tests.helpers import zipped
 from tests.helpers.networks import TINY_ARCH, randomized
 
 SIZE = (64, 96)
@@ -37,7 +38,7 @@ def features_and_gradient(model, device, dtype=None, model_dtype=torch.float32):
 
 
 def errors(actual, expected):
-    return [((a - b).norm() / b.norm()).item() for a, b in zip(actual, expected, strict=True)]
+    return [((a - b).norm() / b.norm()).item() for a, b in zipped(actual, expected)]
 
 
 @networks

@@ -7,6 +7,7 @@ from torch import nn
 from polynext_mm.deployment import UnsupportedModelError, fused, make_network
 from polynext_mm.deployment.networks import AnySizePool
 from tests.deployment import small
+from tests.helpers import zipped
 from tests.helpers.networks import build
 
 SIZES = [(32, 32), (33, 70), (96, 64)]
@@ -75,7 +76,7 @@ def test_detector(name, size):
         with_nms=False,
     )
     boxes, scores = make_network(model, preprocess=True)(images)
-    for own_boxes, own_scores, result in zip(boxes, scores, results, strict=True):
+    for own_boxes, own_scores, result in zipped(boxes, scores, results):
         # mm's are in the order of their scores, one for each class
         given = torch.cat(
             (own_boxes.repeat_interleave(scores.shape[-1], 0), own_scores.reshape(-1, 1)), 1
@@ -93,7 +94,7 @@ def test_features_are_those_of_the_backbone():
     network = make_network(model, 'features')
     assert network.output_names == ('feature_0', 'feature_1', 'feature_2', 'feature_3')
     with torch.no_grad():
-        for feature, expected in zip(network(images), model.backbone(images), strict=True):
+        for feature, expected in zipped(network(images), model.backbone(images)):
             assert feature.equal(expected)
 
 

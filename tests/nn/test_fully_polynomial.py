@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from polynext_mm.nn import ARCHS, PolyNeXt, PolyNeXtClassifier, get_arch, plain_ops
 from polynext_mm.weights.names import translate, translate_back
 from tests import golden
+from tests.helpers import zipped
 from tests.helpers.networks import TINY_ARCH, build
 
 # attention that is not divided by its own row sums multiplies the roundings of float32: the plain
@@ -124,7 +125,7 @@ def test_weights_and_statistics_are_resized_bilinearly_and_row_sums_by_tokens(si
     assert [math.ceil(side / 4) for side in other.norm_size] == [math.ceil(n / 4) for n in size]
     images = golden.image(size).double()
     with torch.no_grad():
-        for actual, expected in zip(model(images), other(images), strict=True):
+        for actual, expected in zipped(model(images), other(images)):
             torch.testing.assert_close(actual, expected)
 
 
@@ -196,7 +197,7 @@ def step(model, images):
 
 
 def assert_close(actual, expected, tolerance=1e-11):
-    for a, b in zip(actual, expected, strict=True):
+    for a, b in zipped(actual, expected):
         scale = max(1.0, b.abs().max().item())
         torch.testing.assert_close(a.double(), b.double(), rtol=0, atol=tolerance * scale)
 

@@ -8,6 +8,7 @@ from polynext_mm.nn import PolyNeXt, get_arch
 from polynext_mm.nn.cell import Cell, Stack, Stage
 from polynext_mm.nn.layers import Branch, PolyAttn, PolyConv, PolyMLP
 from polynext_mm.nn.ops import blocks
+from tests.helpers import zipped
 from tests.helpers.networks import TINY_ARCH, randomized
 
 HOOKED = (Branch, Stack, Cell, Stage)
@@ -22,7 +23,7 @@ def tensors(value) -> list[Tensor]:
 
 
 def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
-    for a, b in zip(actual, expected, strict=True):
+    for a, b in zipped(actual, expected):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * b.abs().max().item())
 
 

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from polynext_mm.nn import PolyNeXt, PolyNeXtClassifier, ops, plain_ops
 from polynext_mm.nn.layers import Branch, DepthwiseConv, LayerNorm
 from tests import golden
+from tests.helpers import zipped
 from tests.helpers.networks import TINY_ARCH, randomized
 
 NORMS = pytest.mark.parametrize('norm', ['ln', 'bn'])
@@ -28,7 +29,7 @@ def features(model: nn.Module, grad: bool = False) -> list[torch.Tensor]:
 
 
 def assert_close(actual, expected, tolerance=1e-11):
-    for a, b in zip(actual, expected, strict=True):
+    for a, b in zipped(actual, expected):
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance * b.abs().max().item())
 
 

@@ -7,6 +7,7 @@ from polynext_mm.nn import ARCHS, PolyNeXt
 from polynext_mm.nn.plain import PlainPolyNeXt
 from polynext_mm.weights.names import CLASSIFIER, DROPOUT_RATE, authors_to_ours, translate
 from tests.golden import Golden, authors_weights, image, loss
+from tests.helpers import zipped
 
 SIZE = (64, 96)
 SMALL = (16, 24)  # for strides 1, 2, 4
@@ -79,7 +80,7 @@ def assert_same_network(plain, fast, size=SIZE, tolerance=1e-12):
     fast_features, fast_grad = run(fast, size)
 
     assert_same(fast_grad, grad, tolerance)
-    for fast_feature, feature in zip(fast_features, features, strict=True):
+    for fast_feature, feature in zipped(fast_features, features):
         assert_same(fast_feature, feature, tolerance)
     gradients = translate({name: p.grad for name, p in plain.named_parameters()}, fast.arch)
     assert gradients.keys() == dict(fast.named_parameters()).keys()

@@ -10,6 +10,7 @@ from polynext_mm.compat.torch_features import CUSTOM_OPERATORS
 from polynext_mm.nn import ARCHS, Arch, PolyNeXt, PolyNeXtClassifier, get_arch, plain_ops
 from polynext_mm.weights.names import authors_to_ours, translate
 from tests import golden
+from tests.helpers import zipped
 from tests.marks import some_slow
 
 # published: million parameters, GMACs at 224 (classifier included), and the MACs counted in the
@@ -198,7 +199,7 @@ def features_and_gradients(model, plain, seed=0):
 
 
 def assert_same(actual, expected):
-    for a, b in zip(actual, expected, strict=True):
+    for a, b in zipped(actual, expected):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-11 * max(1, b.abs().max().item()))
 
 
@@ -232,5 +233,5 @@ def test_the_whole_network_exports_for_any_size(name):
     assert not any('polynext_mm' in operator for operator in operators)
     for size in ((64, 96), (128, 64)):
         image = golden.image(size, batch=2)
-        for exported, feature in zip(program.module()(image), model(image), strict=True):
+        for exported, feature in zipped(program.module()(image), model(image)):
             torch.testing.assert_close(exported, feature, rtol=1e-4, atol=1e-5)

@@ -8,6 +8,7 @@ from torch import nn
 
 from polynext_mm.nn import PolyNeXt, plain_ops, stage_weights
 from tests import golden
+from tests.helpers import zipped
 from tests.helpers.networks import TINY_ARCH, randomized
 
 
@@ -26,7 +27,7 @@ def exact(model: nn.Module) -> list[torch.Tensor]:
 
 
 def assert_close(actual, expected):
-    for a, b in zip(actual, expected, strict=True):
+    for a, b in zipped(actual, expected):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-11 * b.abs().max().item())
 
 

@@ -10,6 +10,7 @@ import torch
 from polynext_mm.nn import PolyNeXt, ops, plain_ops, triton_ops
 from polynext_mm.nn.ops import norms_triton
 from tests import golden, op_cases
+from tests.helpers import zipped
 from tests.helpers.networks import TINY_ARCH, Operators, randomized
 from tests.nn.ops import triton_interpreter
 
@@ -57,7 +58,7 @@ def errors(actual, expected):
     least = 1e-6 * max(b.norm() for b in expected)
     return [
         ((a.double() - b).norm() / b.norm().clamp_min(least)).item()
-        for a, b in zip(actual, expected, strict=True)
+        for a, b in zipped(actual, expected)
     ]
 
 
@@ -138,7 +139,7 @@ def test_a_network_whose_kernels_hand_on_narrow_copies_and_copies_of_weights(wit
         found.append([*features, *(p.grad for p in model.parameters() if p.grad is not None)])
     ours, theirs, exact = ([t.detach().double() for t in tensors] for tensors in found)
     least = 1e-3 * max(t.norm() for t in exact)
-    for a, b, c in zip(ours, theirs, exact, strict=True):
+    for a, b, c in zipped(ours, theirs, exact):
         eps = torch.finfo(torch.bfloat16).eps * (c.norm() + least)
         assert (a - c).norm() < 1.5 * (b - c).norm() + 4 * eps
 

@@ -7,6 +7,7 @@ import torch
 
 from polynext_mm.nn import PolyNeXt, get_arch
 from polynext_mm.nn.ops import blocks
+from tests.helpers import zipped
 
 # odd inner widths in the two stages of PolyConv
 ARCH = dataclasses.replace(
@@ -38,7 +39,7 @@ def test_the_size_of_blocks_changes_nothing(train, needs_grad, monkeypatch):
     expected = run(train, needs_grad)
     for block in BLOCKS:
         monkeypatch.setattr(blocks, 'CPU_BLOCK', block)
-        for actual, whole in zip(run(train, needs_grad), expected, strict=True):
+        for actual, whole in zipped(run(train, needs_grad), expected):
             torch.testing.assert_close(actual, whole, rtol=0, atol=1e-12 * whole.abs().max().item())
 
 

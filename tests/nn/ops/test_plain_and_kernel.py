@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from polynext_mm.nn import plain_ops
+from tests.helpers import zipped
 from tests.op_cases import OPS, channel_batch_norm, norm_of_pair, poly_attn, poly_conv, poly_mlp
 
 every_op = pytest.mark.parametrize('make', OPS, ids=lambda make: make.__name__)
@@ -19,7 +20,7 @@ def run(op, inputs, plain):
 
 
 def assert_equal(actual, expected, tolerance=1e-13):
-    for a, b in zip(actual, expected, strict=True):
+    for a, b in zipped(actual, expected):
         assert a.shape == b.shape and a.dtype == b.dtype
         scale = max(1.0, b.abs().max().item()) if b.numel() else 1.0
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance * scale)
