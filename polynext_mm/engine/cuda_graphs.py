@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..backbones.polynext import PolyNeXt
 from ..compat.mmengine import accumulative_counts
 from . import models
-from .reproducibility import random_state, set_random_state
+from .random_numbers import random_state, set_random_state
 from .training_scope import stop_after_training
 
 

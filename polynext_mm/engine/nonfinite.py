@@ -17,7 +17,7 @@ from ..compat.mmengine import run_forward
 from . import models
 from .checkpoints.saving import NonFiniteError, checkpoint_hook, save_nonfinite
 from .processes import any_rank
-from .reproducibility import random_state, set_random_state
+from .random_numbers import random_state, set_random_state
 from .training_scope import stop_after_training
 
 

@@ -6,13 +6,10 @@ many workers there are, or how often the run was interrupted. The random numbers
 (dropout, drop path, sampling of regions) come from the process's generators, whose state is saved.
 """
 
-import contextlib
 import itertools
-import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine import dist
 from mmengine.hooks import CheckpointHook, Hook
@@ -21,58 +18,10 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
 
 from ..compat import mmengine as private
-from ..compat import torch_features
 from ..weights import CheckpointError
 from .checkpoints.saving import RESUME, AtomicCheckpointHook
 from .processes import on_main
-
-# Random numbers of a process
-
-
-def random_state() -> dict:
-    """Return the state of all random number generators of this process, as plain values."""
-    version, internal, gauss_next = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    state = dict(
-        python=(version, torch.tensor(internal), gauss_next),
-        numpy=(name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
-        torch=torch.get_rng_state(),
-    )
-    if accelerator := torch_features.accelerator():
-        state[accelerator] = torch_features.device_module(accelerator).get_rng_state()
-    return state
-
-
-def set_random_state(state: dict) -> None:
-    """Restore what :func:`random_state` returned, on whatever device its tensors are."""
-    version, internal, gauss_next = state['python']
-    random.setstate((version, tuple(internal.tolist()), gauss_next))
-    name, keys, *rest = state['numpy']
-    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state['torch'].cpu())
-    accelerator = torch_features.accelerator()
-    if accelerator in state:
-        torch_features.device_module(accelerator).set_rng_state(state[accelerator].cpu())
-
-
-@contextlib.contextmanager
-def seeded(*numbers: int) -> Iterator[None]:
-    """Seed all generators with ``numbers`` within this context, and restore them afterwards."""
-    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    words = np.random.SeedSequence(numbers).generate_state(4)
-    random.seed(int(words[0]))
-    np.random.seed(words[1:3])
-    # the CPU generator: torch.manual_seed would initialize CUDA, which workers must not
-    torch.default_generator.manual_seed(int(words[3]))
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(pytorch)
-
-
-# Data
+from .random_numbers import random_state, seeded, set_random_state
 
 
 class _Numbered(int):
@@ -201,9 +150,6 @@ class _Batches:
 
     def skip_iter(self, num_iters: int) -> None:
         """Do nothing: the batch sampler skips."""
-
-
-# The hook
 
 
 @HOOKS.register_module()

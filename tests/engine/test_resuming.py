@@ -14,7 +14,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim import LinearLR, MultiStepLR, OptimWrapper
 
 from polynext_mm.engine.checkpoints import resuming
-from polynext_mm.engine.reproducibility import random_state, set_random_state
+from polynext_mm.engine.random_numbers import random_state, set_random_state
 from polynext_mm.weights import CheckpointError
 from tests.engine.runs import config, differences, saved, train
 from tests.marks import some_slow

@@ -32,7 +32,7 @@ def training_checkpoint(state_dict: dict[str, Tensor]) -> dict:
     """A checkpoint as of a training: with logs, optimizer and random states."""
     from mmengine.logging import HistoryBuffer
 
-    from polynext_mm.engine.reproducibility import random_state
+    from polynext_mm.engine.random_numbers import random_state
 
     return dict(
         meta=dict(epoch=0, iter=2, seed=0, cfg='model = dict()'),

@@ -7,19 +7,15 @@ hook.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import os
-import random
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
@@ -29,6 +25,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ...compat.mmengine import loops as built_loops
+from ..random_numbers import restored
 from .coco import CocoAudit, audit_coco, read_coco
 from .config import TASKS, check_config, datasets_of, metainfo_of
 from .decoding import Decoder, count_ids, image_decoder, read_header
@@ -485,7 +482,7 @@ def check_samples(loader: DataLoader) -> None:
     for leaf in unchecked:
         pipeline = _pipeline(leaf)
         if isinstance(pipeline, CheckedPipeline):
-            with _same_random_numbers():
+            with restored():  # what follows draws the same numbers
                 _load_some(leaf, pipeline)
 
 
@@ -542,15 +539,3 @@ def _tell_of_pixels(leaf: Any, positions: Sequence[int], decoder: Decoder) -> No
         if bits > 8:
             print_log(str(bits_finding(path, bits)), logger='current', level=logging.WARNING)
             return
-
-
-@contextlib.contextmanager
-def _same_random_numbers() -> Iterator[None]:
-    """Restore the random state afterwards, so that what follows draws the same numbers."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
