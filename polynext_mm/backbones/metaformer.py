@@ -20,7 +20,7 @@ from torch import Tensor
 from ..compat.optional import require_timm
 from ..nn.arch import is_number
 from ..weights import loading, tensor_checks, timm_hub
-from ..weights.names import BACKBONE, renamed
+from ..weights.names import renamed
 from .multiscale import MultiScale, check_bools, refuse_pretrained
 
 METAFORMERS = tuple(
@@ -72,6 +72,7 @@ class MetaFormer(MultiScale):
         *(f'res_scale{i}.scale' for i in (1, 2)),
         *(f'{act}.{kind}' for act in ('act', 'act1') for kind in ('scale', 'bias')),
     )
+    cells_name = 'blocks'
 
     def __init__(
         self,
@@ -154,27 +155,6 @@ class MetaFormer(MultiScale):
         left_over += [*classifier, *unused_norms]
         report = loading.report('MetaFormer', len(weights), len(expected), source, fresh, left_over)
         return report + adapted
-
-    def get_layer_depth(self, param_name: str, prefix: str = BACKBONE) -> tuple[int, int]:
-        """Return the depth of a parameter and the number of depths, for layer-wise learning rates.
-
-        0 is the stem; then comes one depth per block, the first of a stage with the downsampling
-        before it; output norms are last.
-
-        Args:
-            param_name: Name of the parameter in the whole model.
-            prefix: Of the backbone in the model.
-        """
-        depths = [len(stage.blocks) for stage in self.stages]
-        total = sum(depths) + 2
-        parts = param_name.removeprefix(prefix).split('.')
-        if parts[0] == 'stem':
-            return 0, total
-        if parts[0] != 'stages':
-            return total - 1, total
-        stage = int(parts[1])
-        block = int(parts[3]) if parts[2] == 'blocks' else 0
-        return 1 + sum(depths[:stage]) + block, total
 
 
 @CheckpointLoader.register_scheme(timm_hub.SCHEME, force=True)

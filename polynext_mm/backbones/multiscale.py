@@ -35,8 +35,8 @@ class OutNorm(nn.LayerNorm):
 class MultiScale(BaseModule):
     """A stem and stages, some of whose features are returned.
 
-    A subclass has ``stem`` and ``stages``, defines :meth:`forward_stages`, :meth:`adapt` and
-    :meth:`get_layer_depth`, and calls :meth:`set_outputs` at the end of its constructor.
+    A subclass has ``stem`` and ``stages``, defines :meth:`forward_stages` and :meth:`adapt`,
+    and calls :meth:`set_outputs` at the end of its constructor.
 
     Attributes:
         out_indices: Stages to return, from 0.
@@ -50,6 +50,9 @@ class MultiScale(BaseModule):
 
     #: Endings of the names of learned scales, which no recipe decays.
     scales: tuple[str, ...] = ()
+
+    #: Name of the list of cells in a stage.
+    cells_name = 'cells'
 
     def set_outputs(
         self,
@@ -140,11 +143,23 @@ class MultiScale(BaseModule):
     def get_layer_depth(self, param_name: str, prefix: str = BACKBONE) -> tuple[int, int]:
         """Return the depth of a parameter and the number of depths, for layer-wise learning rates.
 
+        The stem has depth 0, every cell with the downsampling before it one more than the previous,
+        and the output norms come last.
+
         Args:
             param_name: Name of the parameter in the whole model.
             prefix: Prefix of the backbone's parameters in the model.
         """
-        raise NotImplementedError
+        depths = [len(getattr(stage, self.cells_name)) for stage in self.stages]
+        total = sum(depths) + 2
+        parts = param_name.removeprefix(prefix).split('.')
+        if parts[0] == 'stem':
+            return 0, total
+        if parts[0] != 'stages':
+            return total - 1, total
+        stage = int(parts[1])
+        cell = int(parts[3]) if parts[2] == self.cells_name else 0
+        return 1 + sum(depths[:stage]) + cell, total
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the features of ``out_indices``, in channels-last memory or contiguous.

@@ -183,30 +183,6 @@ class PolyNeXt(PolyNeXtNetwork, MultiScale):
     ) -> str:
         return loading.adapt(self, state_dict, prefix, source, self.adapt_stem)
 
-    def get_layer_depth(self, param_name: str, prefix: str = 'backbone.') -> tuple[int, int]:
-        """Return the depth of a parameter, for layer-wise learning rates.
-
-        The stem has depth 0, every cell with the downsampling before it one more than the previous,
-        and the output norms come last.
-
-        Args:
-            param_name: Name of the parameter in the whole model.
-            prefix: Prefix of the backbone's parameters in the model.
-
-        Returns:
-            The depth of the parameter, and the number of depths.
-        """
-        depths = self.arch.depths
-        total = sum(depths) + 2
-        parts = param_name.removeprefix(prefix).split('.')
-        if parts[0] == 'stem':
-            return 0, total
-        if parts[0] != 'stages':
-            return total - 1, total
-        stage = int(parts[1])
-        cell = int(parts[3]) if parts[2] == 'cells' else 0
-        return 1 + sum(depths[:stage]) + cell, total
-
     def set_loss_scale(self, scale: float | Tensor) -> None:
         """Set the factor that the loss is multiplied by before backward.
 
