@@ -208,7 +208,7 @@ def _add_grad_kernel(
         z = tl.load(z_ptr + place, mask=valid, other=0.0).to(tl.float32)
         mean = tl.load(mean_ptr + rows, mask=rows < n_rows, other=0.0)
         rstd = tl.load(rstd_ptr + rows, mask=rows < n_rows, other=0.0)
-        normalized = tl.where(valid, (z - mean[:, None]) * rstd[:, None], 0.0)
+        normalized = (z - mean[:, None]) * rstd[:, None]  # where invalid, its gradient is zero
         grad = tl.load(grad_ptr + place, mask=valid, other=0.0).to(tl.float32)
         if keep_ptr is not None:
             keep = tl.load(keep_ptr + rows // rows_per_sample, mask=rows < n_rows, other=0.0)
@@ -286,7 +286,7 @@ def _sum_grad_kernel(
         total = tl.load(total_ptr + place, mask=valid, other=0.0).to(tl.float32)
         mean = tl.load(mean_ptr + rows, mask=rows < n_rows, other=0.0)
         rstd = tl.load(rstd_ptr + rows, mask=rows < n_rows, other=0.0)
-        normalized = tl.where(valid, (total - mean[:, None]) * rstd[:, None], 0.0)
+        normalized = (total - mean[:, None]) * rstd[:, None]  # where invalid, its gradient is zero
         grad = tl.load(grad_ptr + place, mask=valid, other=0.0).to(tl.float32)
         of_weight += grad * normalized
         grad = _through_norm(grad * weight, normalized, rstd, WIDTH)
