@@ -43,7 +43,7 @@ from measure import limit_memory, say, seconds
 from polynext_mm.commands.arguments import positive
 from polynext_mm.nn import ARCHS, PolyNeXtClassifier
 from polynext_mm.weights.published import PUBLISHED
-from report import Record, environment, markdown, new_figure
+from report import Record, machine, markdown, new_figure
 from subjects import DEVICES, DTYPES, Setting, check_device, make_step
 
 MODES = ('inference', 'train')
@@ -218,7 +218,7 @@ def measure(
             )
     else:
         kept = wanted | {
-            'environment': environment(settings[0], rounds, warmup),
+            'environment': machine(settings[0]),
             'parameters': {},
             'seconds': {setting.mode: {name: [] for name in names} for setting in settings},
         }

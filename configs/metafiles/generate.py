@@ -365,7 +365,7 @@ def classifier_cost(name: str) -> Cost:
 def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     lines = [header, ['---'] * len(header), *lines]
     return (
-        '\n'.join(f'| {" | ".join(line)} |'.replace('|  |', '| |') for line in lines)
+        '\n'.join(re.sub(r'\|  (?=\|)', '| ', f'| {" | ".join(line)} |') for line in lines)
         .replace('| --- ', '|---')
         .replace('|--- |', '|---|')
     )

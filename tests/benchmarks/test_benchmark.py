@@ -81,6 +81,18 @@ def test_exported_models_are_compared(tmp_path):
 
 
 @pytest.mark.slow
+def test_whole_segmentors_are_compared(tmp_path):
+    labels = ['uper:convformer_s18:channels_last', 'uper:cpolynext_t']
+    options = ('--mode', 'train', '--batch', 2, '--sizes', '64x64', '--memory')
+    report = run(tmp_path, '--models', *labels, *options)
+    records = read_results(tmp_path, report, 'results')
+    assert [record['model'] for record in records] == labels
+    assert_positive(records, 'time ratio', 'peak MiB')
+    weights = 54e6 * 4 / MIB
+    assert 2 * weights < float(records[0]['peak MiB']) < 4 * weights  # and gradients, and maps
+
+
+@pytest.mark.slow
 def test_peak_memory_of_training(tmp_path):
     report = run(tmp_path, '--models', *MODELS, '--mode', 'train', '--sizes', '64x64', '--memory')
     assert 'process of its own' in report

@@ -31,7 +31,7 @@ def test_its_cells_run(tmp_path, monkeypatch, capsys):
     program = replaced(
         program,
         ("'../work_dirs/notebook'", repr(str(tmp_path))),
-        ('iterations = 300', 'iterations = 2'),
+        ('iterations = 300', 'iterations = 32'),
     )
     names = {}
     exec(compile(program, str(NOTEBOOK), 'exec'), names)
