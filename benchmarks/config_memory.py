@@ -17,9 +17,10 @@ from mmengine.config import Config, DictAction
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.structures import InstanceData, PixelData
+from mmengine.structures import InstanceData
 
 import polynext_mm  # noqa: F401 - registers
+import segmentors
 from measure import ENVIRONMENT, cpu_peak
 from subjects import Workload
 
@@ -29,12 +30,7 @@ _OBJECTS = 7  # of an image of COCO, on average
 
 def segmentation_batch(images: int, size: tuple[int, int]) -> dict:
     """Return images with ten classes in stripes, as mmseg's data loaders do."""
-    from mmseg.structures import SegDataSample
-
-    labels = torch.linspace(0, 9.99, size[1]).long().expand(1, *size).contiguous()
-    shapes = dict(img_shape=size, ori_shape=size, pad_shape=size)
-    sample = SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo=shapes)
-    return _batch(images, size, sample)
+    return _batch(images, size, segmentors.sample(size))
 
 
 def detection_batch(images: int, size: tuple[int, int]) -> dict:

@@ -60,12 +60,18 @@ class Report:
 
 def environment(setting: Setting, rounds: int, warmup: int) -> str:
     """List what the figures depend on, and whether the machine is busy with something else."""
+    return (
+        f'- {setting.dtype}, batch {setting.batch}, {rounds} interleaved rounds after {warmup} '
+        f'warm-up steps, on {setting.device}\n{machine(setting)}'
+    )
+
+
+def machine(setting: Setting) -> str:
+    """List what the figures depend on besides their setting."""
     cores, load = os.cpu_count() or 1, os.getloadavg()
     lines = [
         ', '.join(f'{name} {_version(name)}' for name in ('torch', 'timm', 'polynext-mm')),
         f'{_cpu_name()}, {cores} cores, {setting.threads} threads used',
-        f'{setting.dtype}, batch {setting.batch}, {rounds} interleaved rounds after {warmup} '
-        f'warm-up steps, on {setting.device}',
         'load average before: {:.2f} {:.2f} {:.2f}'.format(*load),
     ]
     module = torch.get_device_module(setting.device)

@@ -9,12 +9,12 @@
 
 A model is the name of an arch (ours), ``plain:ARCH`` (the paper's equations in ordinary torch),
 ``timm:NAME`` (any timm model with ``features_only``, in the faster memory format unless
-``:contiguous`` or ``:channels_last`` follows), or ``onnxruntime:ARCH`` or ``openvino:ARCH`` (ours,
-as these run the exported ONNX file). Modifiers come last: ``+compile`` for models in torch,
-``+graph`` for these as one CUDA graph, ``+fuse`` (weights folded for inference) and ``+cp``
-(checkpointed cells) for ours. All models
-return the features of their stages; training is forward and backward of the sum of the features'
-means, without an optimizer.
+``:contiguous`` or ``:channels_last`` follows), ``onnxruntime:ARCH`` or ``openvino:ARCH`` (ours, as
+these run the exported ONNX file), or ``uper:BACKBONE`` (UperNet as a whole with 150 classes;
+benchmarks/segmentors.py has the peers' names). Modifiers come last: ``+compile`` for backbones in
+torch, ``+graph`` for these as one CUDA graph, ``+fuse`` (weights folded for inference) and ``+cp``
+(checkpointed cells) for ours. Backbones return the features of their stages; training is forward
+and backward of the sum of the features' means, or of a segmentor's losses, without an optimizer.
 
 benchmarks/measure.py describes how time and memory are measured.
 """
@@ -157,6 +157,8 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError(f'{subject.label} is for --device cuda')
         if 'fuse' in subject.modifiers and 'train' in args.mode:
             raise ValueError(f'{subject.label} is for inference only: leave out +fuse or train')
+        if subject.kind == 'uper' and 'train' in args.mode and args.batch < 2:
+            raise ValueError(f'{subject.label} trains on two images or more: --batch 2')
         if subject.kind in PROGRAMS and (
             'train' in args.mode or args.dtype != 'float32' or args.device != 'cpu'
         ):
@@ -169,6 +171,9 @@ def check(args: argparse.Namespace) -> None:
                 f'{subject.label}: --profile, --floor and --count need a memory format: '
                 f'write {subject.label.replace(subject.name, subject.name + ":channels_last")}'
             )
+    for subject in (args.floor, *args.count):
+        if subject is not None and subject.kind == 'uper':
+            raise ValueError(f'{subject.label}: --floor and --count take backbones alone')
     if args.floor is not None and (args.dtype != 'float32' or args.device != 'cpu'):
         raise ValueError('--floor is for float32 on the CPU')
     labels = [subject.label for subject in args.models]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import exported
+import segmentors
 from polynext_mm.nn import ARCHS, PolyNeXt, poly_attention
 from polynext_mm.nn.ops.poly_attention import plain as plain_attention
 from polynext_mm.nn.plain import PlainPolyNeXt
@@ -23,12 +24,14 @@ MODIFIERS = {
     'ours': ('fuse', 'compile', 'cp', 'graph'),
     'plain': ('compile', 'graph'),
     'timm': ('compile', 'graph'),
+    'uper': (),
     **dict.fromkeys(exported.PROGRAMS, ()),
 }
 KIND_FORMATS = {
     'ours': 'channels_last',
     'plain': 'contiguous',
     'timm': None,
+    'uper': None,
     **dict.fromkeys(exported.PROGRAMS, 'contiguous'),
 }
 MEMORY_FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
@@ -86,9 +89,9 @@ class Subject:
 
     Args:
         label: The name in the report.
-        kind: 'ours', 'plain', 'timm', 'attention', or a program that runs an exported graph of
-            ours.
-        name: An arch, a timm model or a key of ATTENTION.
+        kind: 'ours', 'plain', 'timm', 'uper', 'attention', or a program that runs an exported
+            graph of ours.
+        name: An arch, a timm model, a backbone of segmentors.py or a key of ATTENTION.
         memory_format: A key of MEMORY_FORMATS, or None for the faster one.
         modifiers: Some of MODIFIERS[kind].
     """
@@ -116,8 +119,8 @@ class Workload:
 def parse_subject(label: str) -> Subject:
     """Parse a label: a model, with any ``+MODIFIER`` last.
 
-    A model is ``ARCH``, ``plain:ARCH``, ``timm:NAME[:MEMORY_FORMAT]``, ``onnxruntime:ARCH`` or
-    ``openvino:ARCH``.
+    A model is ``ARCH``, ``plain:ARCH``, ``timm:NAME[:MEMORY_FORMAT]``,
+    ``uper:BACKBONE[:MEMORY_FORMAT]``, ``onnxruntime:ARCH`` or ``openvino:ARCH``.
 
     Raises:
         ValueError: For an unknown kind, name, memory format or modifier, naming the valid ones.
@@ -127,16 +130,18 @@ def parse_subject(label: str) -> Subject:
     if kind not in MODIFIERS:
         raise ValueError(
             f'{label}: unknown kind of model {kind!r}: write ARCH, plain:ARCH, timm:NAME, '
-            f'onnxruntime:ARCH or openvino:ARCH, where ARCH is one of {", ".join(ARCHS)}'
+            f'uper:BACKBONE, onnxruntime:ARCH or openvino:ARCH, where ARCH is one of '
+            f'{", ".join(ARCHS)}'
         )
+    names = segmentors.BACKBONES if kind == 'uper' else tuple(ARCHS)
     if kind == 'timm':
         _check_timm(label, name)
-    elif name not in ARCHS:
-        raise ValueError(f'{label}: unknown arch {name!r}: choose one of {", ".join(ARCHS)}')
+    elif name not in names:
+        raise ValueError(f'{label}: unknown arch {name!r}: choose one of {", ".join(names)}')
     if kind in exported.PROGRAMS and importlib.util.find_spec(kind) is None:
         raise ValueError(f'{label} needs {kind}: pip install {kind}')
-    if rest and kind != 'timm':
-        raise ValueError(f'{label}: only timm models take a memory format')
+    if rest and KIND_FORMATS[kind] is not None:
+        raise ValueError(f'{label}: only timm: and uper: models take a memory format')
     if rest and (len(rest) > 1 or rest[0] not in MEMORY_FORMATS):
         raise ValueError(f'{label}: after the name write :{" or :".join(MEMORY_FORMATS)}')
     for modifier in modifiers:
@@ -208,20 +213,39 @@ def make_workload(subject: Subject, setting: Setting) -> Workload:
         return _attention_workload(subject, setting)
     if subject.kind in exported.PROGRAMS:
         return _exported_workload(subject, setting)
-    train = setting.mode == 'train'
-    model = build_model(subject).to(setting.device).train(train)
+    if subject.kind == 'uper':
+        model = segmentors.build(subject.name)
+        model = model.to(memory_format=MEMORY_FORMATS[subject.memory_format])
+    else:
+        model = build_model(subject)
+    model.to(setting.device).train(setting.mode == 'train')
+    step = make_step(model, setting, subject.memory_format)
+    run = _captured(step) if 'graph' in subject.modifiers else step
+    return Workload(run, _bytes([*model.parameters(), *model.buffers()]))
+
+
+def make_step(model: nn.Module, setting: Setting, memory_format: str) -> Callable[[], None]:
+    """Return a step of a model that is on the device and in the mode of a setting.
+
+    Args:
+        model: Maps images to features or logits, whose means are the loss, or is a segmentor.
+        setting: A segmentor trains on two images or more: its batch norms see maps of one pixel.
+        memory_format: Of the images, a key of MEMORY_FORMATS.
+    """
     images = torch.randn(setting.batch, 3, *setting.size, device=setting.device)
-    images = images.contiguous(memory_format=MEMORY_FORMATS[subject.memory_format])
+    images = images.contiguous(memory_format=MEMORY_FORMATS[memory_format])
+    train = setting.mode == 'train'
+    forward = segmentors.forward(model, images, train) if hasattr(model, 'decode_head') else model
 
     def step():
         with torch.set_grad_enabled(train), autocast(setting):
-            features = model(images)
+            outputs = forward(images)
         if train:
-            sum(feature.float().mean() for feature in features).backward()
+            outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+            sum(output.float().mean() for output in outputs).backward()
             model.zero_grad(set_to_none=True)
 
-    run = _captured(step) if 'graph' in subject.modifiers else step
-    return Workload(run, _bytes([*model.parameters(), *model.buffers()]))
+    return step
 
 
 def _captured(step: Callable[[], None]) -> Callable[[], None]:

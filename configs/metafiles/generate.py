@@ -1,14 +1,16 @@
 """Generate the metafiles, and the tables of configs and models: ``make tables``.
 
-Writes the metafiles beside this file, model-index.yml, the tables in configs/README.md and the
-table of models in README.md. What a config says is read from it, and costs are counted; published
-and measured figures are below. tests/configs/test_tables.py fails if a file is out of date.
+Writes the metafiles beside this file, model-index.yml, and tables in configs/README.md, README.md
+and docs/performance.md. What a config says is read from it, and costs are counted; segmentors were
+measured by benchmarks/accuracy_against_time.py, and other figures are below.
+tests/configs/test_tables.py fails if a file is out of date.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +24,10 @@ from polynext_mm.weights import PUBLISHED
 
 METAFILES = Path(__file__).resolve().parent
 ROOT = METAFILES.parents[1]
+sys.path.append(str(ROOT / 'benchmarks'))
+import accuracy_against_time as ade20k  # noqa: E402 - found there
+
+ADE20K_TIMES = ROOT / 'benchmarks' / 'ade20k_times.json'
 
 # Collections: the beginning of a config's name, the method, the title and address of its paper.
 COLLECTIONS = {
@@ -93,7 +99,10 @@ DATA = {
 }
 OWN_SAMPLES = ('demo/materials', 'demo/landcover')  # no models of a zoo: not in the metafiles
 # of the peers, published in the paper of PolyNeXt; those of PolyNeXt are in polynext_mm.weights
-PEERS = {'upernet_convformer_s18_ade20k': 48.6, 'upernet_caformer_s18_ade20k': 48.9}
+PEERS = {
+    f'upernet_{name}_ade20k': ade20k.TASKS['ade20k'].networks[name].accuracy
+    for name in ('convformer_s18', 'caformer_s18')
+}
 MEASURED = {
     'upernet_cpolynext_materials': '76.6 mIoU',
     'atss_cpolynext_materials_pretrained': 'AP50 .702 (1409 iterations)',
@@ -333,6 +342,21 @@ def models_table() -> str:
     return _table((*header, 'widths'), lines)
 
 
+def measured_segmentors() -> tuple[str, str]:
+    """Return the tables of README.md and docs/performance.md, with what was measured and how."""
+    kept = ade20k.read(ADE20K_TIMES)
+    published, measured = ade20k.published(kept), ade20k.table(kept)
+    return (
+        _table(list(published[0]), [[str(cell) for cell in row.values()] for row in published]),
+        f'{ade20k.conditions(kept)}:\n\n{kept["environment"]}\n\n'
+        + _table([key.strip() for key in measured[0]], [_cells_of(row) for row in measured]),
+    )
+
+
+def _cells_of(row: Mapping[str, str | float | None]) -> list[str]:
+    return [cell if isinstance(cell, str) else f'{cell:.0f}' for cell in row.values()]
+
+
 def classifier_cost(name: str) -> Cost:
     with torch.device('meta'):
         return count(PolyNeXtClassifier(name), (3, 224, 224))
@@ -341,7 +365,7 @@ def classifier_cost(name: str) -> Cost:
 def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     lines = [header, ['---'] * len(header), *lines]
     return (
-        '\n'.join(f'| {" | ".join(line)} |'.replace('|  |', '| |') for line in lines)
+        '\n'.join(re.sub(r'\|  (?=\|)', '| ', f'| {" | ".join(line)} |') for line in lines)
         .replace('| --- ', '|---')
         .replace('|--- |', '|---|')
     )
@@ -365,14 +389,22 @@ def contents(costs: Costs) -> dict[Path, str]:
         )
     listed = [str(path.relative_to(ROOT)) for path in written]
     written[ROOT / 'model-index.yml'] = yaml.safe_dump({'Import': listed})
-    parts = {'configs/README.md': config_tables(found), 'README.md': models_table()}
-    for name, part in parts.items():
-        path = ROOT / name
-        start, end = '<!-- written by `make tables` -->\n', '\n<!-- to here -->'
-        before, _, rest = path.read_text(encoding='utf-8').partition(start)
-        _, found_end, after = rest.partition(end)
-        assert found_end, f'{name} has no part between {start!r} and {end!r}'
-        written[path] = f'{before}{start}\n{part}\n{end}{after}'
+    of_readme, of_performance = measured_segmentors()
+    parts = {
+        'configs/README.md': [config_tables(found)],
+        'README.md': [of_readme, models_table()],
+        'docs/performance.md': [of_performance],
+    }
+    for name, in_order in parts.items():
+        text = (ROOT / name).read_text(encoding='utf-8')
+        before, *rest = text.split('<!-- written by `make tables` -->\n')
+        assert len(rest) == len(in_order), (
+            f'{name} has {len(rest)} parts: {len(in_order)} are written'
+        )
+        for part, old in zip(in_order, rest):
+            _, end, after = old.partition('\n<!-- to here -->')
+            before += f'<!-- written by `make tables` -->\n\n{part}\n{end}{after}'
+        written[ROOT / name] = before
     return written
 
 

@@ -81,6 +81,18 @@ def test_exported_models_are_compared(tmp_path):
 
 
 @pytest.mark.slow
+def test_whole_segmentors_are_compared(tmp_path):
+    labels = ['uper:convformer_s18:channels_last', 'uper:cpolynext_t']
+    options = ('--mode', 'train', '--batch', 2, '--sizes', '64x64', '--memory')
+    report = run(tmp_path, '--models', *labels, *options)
+    records = read_results(tmp_path, report, 'results')
+    assert [record['model'] for record in records] == labels
+    assert_positive(records, 'time ratio', 'peak MiB')
+    weights = 54e6 * 4 / MIB
+    assert 2 * weights < float(records[0]['peak MiB']) < 4 * weights  # and gradients, and maps
+
+
+@pytest.mark.slow
 def test_peak_memory_of_training(tmp_path):
     report = run(tmp_path, '--models', *MODELS, '--mode', 'train', '--sizes', '64x64', '--memory')
     assert 'process of its own' in report
@@ -205,11 +217,14 @@ def test_busy_times_are_doubted():
     [
         ('cpolynext_x', 'choose one of cpolynext_t, cpolynext_s'),
         ('plain:convformer_s18', 'choose one of cpolynext_t, cpolynext_s'),
-        ('torchvision:convnext_tiny', 'write ARCH, plain:ARCH, timm:NAME, onnxruntime:ARCH or '),
+        ('torchvision:convnext_tiny', 'write ARCH, plain:ARCH, timm:NAME, uper:BACKBONE, onnx'),
         ('timm:convformer_s17', 'did you mean convformer_s18'),
         ('timm:convformer_s18:fast', 'write :contiguous or :channels_last'),
         ('timm:convformer_s18:contiguous:fast', 'write :contiguous or :channels_last'),
-        ('plain:cpolynext_t:contiguous', 'only timm models take a memory format'),
+        ('plain:cpolynext_t:contiguous', 'only timm: and uper: models take a memory format'),
+        ('uper:swin', 'choose one of cpolynext_t, .*convnext_small, swin_tiny$'),
+        ('uper:swin_tiny:fast', 'write :contiguous or :channels_last'),
+        ('uper:cpolynext_s+cp', 'uper models take none'),
         ('cpolynext_t+fast', r'take \+fuse, \+compile, \+cp'),
         ('timm:convformer_s18+cp', r'timm models take \+compile, \+graph$'),
         ('onnxruntime:cpolynext_x', 'choose one of cpolynext_t, cpolynext_s'),
@@ -238,6 +253,8 @@ def test_unknown_models_are_named_with_what_there_is(label, message):
         (('--floor', 'timm:convformer_s18'), 'write timm:convformer_s18:channels_last'),
         (('--floor', 'cpolynext_t', '--dtype', 'bfloat16'), 'for float32 on the CPU'),
         (('--models', 'onnxruntime:cpolynext_t', '--mode', 'train'), 'inference in float32'),
+        (('--models', 'uper:swin_tiny', '--mode', 'train'), 'two images or more: --batch 2'),
+        (('--count', 'uper:swin_tiny:contiguous'), 'take backbones alone'),
         (('--profile', 'onnxruntime:cpolynext_t'), 'only --models takes onnxruntime'),
         (('--models', 'cpolynext_t', '--device', 'xpu'), 'no xpu device: use --device cpu'),
     ],

@@ -184,6 +184,7 @@ def parser_of(script: str) -> Callable[[Sequence[str]], argparse.Namespace]:
 def _module(script: str):
     spec = importlib.util.spec_from_file_location(Path(script).stem + '_of_docs', ROOT / script)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
     with mock.patch.object(sys, 'path', [str((ROOT / script).parent), *sys.path]):
         spec.loader.exec_module(module)
     return module
