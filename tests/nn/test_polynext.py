@@ -163,11 +163,12 @@ def test_fused_network_computes_the_same(name):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['cpolynext_t', 'apolynext_t'])
 def test_the_whole_network_compiles_to_one_graph(name):
-    model = PolyNeXt(name).eval()
+    # in float64: compilers take the equations, whose rounding differs from that of the kernels
+    model = PolyNeXt(name).double().eval()
     compiled = torch.compile(model, fullgraph=True, backend='eager')
     with torch.no_grad():
         for size in ((64, 64), (64, 96)):
-            image = golden.image(size)
+            image = golden.image(size).double()
             for a, b in zip(model(image), compiled(image)):
                 torch.testing.assert_close(a, b)
     torch._dynamo.reset()
@@ -224,14 +225,16 @@ def test_checkpointed_cells_are_computed_again_in_the_form_that_forward_took():
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['cpolynext_t', 'apolynext_t'])
 def test_the_whole_network_exports_for_any_size(name):
-    model = PolyNeXt(name).eval()
+    model = PolyNeXt(name).double().eval()
     height, width = (torch.export.Dim(side, min=2, max=32) for side in 'hw')
     program = torch.export.export(
-        model, (golden.image((64, 96), batch=2),), dynamic_shapes=({2: 32 * height, 3: 32 * width},)
+        model,
+        (golden.image((64, 96), batch=2).double(),),
+        dynamic_shapes=({2: 32 * height, 3: 32 * width},),
     )
     operators = {str(node.target) for node in program.graph.nodes}
     assert not any('polynext_mm' in operator for operator in operators)
     for size in ((64, 96), (128, 64)):
-        image = golden.image(size, batch=2)
+        image = golden.image(size, batch=2).double()
         for exported, feature in zipped(program.module()(image), model(image)):
-            torch.testing.assert_close(exported, feature, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(exported, feature)
