@@ -278,6 +278,7 @@ def test_binary_masks_are_an_error_whose_remedy_works(root, check):
     cfg.custom_imports.imports.append('polynext_mm.datasets.own')
     code, printed = check(cfg)
     assert code == 0 and '0 errors' in printed  # from a file that the config was written to
+    assert printed.count('ignored         0.00%') == 2
     assert rows(printed)['road'][0] == '255' and rows(printed)['ground'][0] == '0'
 
 

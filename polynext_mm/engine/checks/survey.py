@@ -415,7 +415,9 @@ def ids_of(
     # OwnSegDataset maps invalid ids to the first number beyond the classes
     classes = {old + first: new for old, new in mapped.items() if new < num_classes}
     ignored = {IGNORED} | {old + first for old, new in mapped.items() if new == IGNORED}
-    return classes, ignored | ({0} if reduce_zero_label else set())
+    if reduce_zero_label:
+        ignored.add(0)
+    return classes, ignored - classes.keys()
 
 
 def _unlearnable(
