@@ -36,6 +36,12 @@ def pytest_runtest_protocol(item):
         _light_test = None
 
 
+def pytest_collection_finish():
+    """Keep what is imported out of garbage collections, which mm's data sets call for."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def quick_configs(monkeypatch):
     """Log configs unformatted: mmengine formats them five times, longer than a tiny run takes."""

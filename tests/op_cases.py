@@ -6,7 +6,7 @@ from torch.func import functional_call
 from polynext_mm.nn import get_arch, ops
 from polynext_mm.nn.cell import Cell
 from polynext_mm.nn.layers import PolyAttn, PolyConv, PolyMLP
-from tests.helpers.networks import TINY_ARCH
+from tests.helpers.tiny import TINY_ARCH
 
 HEIGHT, WIDTH = 5, 4
 

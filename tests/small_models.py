@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 from tests.helpers.configs import build_model
 from tests.helpers.files import ROOT
-from tests.helpers.networks import TINY_ARCH
+from tests.helpers.tiny import TINY_ARCH
 
 CLASSES = ('field', 'wood', 'water')
 PALETTE = [[200, 180, 90], [20, 120, 40], [40, 80, 220]]

@@ -18,6 +18,11 @@ PATHS = dict(PYTHONPATH=str(ROOT), cwd=ROOT)
 def test_without_a_gpu_it_says_why_it_does_nothing(tmp_path):
     printed = python(REPORT, '--out', tmp_path, POLYNEXT_TEST_DEVICE='cuda', **PATHS)
     assert printed.startswith('skipped: torch') and 'finds no cuda device' in printed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_without_a_gpu_its_tests_are_skipped():
     printed = python(
         *('-m', 'pytest', '-m', 'cuda', '-rs', ROOT / 'tests' / 'cuda' / 'test_ops.py'),
         POLYNEXT_TEST_DEVICE='cuda',
@@ -36,7 +41,7 @@ def test_it_ends_in_time(tmp_path):
     assert report.count(': not run, the budget is spent') == report.count('\n\n`') == 9
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_what_a_stopped_run_had_finished_is_reported_and_not_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_report, 'LEAST', 0)
     monkeypatch.delenv('PYTEST_XDIST_WORKER', raising=False)  # the run inside is no worker of this

@@ -8,8 +8,8 @@ import pytest
 
 import polynext_mm
 from polynext_mm.commands import main
-from tests.helpers.networks import TINY_ARCH
 from tests.helpers.programs import MM_PACKAGES, python, python_without
+from tests.helpers.tiny import TINY_ARCH
 
 # what people have besides torch, and a network does not need
 OTHERS = ('cv2', 'matplotlib', 'numpy', 'PIL', 'safetensors', 'scipy', 'timm', 'torchvision')
@@ -60,7 +60,6 @@ def test_networks_and_weights_do_not_import_mm_and_mm_finds_all_registered():
 @pytest.mark.parametrize(
     'program',
     [
-        'import polynext_mm.backbones',
         'from polynext_mm.engine import launch',
         'import polynext_mm, mmcv.ops',
     ],

@@ -11,12 +11,13 @@ import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 
+from polynext_mm.commands import main
 from polynext_mm.compat.packages import stack_name
 from tests.helpers import zipped
 from tests.helpers.configs import build_model
 from tests.helpers.files import CONFIG, mm_folder
-from tests.helpers.networks import TINY_ARCH, assert_counted_right, build, randomized
-from tests.helpers.programs import python
+from tests.helpers.networks import assert_counted_right, build
+from tests.helpers.tiny import TINY_ARCH, randomized
 
 
 def tiny_segmentor() -> Config:
@@ -43,11 +44,12 @@ def test_a_segmentor_is_counted_right():
 @pytest.mark.skipif(
     stack_name() == 'openmmlab', reason="upstream's tool passes mmengine both inputs and a shape"
 )
-def test_mmsegs_get_flops(tmp_path):
+def test_mmsegs_get_flops(tmp_path, capfd):
     cfg, config = tiny_segmentor(), tmp_path / 'config.py'
     cfg.dump(config)
     tool = mm_folder('mmseg') / 'tools' / 'analysis_tools' / 'get_flops.py'
-    printed = python('-m', 'polynext_mm', 'run', tool, config, '--shape', 64, 96)
+    main(['run', str(tool), str(config), '--shape', '64', '96'])
+    printed = capfd.readouterr().out
     segmentor = build_model(cfg)
     segmentor.auxiliary_head = None  # the tool removes it
     params = sum(param.numel() for param in segmentor.parameters())

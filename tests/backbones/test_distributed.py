@@ -15,7 +15,7 @@ PROGRAM = textwrap.dedent("""
 
     sys.path.insert(0, sys.argv[1])
     from tests.helpers.networks import build
-    from tests.helpers.networks import randomized
+    from tests.helpers.tiny import randomized
 
     distributed.init_process_group('gloo')
     rank = distributed.get_rank()

@@ -11,8 +11,9 @@ from torch import nn
 from polynext_mm.engine import CheckpointGuardHook
 from tests.golden import image
 from tests.helpers.files import ROOT
-from tests.helpers.networks import TINY_ARCH, build
+from tests.helpers.networks import build
 from tests.helpers.programs import python
+from tests.helpers.tiny import TINY_ARCH
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +109,7 @@ PROGRAM = textwrap.dedent("""
     from torch.nn.parallel import DistributedDataParallel
 
     sys.path.insert(0, sys.argv[1])
-    from tests.helpers.networks import TINY_ARCH
+    from tests.helpers.tiny import TINY_ARCH
     from tests.helpers.networks import build
 
     distributed.init_process_group('gloo')

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 from polynext_mm.compat.torch_features import FLOAT16_ON_CPUS
 from polynext_mm.engine import AutocastOptimWrapper, TrainingCheckHook
 from tests.helpers.configs import tiny_config
-from tests.helpers.networks import build, randomized
-from tests.helpers.samples import sample_as_ade20k
+from tests.helpers.networks import build
+from tests.helpers.samples import ade20k_scenes
+from tests.helpers.tiny import randomized
 from tests.marks import needs
 
 MAX_NORM = 0.85
@@ -162,7 +163,7 @@ def test_mms_amp_wrapper_is_refused_before_the_first_step():
 )
 def test_mms_accumulation_is_refused_before_the_first_step(tmp_path, clip, counts, refused):
     config = tiny_config(
-        sample_as_ade20k(tmp_path),
+        ade20k_scenes(),
         tmp_path / 'work',
         val_cfg=None,
         val_dataloader=None,

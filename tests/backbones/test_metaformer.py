@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from polynext_mm.backbones.metaformer import METAFORMERS
 from polynext_mm.weights import CheckpointError
 from tests.helpers import zipped
-from tests.helpers.networks import randomized
+from tests.helpers.tiny import randomized
 
 ARCHS = ('convformer_s18', 'caformer_s18')
 WIDTHS = (64, 128, 320, 512)

@@ -16,8 +16,9 @@ from polynext_mm.nn import ARCHS, compiling, get_arch
 from tests.golden import image
 from tests.helpers import zipped
 from tests.helpers.checkpoints import imagenet_weights
-from tests.helpers.networks import TINY_ARCH, build, randomized
-from tests.marks import needs
+from tests.helpers.networks import build
+from tests.helpers.tiny import TINY_ARCH, TWO_STAGES, randomized
+from tests.marks import needs, some_slow
 
 CELLS = sum(TINY_ARCH['depths'])
 
@@ -489,9 +490,9 @@ def test_compiling_with_an_old_torch_is_an_error(monkeypatch):
         build(compile_cells=True)
 
 
-def evaluated_and_trained(compile_cells, dtype, autocast):
+def evaluated_and_trained(compile_cells, dtype, autocast, arch=TINY_ARCH):
     """Features in evaluation, features in training, and all gradients as one vector."""
-    model = backbone(compile_cells=compile_cells, drop_path_rate=0.3).to(dtype)
+    model = backbone(arch=arch, compile_cells=compile_cells, drop_path_rate=0.3).to(dtype)
     torch.manual_seed(0)
     x = torch.randn(2, 3, 64, 96).to(dtype)
     with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
@@ -505,8 +506,10 @@ def evaluated_and_trained(compile_cells, dtype, autocast):
 
 def test_compiled_cells_compute_the_same(graphs):
     """In both directions, with paths dropped."""
-    expected = evaluated_and_trained(False, torch.float64, autocast=False)
-    actual = evaluated_and_trained(True, torch.float64, autocast=False)
+    expected, actual = (
+        evaluated_and_trained(compiled, torch.float64, autocast=False, arch=TWO_STAGES)
+        for compiled in (False, True)
+    )
     assert graphs()
     for a, b in zipped(actual, expected):
         assert (a - b).norm() <= 1e-12 * b.norm()
@@ -523,9 +526,10 @@ def test_compiled_cells_are_as_exact_under_autocast(graphs):
         assert (a - c).norm() <= 1.2 * (b - c).norm() <= 0.06 * c.norm()
 
 
-@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize('train', some_slow([False, True], [True]))
 def test_equal_stacks_share_code_for_any_size(train, graphs):
-    model = backbone(compile_cells=True, drop_path_rate=0.3 * train).train(train)
+    arch = dict(TWO_STAGES, depths=(2, 1), stacks=(2, 1))
+    model = backbone(arch=arch, compile_cells=True, drop_path_rate=0.3 * train).train(train)
 
     def run(*size):
         with torch.set_grad_enabled(train):
@@ -534,11 +538,11 @@ def test_equal_stacks_share_code_for_any_size(train, graphs):
             sum(f.mean() for f in features).backward()
 
     run(64, 96)
-    assert graphs() == 4  # one per stage
+    assert graphs() == 2  # one per stage
     run(96, 160)
     once_more = graphs()
-    assert once_more <= 8
-    for size in ((128, 64), (160, 224), (192, 96), (224, 256)):
+    assert once_more <= 4
+    for size in ((128, 64), (160, 224), (192, 96)):
         run(*size)
     assert graphs() == once_more
 

@@ -12,13 +12,11 @@ from PIL import Image
 
 from tests.helpers.configs import build_model
 from tests.helpers.files import ROOT
-from tests.helpers.programs import python, script
+from tests.helpers.programs import arguments_are, script
 
 tool = script('benchmarks/accuracy_against_time')
 segmentors = script('benchmarks/segmentors')
 subjects = script('benchmarks/subjects')
-
-PROGRAM = ROOT / 'benchmarks' / 'accuracy_against_time.py'
 
 
 KEPT = ROOT / 'benchmarks' / 'ade20k_times.json'
@@ -88,7 +86,7 @@ def small(monkeypatch):
 
 
 @pytest.mark.heavy
-def test_measured_resumed_and_drawn(small, tmp_path):
+def test_measured_resumed_and_drawn(small, tmp_path, capsys):
     path, names = tmp_path / 'times.json', ['cpolynext_t', 'apolynext_t']
     tool.measure(path, 'imagenet', names, small, rounds=1, warmup=1)
     first = tool.read(path)
@@ -111,7 +109,10 @@ def test_measured_resumed_and_drawn(small, tmp_path):
             path, 'imagenet', names, [subjects.Setting('train', (32, 32))], rounds=4, warmup=1
         )
 
-    printed = python(PROGRAM, path, '--draw', tmp_path / 'drawn' / 'picture.png')
+    capsys.readouterr()
+    with arguments_are(path, '--draw', tmp_path / 'drawn' / 'picture.png'):
+        tool.main()
+    printed = capsys.readouterr().out
     assert '3 interleaved rounds' in printed and 'arXiv 2605.20839' in printed
     assert '| CPolyNeXt-T | 80.2 |' in printed and '| APolyNeXt-T | 80.9 |' in printed
     with Image.open(tmp_path / 'drawn' / 'picture.png') as picture:
@@ -191,9 +192,10 @@ def test_peers_above_the_line(milliseconds, above):
     assert tool.above_our_line(kept, 'inference') == above
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize('content', ['', '{}', '[1]', json.dumps(dict(networks=[]))])
 def test_files_that_hold_no_times(content, tmp_path):
     path = tmp_path / 'times.json'
     path.write_text(content)
-    assert 'holds no times of this tool' in python(PROGRAM, path, '--draw', 'x.png', succeeds=False)
+    with arguments_are(path, '--draw', 'x.png'), pytest.raises(SystemExit) as end:
+        tool.main()
+    assert 'holds no times of this tool' in str(end.value)

@@ -161,7 +161,7 @@ def test_peak_where_the_mark_cannot_be_set_back(monkeypatch):
     assert 3 * MIB <= peak < 4 * MIB
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_more_than_there_is_does_not_fit():
     attention = subjects.Subject('matrix', 'attention', 'matrix', 'contiguous')
     assert measure.peak_memory(attention, subjects.Setting('train', (200_000,))) == (

@@ -5,8 +5,8 @@ import torch
 
 from tests import golden
 from tests.helpers.files import ROOT
-from tests.helpers.networks import TINY_ARCH
 from tests.helpers.programs import python, script
+from tests.helpers.tiny import TINY_ARCH
 
 tool = script('benchmarks/resized_norms')
 make_materials = script('demo/make_materials')

@@ -52,8 +52,8 @@ def test_a_real_extension_stays(extension):
     )
 
 
-def test_the_stand_in_is_a_module_like_others_and_is_installed_once(extension):
-    run(
+def test_the_stand_in_is_a_module_like_others_and_says_why_at_the_first_operator(extension):
+    printed = run(
         PUT_FIRST
         + """
     import importlib.util
@@ -68,10 +68,19 @@ def test_the_stand_in_is_a_module_like_others_and_is_installed_once(extension):
     assert spec.origin == first.__file__ and first.__file__.endswith('mmcv_ext.py')
     if hasattr(pkgutil, 'find_loader'):
         assert ext_loader.check_ops_exist()
-    import mmcv.ops
+    import torch
+    from mmcv import ops
+    print('imported')
+    for _ in range(2):
+        ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+        ops.roi_align(torch.zeros(1, 1, 4, 4), torch.zeros(1, 5), (2, 2))
     """,
         extension(BROKEN),
     )
+    before, after = printed.split('imported\n')
+    assert before == ''
+    assert len(after.splitlines()) == 1
+    assert '(ImportError: undefined symbol: _ZN2at); polynext_mm runs them on' in after
 
 
 def test_installing_imports_neither_the_operators_nor_torchvision(extension):
@@ -94,51 +103,23 @@ def test_installing_imports_neither_the_operators_nor_torchvision(extension):
     )
 
 
-def test_one_line_of_the_log_quotes_why_at_the_first_operator(extension):
-    printed = run(
-        PUT_FIRST
-        + """
-    import torch
-    from mmcv import ops
-    print('imported')
-    for _ in range(2):
-        ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
-        ops.roi_align(torch.zeros(1, 1, 4, 4), torch.zeros(1, 5), (2, 2))
-    """,
-        extension(BROKEN),
-    )
-    before, after = printed.split('imported\n')
-    assert before == ''
-    assert len(after.splitlines()) == 1
-    assert '(ImportError: undefined symbol: _ZN2at); polynext_mm runs them on' in after
-
-
-def test_without_mmcv_nothing_is_installed_and_the_check_says_what_to_do():
+def test_an_mmcv_that_is_missing_or_lacks_something_itself_is_not_passed_over():
     printed = run("""
     import sys
-    sys.modules['mmcv'] = None
-    try:
-        from polynext_mm.compat import check_stack, install_mmcv_ops
-        install_mmcv_ops()
-        check_stack()
-    except ImportError as error:
-        print(error.name, error)
-    assert 'mmcv._ext' not in sys.modules
-    """)
-    assert printed.startswith('mmcv polynext_mm needs mmcv, which is not installed: run `pip ')
+    from polynext_mm.compat import check_stack, install_mmcv_ops
 
-
-def test_an_mmcv_that_lacks_something_itself_is_not_passed_over():
-    printed = run("""
-    import sys
-    sys.modules['cv2'] = None
-    try:
-        from polynext_mm.compat import install_mmcv_ops
-        install_mmcv_ops()
-    except ImportError as error:
-        print(error.name)
+    for hidden in ('cv2', 'mmcv'):
+        sys.modules[hidden] = None
+        try:
+            install_mmcv_ops()
+            check_stack()
+        except ImportError as error:
+            print(error.name, error)
+        assert 'mmcv._ext' not in sys.modules
     """)
-    assert printed == 'cv2\n'
+    cv2, mmcv = printed.splitlines()
+    assert cv2.startswith('cv2 ')
+    assert mmcv.startswith('mmcv polynext_mm needs mmcv, which is not installed: run `pip ')
 
 
 def test_modules_imported_too_early_get_their_operators(extension):

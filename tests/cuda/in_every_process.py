@@ -9,7 +9,8 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.helpers.networks import build, randomized
+from tests.helpers.networks import build
+from tests.helpers.tiny import randomized
 
 
 def gradients(model, images):

@@ -12,8 +12,9 @@ from polynext_mm.engine import CUDAGraphHook
 from tests import golden
 from tests.cuda.on_device import loss_of
 from tests.helpers.files import ROOT
-from tests.helpers.networks import build, randomized
+from tests.helpers.networks import build
 from tests.helpers.programs import python
+from tests.helpers.tiny import randomized
 
 SIZE = (64, 96)
 

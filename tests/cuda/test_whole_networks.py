@@ -9,7 +9,7 @@ from polynext_mm.nn import ARCHS, PolyNeXt, plain_ops
 from tests import golden
 from tests.cuda.on_device import DEVICE, loss_of
 from tests.helpers import zipped
-from tests.helpers.networks import TINY_ARCH, randomized
+from tests.helpers.tiny import TINY_ARCH, randomized
 
 SIZE = (64, 96)
 NAMES = sorted(ARCHS) if DEVICE != 'cpu' else ['cpolynext_t', 'apolynext_t']

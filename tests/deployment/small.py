@@ -11,7 +11,7 @@ from torch import nn
 from polynext_mm.nn import get_arch
 from tests.helpers.configs import build_model
 from tests.helpers.files import ROOT
-from tests.helpers.networks import TINY_ARCH, randomized
+from tests.helpers.tiny import TINY_ARCH, randomized
 
 SEGMENTOR = 'upernet_cpolynext_t_ade20k'
 RETINANET = 'retinanet_cpolynext_t_coco_1x'

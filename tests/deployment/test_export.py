@@ -27,16 +27,13 @@ from tests.deployment import small
 from tests.helpers import zipped
 from tests.helpers.checkpoints import imagenet_weights
 from tests.helpers.files import CONFIG, ROOT
-from tests.helpers.networks import ARCH, TINY_ARCH, build
+from tests.helpers.networks import ARCH, build
+from tests.helpers.tiny import TINY_ARCH, TWO_STAGES
 from tests.marks import needs, some_slow
 
 pytestmark = [pytest.mark.heavy, needs(EXPORT)]
 
 SHAPES = [(1, 32, 32), (2, 33, 70), (3, 96, 64)]
-# One stage of convolutions and one of attention
-TWO_STAGES = {
-    name: value[1:3] if len(value) == 4 else value for name, value in TINY_ARCH.items()
-} | dict(depths=(1, 1), stacks=(1, 1))
 
 
 def export(*arguments) -> str | None:

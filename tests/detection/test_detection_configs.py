@@ -12,7 +12,8 @@ from polynext_mm.analysis import count_config
 from tests.coco_sample import make_coco
 from tests.detection.detectors import CONFIGS, batch, build, load, losses
 from tests.helpers.files import ROOT
-from tests.helpers.networks import TINY_ARCH, assert_counted_right
+from tests.helpers.networks import assert_counted_right
+from tests.helpers.tiny import TINY_ARCH
 from tests.marks import some_slow
 
 RECIPES = {

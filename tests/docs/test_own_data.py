@@ -17,8 +17,9 @@ from polynext_mm.engine.checks.normalization import find_mismatch
 from tests.coco_sample import SHAPES, make_coco
 from tests.docs.pages import example, replaced
 from tests.helpers.configs import build_model
-from tests.helpers.networks import TINY_ARCH, build
+from tests.helpers.networks import build
 from tests.helpers.programs import call_tool
+from tests.helpers.tiny import TINY_ARCH
 from tests.segmentation_sample import CLASSES, image_path, make_segmentation, write_label
 
 PAGE = 'docs/own_data.md'

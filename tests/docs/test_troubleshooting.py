@@ -31,7 +31,8 @@ from tests.docs.pages import blocks_of
 from tests.helpers.checkpoints import imagenet_weights
 from tests.helpers.configs import build_model
 from tests.helpers.files import CONFIG, ROOT
-from tests.helpers.networks import TINY_ARCH, build
+from tests.helpers.networks import build
+from tests.helpers.tiny import TINY_ARCH
 from tests.segmentation_sample import segmentation_config
 
 MESSAGES = [

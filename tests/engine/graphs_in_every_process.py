@@ -17,7 +17,8 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from polynext_mm.engine import CUDAGraphHook, cuda_graphs
-from tests.helpers.networks import build, randomized
+from tests.helpers.networks import build
+from tests.helpers.tiny import randomized
 
 STEPS = 4
 

@@ -13,8 +13,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from tests.helpers.files import ROOT
-from tests.helpers.networks import TINY_ARCH
 from tests.helpers.samples import few_scenes
+from tests.helpers.tiny import TINY_ARCH
 
 WIDTHS = list(TINY_ARCH['widths'])
 _numbers = itertools.count()

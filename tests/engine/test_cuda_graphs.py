@@ -116,7 +116,7 @@ def test_what_a_graph_cannot_take(settings, run, reason, replayed):
         HOOKS.build(dict(type='CUDAGraphHook')).before_train(runner_of(build(**settings), **run))
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_under_distributed_data_parallel():
     """Captured before it is wrapped, and trained as without graphs, in both processes."""
     printed = python(

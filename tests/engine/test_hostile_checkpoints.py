@@ -9,7 +9,6 @@ from mmengine.hooks import Hook
 
 from polynext_mm.weights import CheckpointError
 from tests.engine.runs import config, saved, train
-from tests.marks import some_slow
 
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures('quick_configs')]
 
@@ -47,25 +46,35 @@ def resumed(cfg, path):
     return train(cfg, resume=path)
 
 
-@pytest.mark.parametrize('hook', some_slow(['ours', 'of mmengine'], ['of mmengine']))
-def test_no_file_that_a_checkpoint_names_is_removed(trained, work_dir, tmp_path, hook):
+NAMED = [
+    '{tmp}/precious',
+    '../precious/best_x_iter_1.pth',
+    '{work}/notes.pth',
+    '{tmp}/precious/best_x_iter_1.pth',
+    '{work}/best_notes',
+    'unsafe:{tmp}/precious',
+    'file://{tmp}/precious',
+]
+
+
+@pytest.mark.parametrize(
+    ('hook', 'named'),
+    [('ours', NAMED[:3])]
+    + [
+        pytest.param(*case, marks=pytest.mark.slow) for case in (('ours', NAMED[3:]), ('mm', NAMED))
+    ],
+)
+def test_no_file_that_a_checkpoint_names_is_removed(trained, work_dir, tmp_path, hook, named):
     precious = tmp_path / 'precious'
     (precious / 'more').mkdir(parents=True)
     (precious / 'best_x_iter_1.pth').write_text('')
     (work_dir / 'best_notes').mkdir()
     (work_dir / 'notes.pth').write_text('')
-    for named in (
-        precious,
-        precious / 'best_x_iter_1.pth',
-        '../precious/best_x_iter_1.pth',
-        work_dir / 'best_notes',
-        work_dir / 'notes.pth',
-        f'unsafe:{precious}',
-        f'file://{precious}',
-    ):
+    for name in named:
+        name = name.format(tmp=tmp_path, work=work_dir)
         content = saved(trained)
         info = content['message_hub']['runtime_info']
-        info.update(best_ckpt=str(named), best_score=-1.0, last_ckpt=str(named))
+        info.update(best_ckpt=name, best_score=-1.0, last_ckpt=name)
         info.update(keep_ckpt_ids=['../../precious', '../precious', 2])
         torch.save(content, work_dir / 'iter_2.pth')
         options = {'default_hooks.checkpoint.max_keep_ckpts': 1}

@@ -13,6 +13,7 @@ from polynext_mm import startup
 from polynext_mm.engine import LostWorkerError
 from tests.engine.runs import At, config, differences, saved, train
 from tests.helpers.files import ROOT
+from tests.marks import some_slow
 
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures('quick_configs')]
 
@@ -54,7 +55,7 @@ def no_nohup():
     signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize('moment', MOMENTS, ids=str)
+@pytest.mark.parametrize('moment', some_slow(MOMENTS, MOMENTS[1:4]), ids=str)
 def test_an_interrupted_run_is_finished_by_resuming(tmp_path, whole, moment, no_nohup):
     by_epoch, point, iteration, name = moment
     number = {2: signal.SIGINT, 3: signal.SIGTERM, 4: signal.SIGHUP}[iteration]
@@ -109,7 +110,9 @@ def test_a_signal_before_there_is_anything_to_save(tmp_path):
     assert done.stderr.endswith('SIGTERM before the first iteration: exit code 75\n')
 
 
-@pytest.mark.parametrize('when', ['computing', 'waiting', 'validating'])
+@pytest.mark.parametrize(
+    'when', some_slow(['computing', 'waiting', 'validating'], ['waiting', 'validating'])
+)
 def test_a_killed_worker_costs_nothing(tmp_path, whole, when):
     """While an iteration computes torch would raise in the middle of it, or while it waits."""
 
@@ -161,7 +164,10 @@ def gone(kind):
 
 
 STDERRS = pytest.mark.parametrize(
-    'stderr', ['closed', 'full disk', 'reader gone', 'reader stopped']
+    'stderr',
+    some_slow(
+        ['closed', 'full disk', 'reader gone', 'reader stopped'], ['full disk', 'reader gone']
+    ),
 )
 
 

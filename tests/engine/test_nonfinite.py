@@ -78,7 +78,10 @@ def test_a_validation_saves_no_broken_best(tmp_path):
 
 @pytest.mark.heavy
 def test_a_broken_state_is_not_resumed_under_any_name(tmp_path):
-    options = {'custom_hooks': [dict(type='WorkDirHook'), dict(type='NonFiniteHook', patience=1)]}
+    options = {
+        'custom_hooks': [dict(type='WorkDirHook'), dict(type='NonFiniteHook', patience=1)],
+        'train_cfg.val_interval': 100,
+    }
     with pytest.raises(NonFiniteError):
         train(config('segmentation', tmp_path, **options), hooks=[breaks_at(1)])
     state = tmp_path / 'nonfinite_iter_1.pth'

@@ -16,10 +16,10 @@ from polynext_mm.engine.checks.normalization import find_mismatch
 from polynext_mm.weights import CheckpointError
 from tests.coco_sample import data_options, make_coco
 from tests.helpers.checkpoints import imagenet_weights, segmentor_file
-from tests.helpers.configs import build_model, tiny_config
+from tests.helpers.configs import TINY_NETWORK, build_model, config_to_load_into
 from tests.helpers.files import ROOT
 from tests.helpers.networks import ARCH, build
-from tests.helpers.samples import few_scenes, sample_as_ade20k
+from tests.helpers.samples import ade20k_scenes, few_scenes
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
@@ -171,9 +171,8 @@ def imagenet_file(tmp_path_factory):
     return path
 
 
-def segmentor(tmp_path) -> Config:
-    options = dict(val_cfg=None, val_dataloader=None, val_evaluator=None)
-    return tiny_config(sample_as_ade20k(tmp_path), tmp_path / 'work', **options)
+def segmentor(tmp_path, **options) -> Config:
+    return config_to_load_into(ade20k_scenes(), tmp_path / 'work', **options)
 
 
 def detector(tmp_path) -> Config:
@@ -204,11 +203,8 @@ TASKS = pytest.mark.parametrize('task', [segmentor, detector])
 
 @pytest.mark.heavy
 @TASKS
-@pytest.mark.parametrize('settings', [CAFFE, dict()], ids=['caffe', 'yolox'])
-def test_training_from_imagenet_weights_with_another_normalization_is_refused(
-    task, settings, tmp_path
-):
-    cfg = normalized(task(tmp_path), settings)
+def test_training_from_imagenet_weights_with_another_normalization_is_refused(task, tmp_path):
+    cfg = normalized(task(tmp_path), CAFFE)
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='polynext://never_fetched')
     runner = Runner.from_cfg(cfg)
     with pytest.raises(CheckpointError, match='data_preprocessor gives BGR images') as caught:
@@ -218,9 +214,8 @@ def test_training_from_imagenet_weights_with_another_normalization_is_refused(
 
 
 @pytest.mark.heavy
-@TASKS
-def test_another_normalization_may_be_meant(task, tmp_path, imagenet_file):
-    cfg = normalized(task(tmp_path), CAFFE)
+def test_another_normalization_may_be_meant(tmp_path, imagenet_file):
+    cfg = normalized(segmentor(tmp_path), CAFFE)
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(imagenet_file))
     cfg.custom_hooks[0].allow_other_normalization = True
     runner = Runner.from_cfg(cfg)
@@ -234,7 +229,7 @@ def test_low_resolution_files_start_a_training_with_their_normalization(settings
     """Also through ``load_from``; anything else is refused."""
     path = tmp_path / 'cpolynext_lr.pt'
     torch.save(imagenet_weights('cpolynext_lr'), path)
-    for field in ('init_cfg', 'load_from'):
+    for field in ('init_cfg', 'load_from') if settings is LOW_RESOLUTION else ('load_from',):
         cfg = Config.fromfile(ROOT / 'configs' / 'upernet_cpolynext_lr_materials.py')
         cfg.train_dataloader.dataset.data_root = str(few_scenes())
         cfg.merge_from_dict(dict(val_cfg=None, val_dataloader=None, val_evaluator=None))
@@ -259,7 +254,7 @@ def test_low_resolution_files_start_a_training_with_their_normalization(settings
 
 @pytest.mark.heavy
 def test_training_from_scratch_may_normalize_as_it_likes(tmp_path):
-    cfg = normalized(segmentor(tmp_path), CAFFE)
+    cfg = normalized(segmentor(tmp_path, **TINY_NETWORK), CAFFE)
     assert cfg.model.backbone.init_cfg is None
     runner = Runner.from_cfg(cfg)
     runner.train()
@@ -303,7 +298,7 @@ def test_the_authors_weights_as_load_from_with_another_normalization_are_refused
 @pytest.mark.heavy
 @pytest.mark.parametrize('settings', [IMAGENET, CAFFE], ids=['imagenet', 'caffe'])
 def test_evaluating_a_checkpoint_of_ones_own_warns(settings, tmp_path):
-    cfg = normalized(segmentor(tmp_path), settings)
+    cfg = normalized(segmentor(tmp_path, **TINY_NETWORK), settings)
     content = dict(meta={}, state_dict=build_model(cfg).state_dict())
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='polynext://never_fetched')
     warnings = evaluate(cfg, content, tmp_path)

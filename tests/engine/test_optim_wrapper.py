@@ -13,7 +13,8 @@ from polynext_mm.compat import torch_features
 from polynext_mm.compat.torch_features import FLOAT16_ON_CPUS
 from polynext_mm.engine import AutocastOptimWrapper
 from tests.helpers.files import CONFIG
-from tests.helpers.networks import build, randomized
+from tests.helpers.networks import build
+from tests.helpers.tiny import randomized
 from tests.marks import needs
 
 

@@ -26,6 +26,7 @@ FLOAT16 = {
     'optim_wrapper.dtype': 'float16',
     'optim_wrapper.loss_scale': 2.0**17,  # which the first step finds too large, and is skipped
 }
+NO_VALIDATION = {'train_cfg.val_interval': 100, 'default_hooks.checkpoint.save_best': None}
 # task, by epoch, workers, settings, further hooks
 KINDS = {
     'segmentation': ('segmentation', False, 0, {}, []),
@@ -53,7 +54,7 @@ def settings(task, by_epoch, workers):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    'kind', some_slow(KINDS, ['detection', 'detection by epoch', 'loss scaling'])
+    'kind', some_slow(KINDS, ['detection', 'detection by epoch', 'loss scaling', 'average'])
 )
 def test_every_checkpoint_leads_to_the_same_end(tmp_path, kind):
     *options, more, hooks = KINDS[kind]
@@ -126,7 +127,6 @@ def test_another_checkpoint_hook_is_refused(tmp_path):
         train(config('segmentation', tmp_path, **options))
 
 
-@pytest.mark.skipif(not hasattr(torch, 'accelerator'), reason='torch.accelerator: torch 2.6')
 @pytest.mark.skipif(not hasattr(torch, 'accelerator'), reason='torch.accelerator is of 2.6')
 @pytest.mark.parametrize('device', ['cuda', 'xpu', 'mps'])
 def test_the_generator_of_any_accelerator_is_kept(device, monkeypatch):
@@ -220,7 +220,7 @@ def test_a_longer_schedule_is_followed(tmp_path):
     """From where it would be, had it been so long from the beginning."""
 
     def run(work_dir, iters, end, resume=False, **more):
-        cfg = config('segmentation', work_dir, iters=iters, **more)
+        cfg = config('segmentation', work_dir, iters=iters, **NO_VALIDATION, **more)
         cfg.param_scheduler = schedule(end)
         found = {}
 
@@ -258,8 +258,8 @@ def test_a_longer_schedule_is_followed(tmp_path):
 
 @pytest.mark.heavy
 def test_fewer_iterations_than_are_done_are_told(tmp_path):
-    train(config('segmentation', tmp_path, iters=4))
-    train(config('segmentation', tmp_path, iters=2), resume=True)
+    train(config('segmentation', tmp_path, iters=4, **NO_VALIDATION))
+    train(config('segmentation', tmp_path, iters=2, **NO_VALIDATION), resume=True)
     log = max(tmp_path.glob('*/*.log')).read_text()
     assert 'max_iters is 2, and the checkpoint' in log and 'nothing is left to train' in log
 

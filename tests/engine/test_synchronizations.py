@@ -12,8 +12,8 @@ from polynext_mm.nn import PolyNeXt
 from tests.engine.synchronizations import Synchronizations
 from tests.helpers.configs import build_model
 from tests.helpers.files import ROOT
-from tests.helpers.networks import TINY_ARCH
 from tests.helpers.programs import python, script
+from tests.helpers.tiny import TINY_ARCH
 from tests.marks import needs
 
 

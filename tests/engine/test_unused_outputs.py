@@ -19,7 +19,7 @@ from tests.helpers.configs import as_arguments, tiny_options
 from tests.helpers.files import CONFIG, ROOT
 from tests.helpers.networks import build
 from tests.helpers.programs import free_port, run
-from tests.helpers.samples import sample_as_ade20k
+from tests.helpers.samples import ade20k_scenes
 
 PSP_ON_THE_LAST_STAGE = f"""
 _base_ = '{CONFIG}'
@@ -39,7 +39,7 @@ def options(tmp_path):
     path.write_text(PSP_ON_THE_LAST_STAGE)
     kept = {
         key: value
-        for key, value in tiny_options(sample_as_ade20k(tmp_path), iters=2).items()
+        for key, value in tiny_options(ade20k_scenes(), iters=2).items()
         if not key.startswith(('val_', 'model.auxiliary_head', 'train_cfg.val'))
     }
     return path, kept

@@ -11,6 +11,16 @@ from torch import nn
 
 import polynext_mm  # noqa: F401 - registers
 from tests.helpers.files import CONFIG
+from tests.helpers.tiny import TINY_ARCH
+
+# Options with which the network of CONFIG is the tiny one. Without: where released weights matter.
+TINY_NETWORK = {
+    'model.backbone.arch': dict(TINY_ARCH, _delete_=True),
+    'model.decode_head.in_channels': list(TINY_ARCH['widths']),
+    'model.decode_head.channels': 8,
+    'model.auxiliary_head.in_channels': TINY_ARCH['widths'][2],
+    'model.auxiliary_head.channels': 8,
+}
 
 
 def tiny_options(data_root: str | Path, iters: int = 1) -> dict:
@@ -44,11 +54,23 @@ def as_arguments(options: dict) -> list[str]:
 
 
 def tiny_config(data_root: str | Path, work_dir: str | Path, **options) -> Config:
-    """Load the ADE20K config of the smallest network, made to run in seconds."""
+    """Load the ADE20K config of the smallest released network, made to run in seconds."""
     cfg = Config.fromfile(CONFIG)
     cfg.merge_from_dict(dict(tiny_options(data_root), **options))
     cfg.work_dir = str(work_dir)
     return cfg
+
+
+def config_to_load_into(data_root: str | Path, work_dir: str | Path, **options) -> Config:
+    """Load it so that it trains for one iteration, and neither validates nor saves."""
+    quiet = {
+        'val_cfg': None,
+        'val_dataloader': None,
+        'val_evaluator': None,
+        'default_hooks.checkpoint.interval': -1,
+        'default_hooks.checkpoint.save_last': False,
+    }
+    return tiny_config(data_root, work_dir, **{**quiet, **options})
 
 
 def build_model(cfg: Config) -> nn.Module:

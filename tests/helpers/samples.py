@@ -23,13 +23,25 @@ def sample_as_ade20k(folder: Path, images: int = 4) -> Path:
     return root
 
 
+def _kept(prefix: str) -> Path:
+    """Return a new folder that is removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@functools.cache
+def ade20k_scenes() -> Path:
+    """Make four scenes of each split in ADE20K's layout, once, for tests that only read them."""
+    return sample_as_ade20k(_kept('ade20k_scenes_'))
+
+
 @functools.cache
 def few_scenes() -> Path:
     """Make a few scenes of each split of the demos' sample, once, and return their folder."""
     make_materials = script('demo/make_materials')
 
-    folder = Path(tempfile.mkdtemp(prefix='few_scenes_'))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = _kept('few_scenes_')
     for split in make_materials.SPLITS:
         make_materials.make_split(folder, split, scenes=8)
     return folder

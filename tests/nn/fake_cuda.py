@@ -11,19 +11,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from polynext_mm.nn import PolyNeXt
+from tests.helpers.tiny import TINY_ARCH
 
-# small, with both kinds of mixer and of downsampling
-ARCH = dict(
-    widths=(16, 32, 64, 96),
-    depths=(1, 2, 1, 1),
-    stacks=(1, 2, 1, 1),
-    mixers=('conv', 'conv', 'attn', 'attn'),
-    conv_ratios=(1, 1, 0.75, 0.75),
-    mlp_ratios=(2, 2, 1.75, 1.75),
-    coarse_sizes=(3, 5, 5, 5),
-    downsampling=('sep3x3', 'full3x3'),
-    gate_init=(0, -0.5, -1, -1.5),
-)
+ARCH = dict(TINY_ARCH, widths=(16, 32, 64, 96))  # wide enough for the kernels of a GPU
 HALF = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
@@ -74,7 +64,10 @@ def main():
     precisions = ['float32', *HALF, *(f'model in {name}' for name in HALF)]
     for cudnn in (True, False):
         with torch.backends.cudnn.flags(enabled=cudnn):
-            for case in itertools.product((False, True), precisions, ((64, 64), (33, 95))):
+            for case in (
+                *itertools.product((False, True), precisions, [(33, 95)]),
+                *itertools.product((False, True), precisions[:1], [(64, 64)]),
+            ):
                 try:
                     check(*case)
                 except Exception as error:

@@ -12,8 +12,8 @@ from polynext_mm.nn.ops import dispatch
 from polynext_mm.nn.ops.precision import matmul_dtype
 from tests import golden
 from tests.helpers.files import ROOT
-from tests.helpers.networks import TINY_ARCH, randomized
 from tests.helpers.programs import python
+from tests.helpers.tiny import TINY_ARCH, randomized
 from tests.marks import needs
 
 HALF = [torch.bfloat16, torch.float16]
@@ -67,7 +67,7 @@ def test_autocast_of_half_activations(dtype):
 )
 def test_forward_on_cuda_tensors_that_hold_no_numbers():
     """float32, autocast and models in half precision, with cuDNN and without, any memory format."""
-    assert 'all cases passed' in python(ROOT / 'tests' / 'nn' / 'fake_cuda.py')
+    assert 'all cases passed' in python('-m', 'tests.nn.fake_cuda', cwd=ROOT)
 
 
 # Devices that this build of torch cannot make tensors of, not even without numbers

@@ -11,17 +11,13 @@ from polynext_mm.nn import ARCHS, PolyNeXt, PolyNeXtClassifier, get_arch, plain_
 from polynext_mm.weights.names import translate, translate_back
 from tests import golden
 from tests.helpers import zipped
-from tests.helpers.networks import TINY_ARCH, build
+from tests.helpers.networks import build
+from tests.helpers.tiny import TINY_ARCH, TWO_STAGES
 
 # attention that is not divided by its own row sums multiplies the roundings of float32: the plain
 # formulation is 2.7e-4 off in the last stage of APolyNeXt-T
 TOLERANCE = {torch.float32: 5e-4, torch.float64: 1e-9}
 
-
-# one cell of each mixer
-TWO_STAGES = {
-    name: value[1:3] if len(value) == 4 else value for name, value in TINY_ARCH.items()
-} | dict(depths=(1, 1), stacks=(1, 1))
 CONV_ONLY = dict(TINY_ARCH, mixers=('conv',) * 4)
 
 

@@ -9,7 +9,7 @@ from polynext_mm.nn.cell import Cell, Stack, Stage
 from polynext_mm.nn.layers import Branch, PolyAttn, PolyConv, PolyMLP
 from polynext_mm.nn.ops import blocks
 from tests.helpers import zipped
-from tests.helpers.networks import TINY_ARCH, randomized
+from tests.helpers.tiny import TINY_ARCH, randomized
 
 HOOKED = (Branch, Stack, Cell, Stage)
 TRAINING = pytest.mark.parametrize('needs_grad', [False, True], ids=['inference', 'training'])

@@ -13,8 +13,9 @@ from polynext_mm.compat.torch_features import TRITON_KERNELS
 from polynext_mm.nn import kernel_check
 from polynext_mm.nn.ops import dispatch
 from tests import op_cases
-from tests.helpers.networks import Operators, build
+from tests.helpers.networks import build
 from tests.helpers.programs import python
+from tests.helpers.tiny import Operators
 from tests.marks import require
 
 require(TRITON_KERNELS)
@@ -24,7 +25,7 @@ OFF = """
 import torch
 from torch._subclasses import FakeTensorMode
 from polynext_mm.nn import kernel_check, ops
-from tests.helpers.networks import Operators
+from tests.helpers.tiny import Operators
 with FakeTensorMode(), Operators() as called:
     ops.layer_norm(torch.empty(2, 3, 4, 8, device='cuda'), torch.empty(8, device='cuda'))
 print('CALLED', called.names, kernel_check.available(torch.device('cuda')))

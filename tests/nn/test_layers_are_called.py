@@ -11,7 +11,7 @@ from polynext_mm.nn import PolyNeXt, PolyNeXtClassifier, ops, plain_ops
 from polynext_mm.nn.layers import Branch, DepthwiseConv, LayerNorm
 from tests import golden
 from tests.helpers import zipped
-from tests.helpers.networks import TINY_ARCH, randomized
+from tests.helpers.tiny import TINY_ARCH, randomized
 
 NORMS = pytest.mark.parametrize('norm', ['ln', 'bn'])
 LAYERS = (nn.Linear, nn.Conv2d, DepthwiseConv, LayerNorm)

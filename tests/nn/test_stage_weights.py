@@ -9,7 +9,7 @@ from torch import nn
 from polynext_mm.nn import PolyNeXt, plain_ops, stage_weights
 from tests import golden
 from tests.helpers import zipped
-from tests.helpers.networks import TINY_ARCH, randomized
+from tests.helpers.tiny import TINY_ARCH, randomized
 
 
 def tiny(**settings) -> PolyNeXt:

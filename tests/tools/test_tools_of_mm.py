@@ -9,9 +9,9 @@ import torch
 from polynext_mm.commands import main
 from tests.coco_sample import make_coco
 from tests.helpers.files import mm_folder
-from tests.helpers.networks import TINY_ARCH
 from tests.helpers.programs import python
 from tests.helpers.samples import sample_as_ade20k
+from tests.helpers.tiny import TINY_ARCH
 
 BACKBONE = f"""
 custom_imports = dict(imports=['polynext_mm'], allow_failed_imports=False)

@@ -51,7 +51,11 @@ def by_load(path, **settings):
     return backbone
 
 
-@pytest.mark.parametrize('load', [by_init_cfg, by_mm, by_load])
+@pytest.mark.parametrize(
+    ('released', 'load'),
+    [*((name, by_load) for name in FILES), (FILES[0], by_init_cfg), (FILES[0], by_mm)],
+    indirect=['released'],
+)
 def test_every_way_to_load_computes_what_the_release_computes(released, load):
     name, path, settings = released
     backbone = load(path, out_norm=False, **settings)

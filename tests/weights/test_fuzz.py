@@ -22,7 +22,8 @@ from torch import Tensor
 from polynext_mm import weights
 from polynext_mm.weights import CheckpointError
 from polynext_mm.weights.containers import checksum_path, sha256_of
-from tests.helpers.networks import build, randomized
+from tests.helpers.networks import build
+from tests.helpers.tiny import randomized
 
 # which docs/reliability.md names
 FAST, SLOW, RESUMED = 60, 1000, 500

@@ -16,9 +16,10 @@ from polynext_mm import weights
 from polynext_mm.compat.torch_features import SAFE_READER
 from polynext_mm.weights import CheckpointError, containers
 from tests.helpers.checkpoints import imagenet_weights
-from tests.helpers.configs import build_model, tiny_config
-from tests.helpers.networks import TINY_ARCH, build, randomized
+from tests.helpers.configs import TINY_NETWORK, build_model, tiny_config
+from tests.helpers.networks import build
 from tests.helpers.programs import python
+from tests.helpers.tiny import randomized
 from tests.marks import needs
 from tests.weights.hostile import CODE, archive, odd_weights, older, tensor, weights_and
 
@@ -173,18 +174,9 @@ def test_a_converted_file_has_its_checksum_beside_it(tmp_path):
 @pytest.fixture(scope='module')
 def model():
     """A segmentor with the tiny network, and its weights."""
-    cfg = tiny_config('', '')
-    cfg.merge_from_dict(TINY)
-    return randomized(build_model(cfg))
+    return randomized(build_model(tiny_config('', '', **TINY_NETWORK)))
 
 
-TINY = {
-    'model.backbone.arch': dict(TINY_ARCH, _delete_=True),
-    'model.decode_head.in_channels': [8, 16, 16, 24],
-    'model.decode_head.channels': 8,
-    'model.auxiliary_head.in_channels': 16,
-    'model.auxiliary_head.channels': 8,
-}
 ODD = list(odd_weights(torch.ones(2)))
 
 
@@ -234,9 +226,17 @@ def test_a_whole_average_is_resumed(path, model):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize('load', [by_mm, weights.load, by_resuming])
-@pytest.mark.parametrize('key', ['backbone.stem.weight', 'decode_head.conv_seg.weight'])
-@pytest.mark.parametrize('kind', ODD)
+@pytest.mark.parametrize(
+    ('load', 'key', 'kind'),
+    [
+        *((weights.load, 'backbone.stem.weight', kind) for kind in ODD),
+        *itertools.product(
+            [by_mm, by_resuming],
+            ['backbone.stem.weight', 'decode_head.conv_seg.weight'],
+            ['int', 'nan', 'text'],
+        ),
+    ],
+)
 def test_a_weight_of_another_kind_is_named(path, model, kind, key, load):
     content = dict(model.state_dict())
     content[key] = odd_weights(content[key])[kind]

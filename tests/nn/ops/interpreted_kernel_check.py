@@ -9,7 +9,8 @@ import triton.language as tl
 
 from polynext_mm.nn import kernel_check
 from polynext_mm.nn.ops import dispatch, partners_triton
-from tests.helpers.networks import Operators, build
+from tests.helpers.networks import build
+from tests.helpers.tiny import Operators
 from tests.nn.ops import triton_interpreter
 
 CPU = torch.device('cpu')

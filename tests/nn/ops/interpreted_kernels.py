@@ -1,7 +1,7 @@
 """Tests of the Triton kernels of the branches under Triton's interpreter, without a GPU.
 
 test_kernels_in_triton.py runs this file in a process of its own: the interpreter is chosen by
-TRITON_INTERPRET=1 before Triton is imported.
+TRITON_INTERPRET=1 before Triton is imported. Of each kind, what is not slow has one case.
 """
 
 import pytest
@@ -11,7 +11,7 @@ from polynext_mm.nn import PolyNeXt, ops, plain_ops, triton_ops
 from polynext_mm.nn.ops import norms_triton
 from tests import golden, op_cases
 from tests.helpers import zipped
-from tests.helpers.networks import TINY_ARCH, Operators, randomized
+from tests.helpers.tiny import TINY_ARCH, Operators, randomized
 from tests.nn.ops import triton_interpreter
 
 CASES = {
@@ -33,6 +33,7 @@ CASES = {
     op_cases.depthwise: {'depthwise', 'depthwise_backward'},  # which call the kernels
 }
 CASES[op_cases.poly_conv_even] = CASES[op_cases.poly_conv]
+SLOW = pytest.mark.slow
 every_case = pytest.mark.parametrize('make', CASES, ids=lambda make: make.__name__)
 
 
@@ -63,8 +64,8 @@ def errors(actual, expected):
 
 
 @every_case
-@pytest.mark.parametrize('keep', [False, True], ids=['kept', 'dropped'])
-@pytest.mark.parametrize('size', [(1, 1), (3, 17)], ids=str)
+@pytest.mark.parametrize('keep', [pytest.param(False, marks=SLOW), True], ids=['kept', 'dropped'])
+@pytest.mark.parametrize('size', [pytest.param((1, 1), marks=SLOW), (3, 17)], ids=str)
 def test_values_and_gradients(make, keep, size):
     op, inputs = make(torch.float32, keep, height=size[0], width=size[1])
     with Operators() as called:
@@ -76,8 +77,12 @@ def test_values_and_gradients(make, keep, size):
 
 
 @every_case
-@pytest.mark.parametrize('autocast', [False, True], ids=['inputs', 'autocast'])
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    'autocast', [False, pytest.param(True, marks=SLOW)], ids=['inputs', 'autocast']
+)
+@pytest.mark.parametrize(
+    'dtype', [torch.bfloat16, pytest.param(torch.float16, marks=SLOW)], ids=str
+)
 def test_in_half_precision_they_round_no_more_than_torch_does(make, dtype, autocast):
     op, inputs = make(torch.float32, True, height=9, width=14)
     if not autocast:
@@ -105,7 +110,9 @@ def test_several_blocks_of_places_and_channels_and_turns_of_a_program(monkeypatc
     [make for make in CASES if make is not op_cases.depthwise],  # the kernels of which are not seen
     ids=lambda make: make.__name__,
 )
-@pytest.mark.parametrize('in_forward', [True, False], ids=['in forward', 'in backward'])
+@pytest.mark.parametrize(
+    'in_forward', [pytest.param(True, marks=SLOW), False], ids=['in forward', 'in backward']
+)
 def test_forward_decides_for_backward(make, in_forward):
     op, inputs = make(torch.float32, False)
     with Operators() as called:
@@ -124,7 +131,7 @@ def test_forward_decides_for_the_backward_of_a_convolution():
     assert all(map(torch.equal, found, torch.autograd.grad(op(*inputs).sum(), inputs)))
 
 
-@pytest.mark.parametrize('with_cp', [False, True])
+@pytest.mark.parametrize('with_cp', [pytest.param(False, marks=SLOW), True])
 def test_a_network_whose_kernels_hand_on_narrow_copies_and_copies_of_weights(with_cp):
     """Under autocast it rounds no more than torch's operations do, gradients included."""
     image, found = golden.image((32, 48), batch=2), []

@@ -8,8 +8,8 @@ from torch._subclasses import FakeTensorMode
 
 from polynext_mm.compat.torch_features import TRITON_KERNELS
 from polynext_mm.nn import PolyNeXt, ops, plain_ops, triton_ops
-from tests.helpers.networks import Operators
 from tests.helpers.programs import python, script
+from tests.helpers.tiny import Operators
 from tests.marks import require
 from tests.op_cases import layer_norm, norm_of_pair, poly_conv, poly_mlp
 
@@ -18,9 +18,12 @@ pytest.importorskip('triton')
 
 
 @pytest.mark.heavy
-def test_kernels_under_the_interpreter():
-    program = Path(__file__).with_name('interpreted_kernels.py')
-    python('-m', 'pytest', '-x', program, TRITON_INTERPRET='1')
+@pytest.mark.parametrize('which', ['not slow', pytest.param('slow', marks=pytest.mark.slow)])
+def test_kernels_under_the_interpreter(which):
+    programs = [
+        Path(__file__).with_name(f'interpreted_{name}.py') for name in ('kernels', 'poly_attention')
+    ]
+    python('-m', 'pytest', '-x', '-m', which, *programs, TRITON_INTERPRET='1')
 
 
 def operators_of(op, inputs, dtype=torch.float32, device='cuda') -> set[str]:

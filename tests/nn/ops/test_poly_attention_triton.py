@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import inspect
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,22 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polynext_mm.compat.torch_features import TRITON_KERNELS
 from polynext_mm.nn import poly_attention, triton_ops
-from tests.helpers.networks import Operators
 from tests.helpers.programs import python, script
+from tests.helpers.tiny import Operators
 from tests.marks import require
 
 require(TRITON_KERNELS)
 triton = pytest.importorskip('triton')
 kernels = importlib.import_module('polynext_mm.nn.ops.poly_attention_triton')
 
-INTERPRETED = Path(__file__).with_name('interpreted_poly_attention.py')
 TRITON, TORCH = 'poly_attention_triton', 'poly_attention'
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize('which', ['not slow', pytest.param('slow', marks=pytest.mark.slow)])
-def test_kernels_under_the_interpreter(which):
-    python('-m', 'pytest', '-x', '-m', which, INTERPRETED, TRITON_INTERPRET='1')
 
 
 # Which operator a device is given, on tensors without memory
