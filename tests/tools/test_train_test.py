@@ -10,15 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 
 from polynext_mm.commands import train
 from tests.helpers.checkpoints import imagenet_weights, segmentor_file
-from tests.helpers.configs import as_arguments, tiny_config, tiny_options
+from tests.helpers.configs import (
+    TINY_NETWORK,
+    as_arguments,
+    config_to_load_into,
+    tiny_config,
+    tiny_options,
+)
 from tests.helpers.files import CONFIG, ROOT
 from tests.helpers.programs import call_tool, free_port, python, run
-from tests.helpers.samples import sample_as_ade20k
+from tests.helpers.samples import ade20k_scenes, sample_as_ade20k
 
 TOOLS = ROOT / 'tools'
 IMAGES = 4
@@ -26,24 +33,33 @@ LOG_ALL = {'default_hooks.logger.interval': 1}
 
 
 @pytest.fixture(scope='module')
-def sample(tmp_path_factory):
-    return sample_as_ade20k(tmp_path_factory.mktemp('data'), IMAGES)
+def config_file(tmp_path_factory):
+    """A config as of a user: the published one with the tiny network, on generated images."""
+    folder = tmp_path_factory.mktemp('config')
+    path = folder / 'mine.py'
+    cfg = tiny_config(sample_as_ade20k(folder, IMAGES), '', **TINY_NETWORK)
+    del cfg['work_dir']
+    cfg.dump(path)
+    return path
 
 
 @pytest.fixture(scope='module')
-def trained(sample, tmp_path_factory):
+def trained(config_file, tmp_path_factory):
     """The work dir of a training of two iterations, and what the training printed."""
     work_dir = tmp_path_factory.mktemp('work')
-    printed = python(
-        TOOLS / 'train.py',
-        CONFIG,
-        '--work-dir',
-        work_dir,
-        '--verbose',
-        *as_arguments(tiny_options(sample, iters=2) | LOG_ALL),
-        cwd=work_dir,
+    options = LOG_ALL | dict.fromkeys(
+        ('train_cfg.max_iters', 'train_cfg.val_interval', 'default_hooks.checkpoint.interval'), 2
     )
-    return work_dir, printed
+    command = (TOOLS / 'train.py', config_file, '--work-dir', work_dir, '--verbose')
+    return work_dir, python(*command, *as_arguments(options), cwd=work_dir)
+
+
+def run_tool(name: str, *arguments) -> None:
+    assert call_tool(name, *arguments) is None
+
+
+def log_of(work_dir: Path) -> str:
+    return max(work_dir.glob('*/*.log')).read_text()
 
 
 def metrics(printed) -> dict[str, str]:
@@ -72,23 +88,14 @@ def test_training_and_evaluation_say_how_long_they_will_take(trained, evaluated)
 
 
 @pytest.mark.heavy
-def test_resuming_goes_on_from_the_latest(trained, sample, tmp_path):
+@pytest.mark.usefixtures('quick_configs')
+def test_resuming_goes_on_from_the_latest(trained, config_file, tmp_path):
     work_dir = tmp_path / 'work'
     shutil.copytree(trained[0], work_dir)
-    options = dict(
-        tiny_options(sample, iters=3),
-        **{'val_cfg': None, 'val_dataloader': None, 'val_evaluator': None},
-    )
-    printed = python(
-        TOOLS / 'train.py',
-        CONFIG,
-        '--work-dir',
-        work_dir,
-        '--resume',
-        '--verbose',
-        *as_arguments(options),
-    )
-    assert 'resumed epoch: 0, iter: 2' in printed
+    options = {'train_cfg.max_iters': 3, 'default_hooks.checkpoint.interval': 3}
+    options |= dict(val_cfg=None, val_dataloader=None, val_evaluator=None)
+    run_tool('train', config_file, '--work-dir', work_dir, '--resume', *as_arguments(options))
+    assert 'resumed epoch: 0, iter: 2' in log_of(work_dir)
     before, after = (torch.load(work_dir / f'iter_{i}.pth', weights_only=False) for i in (2, 3))
     assert after['meta']['iter'] == 3
     assert {int(state['step']) for state in after['optimizer']['state'].values()} == {3}
@@ -103,24 +110,22 @@ def test_resuming_goes_on_from_the_latest(trained, sample, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def evaluated(trained, sample, tmp_path_factory):
-    """The folder of an evaluation, and what the evaluation printed."""
+def evaluated(trained, config_file, tmp_path_factory):
+    """The folder of an evaluation, and its log."""
     folder = tmp_path_factory.mktemp('evaluation')
-    printed = python(
-        TOOLS / 'test.py',
-        CONFIG,
+    run_tool(
+        'test',
+        config_file,
         trained[0] / 'iter_2.pth',
         '--work-dir',
         folder / 'work',
-        '--verbose',
         '--out',
         folder / 'out',
         '--show-dir',
         folder / 'pictures',
-        *as_arguments(tiny_options(sample) | LOG_ALL),
-        cwd=folder,
+        *as_arguments(LOG_ALL),
     )
-    return folder, printed
+    return folder, log_of(folder / 'work')
 
 
 @pytest.mark.heavy
@@ -131,8 +136,9 @@ def test_evaluation_repeats_that_of_training(trained, evaluated):
 
 
 @pytest.mark.heavy
-def test_predictions_are_kept_as_label_images(evaluated, sample):
-    images = {path.stem: path for path in (sample / 'images' / 'validation').iterdir()}
+def test_predictions_are_kept_as_label_images(evaluated, config_file):
+    root = Path(Config.fromfile(config_file).val_dataloader.dataset.data_root)
+    images = {path.stem: path for path in (root / 'images' / 'validation').iterdir()}
     kept = sorted((evaluated[0] / 'out').iterdir())
     assert {path.stem for path in kept} == set(images)
     for path in kept:
@@ -149,22 +155,16 @@ def test_pictures_of_the_predictions_are_drawn(evaluated):
 
 
 @pytest.mark.heavy
-def test_tta_with_the_authors_file(sample, tmp_path):
-    config = tiny_config(sample, tmp_path)
-    torch.save(segmentor_file(config, 'backbone._orig_mod.'), tmp_path / 'authors.pth')
-    printed = python(
-        TOOLS / 'test.py',
-        CONFIG,
-        'authors.pth',
-        '--tta',
-        '--verbose',
-        *as_arguments(tiny_options(sample)),
-        cwd=tmp_path,
-    )
-    assert re.search(r'PolyNeXt: loaded 393 of 393 tensors from authors.pth\n', printed)
-    assert re.search(r'EncoderDecoder heads: loaded (\d+) of \1 tensors', printed)
-    assert metrics(printed).keys() == {'aAcc', 'mIoU', 'mAcc'}
-    assert (tmp_path / 'work_dirs' / CONFIG.stem).is_dir()
+@pytest.mark.usefixtures('quick_configs')
+def test_tta_with_the_authors_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sample = ade20k_scenes()
+    torch.save(segmentor_file(tiny_config(sample, ''), 'backbone._orig_mod.'), 'authors.pth')
+    run_tool('test', CONFIG, 'authors.pth', '--tta', *as_arguments(tiny_options(sample)))
+    log = log_of(tmp_path / 'work_dirs' / CONFIG.stem)
+    assert re.search(r'PolyNeXt: loaded 393 of 393 tensors from authors.pth\n', log)
+    assert re.search(r'EncoderDecoder heads: loaded (\d+) of \1 tensors', log)
+    assert metrics(log).keys() == {'aAcc', 'mIoU', 'mAcc'}
 
 
 def load_config(*arguments):
@@ -221,7 +221,7 @@ def test_an_absent_data_set_of_ones_own_names_its_folders(tmp_path):
 
 @pytest.mark.heavy
 @pytest.mark.usefixtures('quick_configs')
-def test_an_imagenet_file_cannot_be_evaluated(sample, tmp_path):
+def test_an_imagenet_file_cannot_be_evaluated(tmp_path):
     file = tmp_path / 'imagenet.pt'
     torch.save(imagenet_weights(), file)
     message = call_tool(
@@ -230,7 +230,7 @@ def test_an_imagenet_file_cannot_be_evaluated(sample, tmp_path):
         file,
         '--work-dir',
         tmp_path,
-        *as_arguments(dict(tiny_options(sample), **{'model.backbone.out_norm': False})),
+        *as_arguments(dict(tiny_options(ade20k_scenes()), **{'model.backbone.out_norm': False})),
     )
     assert str(file) in message and 'cannot be evaluated' in message
 
@@ -240,22 +240,17 @@ def test_an_imagenet_file_cannot_be_evaluated(sample, tmp_path):
 @pytest.mark.parametrize(
     ('tool', 'arguments'), [('test', ['absent.pth']), ('train', ['--resume', 'absent.pth'])]
 )
-def test_an_absent_checkpoint(sample, tmp_path, monkeypatch, tool, arguments):
+def test_an_absent_checkpoint(config_file, tmp_path, monkeypatch, tool, arguments):
     monkeypatch.chdir(tmp_path)
-    message = call_tool(tool, CONFIG, *arguments, *as_arguments(tiny_options(sample)))
+    message = call_tool(tool, config_file, *arguments)
     assert 'there is no checkpoint absent.pth' in message and str(tmp_path) in message
 
 
 @pytest.mark.heavy
 @pytest.mark.usefixtures('quick_configs')
-def test_a_batch_of_one_is_explained(sample, tmp_path):
-    config = tiny_config(
-        sample,
-        tmp_path,
-        val_cfg=None,
-        val_dataloader=None,
-        val_evaluator=None,
-        **{'train_dataloader.batch_size': 1},
+def test_a_batch_of_one_is_explained(tmp_path):
+    config = config_to_load_into(
+        ade20k_scenes(), tmp_path, **TINY_NETWORK, **{'train_dataloader.batch_size': 1}
     )
     runner = Runner.from_cfg(config)
     with pytest.raises(
@@ -270,14 +265,13 @@ def test_a_batch_of_one_is_explained(sample, tmp_path):
 
 
 @pytest.mark.heavy
-def test_two_processes_train_and_evaluate(sample, tmp_path):
+def test_two_processes_train_and_evaluate(config_file, tmp_path):
     printed = run(
         TOOLS / 'dist_train.sh',
-        CONFIG,
+        config_file,
         2,
         '--work-dir',
         tmp_path / 'work',
-        *as_arguments(tiny_options(sample)),
         PYTHON=sys.executable,
         PORT=str(free_port()),
         cwd=tmp_path,
@@ -291,16 +285,15 @@ def test_two_processes_train_and_evaluate(sample, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_as_one_does(trained, evaluated, sample, tmp_path):
+def test_two_processes_evaluate_as_one_does(trained, evaluated, config_file, tmp_path):
     printed = run(
         TOOLS / 'dist_test.sh',
-        CONFIG,
+        config_file,
         trained[0] / 'iter_2.pth',
         2,
         '--verbose',
         '--work-dir',
         tmp_path,
-        *as_arguments(tiny_options(sample)),
         PYTHON=sys.executable,
         PORT=str(free_port()),
     )
@@ -356,10 +349,8 @@ def test_slurm_train(slurm):
 
 @pytest.mark.heavy
 def test_slurm_train_without_a_work_dir(slurm):
-    lines = run(
-        TOOLS / 'slurm_train.sh', 'part', 'job', 'config.py', '--resume', **slurm
-    ).splitlines()
-    assert lines[-4:] == ['config.py', '--launcher', 'slurm', '--resume']
+    printed = run(TOOLS / 'slurm_train.sh', 'part', 'job', 'config.py', '--resume', **slurm)
+    assert printed.splitlines()[-4:] == ['config.py', '--launcher', 'slurm', '--resume']
 
 
 @pytest.mark.heavy
@@ -397,7 +388,7 @@ def test_scripts_tell_their_usage(script):
 
 
 @pytest.mark.slow
-def test_one_slurm_task_on_the_cpu_trains(slurm, sample, tmp_path):
+def test_one_slurm_task_on_the_cpu_trains(slurm, config_file, tmp_path):
     srun = tmp_path / 'bin' / 'srun'
     srun.write_text(
         '#!/usr/bin/env bash\nwhile [ "$1" != "$PYTHON" ]; do shift; done\n'
@@ -409,9 +400,8 @@ def test_one_slurm_task_on_the_cpu_trains(slurm, sample, tmp_path):
         TOOLS / 'slurm_train.sh',
         'part',
         'job',
-        CONFIG,
+        config_file,
         tmp_path / 'work',
-        *as_arguments(tiny_options(sample)),
         **settings,
     )
     assert metrics(printed).keys() == {'aAcc', 'mIoU', 'mAcc'}
