@@ -2,7 +2,6 @@
 
 import sys
 import textwrap
-from importlib import metadata
 
 import pytest
 
@@ -134,7 +133,3 @@ def test_run_checks_the_stack_before_the_script(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmcv', None)
     with pytest.raises(SystemExit, match='polynext_mm needs mmcv'):
         main()
-
-
-def test_the_version_is_that_of_the_package():
-    assert metadata.version('polynext-mm') == polynext_mm.__version__

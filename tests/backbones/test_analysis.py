@@ -58,9 +58,8 @@ def test_mmsegs_get_flops(tmp_path, capfd):
     assert re.search(r'Flops: [\d.]+M', printed)
 
 
-@pytest.mark.parametrize('arch', ['cpolynext_t', 'apolynext_t'])
-def test_a_trace_is_right_at_another_size(arch):
-    model = randomized(build(arch=arch)).double().eval()
+def test_a_trace_is_right_at_another_size():
+    model = randomized(build()).double().eval()
     traced = torch.jit.trace(model, torch.randn(1, 3, 64, 64).double(), check_trace=False)
     x = torch.randn(1, 3, 96, 128).double()
     with torch.no_grad(), torch.jit.optimized_execution(False):

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from polynext_mm.compat.torch_features import FLOAT16_ON_CPUS
 from polynext_mm.engine import AutocastOptimWrapper, TrainingCheckHook
-from tests.helpers.configs import tiny_config
+from tests.helpers.configs import TINY_NETWORK, config_to_load_into
 from tests.helpers.networks import build
 from tests.helpers.samples import ade20k_scenes
 from tests.helpers.tiny import randomized
@@ -162,13 +162,7 @@ def test_mms_amp_wrapper_is_refused_before_the_first_step():
     ('clip', 'counts', 'refused'), [(5.0, 2, True), (None, 2, False), (5.0, 1, False)]
 )
 def test_mms_accumulation_is_refused_before_the_first_step(tmp_path, clip, counts, refused):
-    config = tiny_config(
-        ade20k_scenes(),
-        tmp_path / 'work',
-        val_cfg=None,
-        val_dataloader=None,
-        val_evaluator=None,
-    )
+    config = config_to_load_into(ade20k_scenes(), tmp_path / 'work', **TINY_NETWORK)
     config.model.backbone.grad_clip_norm = clip
     config.optim_wrapper = dict(
         type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1), accumulative_counts=counts

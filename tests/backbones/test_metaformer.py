@@ -268,8 +268,7 @@ def check_loads(model: nn.Module, source, log: list[str]) -> None:
     )
 
 
-@EACH
-@pytest.mark.parametrize('name', ['model.safetensors', 'pytorch_model.bin'])
+@pytest.mark.parametrize(('arch', 'name'), zip(ARCHS, ('model.safetensors', 'pytorch_model.bin')))
 def test_timms_files(arch, tmp_path, log, name):
     path = tmp_path / name
     saved(classifier(arch).state_dict(), path)

@@ -10,6 +10,7 @@ from polynext_mm.weights import CheckpointError
 from tests.configs.segmentors import assert_a_step_trains_everything, assert_it_predicts
 from tests.helpers.configs import build_model
 from tests.helpers.files import ROOT
+from tests.marks import some_slow
 
 PEERS = {'convformer_s18': 'cpolynext_s', 'caformer_s18': 'apolynext_s'}
 RECIPES = ('upernet_{}_ade20k', 'mask_rcnn_{}_coco_1x')
@@ -50,7 +51,7 @@ def test_published_figure_and_drop_path_of_the_segmentor(arch):
 
 
 @pytest.mark.heavy
-@EACH
+@pytest.mark.parametrize('arch', some_slow(PEERS, ['convformer_s18']))
 def test_a_segmentors_step_and_prediction(arch):
     model = assert_a_step_trains_everything(config(RECIPES[0], arch), 150)
     assert_it_predicts(model, 150)

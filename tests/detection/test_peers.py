@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from tests.detection.detectors import batch, build, load, losses
+from tests.marks import some_slow
 
 
-@pytest.mark.parametrize('arch', ['convformer_s18', 'caformer_s18'])
+@pytest.mark.heavy
+@pytest.mark.parametrize('arch', some_slow(['convformer_s18', 'caformer_s18'], ['convformer_s18']))
 def test_a_step_and_a_prediction(arch):
     model, wrapper = build(load(f'mask_rcnn_{arch}_coco_1x'))
     loss, _ = losses(model, wrapper, batch())

@@ -38,7 +38,7 @@ def config_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp('config')
     path = folder / 'mine.py'
     cfg = tiny_config(sample_as_ade20k(folder, IMAGES), '', **TINY_NETWORK)
-    del cfg['work_dir']
+    cfg.pop('work_dir')
     cfg.dump(path)
     return path
 

@@ -35,7 +35,7 @@ from polynext_mm.weights import CheckpointError, load
 from tests.golden import Golden
 from tests.helpers.checkpoints import imagenet_weights
 from tests.helpers.files import ROOT
-from tests.helpers.programs import python
+from tests.helpers.programs import call_tool
 
 WNIDS = ImageNetInfo().label_names()
 BY_OPTION = {benchmark.option: benchmark for benchmark in BENCHMARKS}
@@ -404,17 +404,15 @@ def test_a_file_without_a_published_figure(tmp_path):
         load_subject(str(path))
 
 
-@pytest.mark.heavy
-def test_a_published_file_through_the_tool(tmp_path):
+def test_a_published_file_through_the_tool(tmp_path, capsys):
     path, report = tmp_path / 'file.pt', tmp_path / 'new' / 'report.json'
     torch.save(imagenet_weights(), path)
     images = tmp_path / 'images'
     for index, name in ((0, 'a.png'), (1, 'b.png')):
         put(images, WNIDS[index], index, name)
-    printed = python(
-        ROOT / 'tools' / 'validate_imagenet.py',
-        *(path, '--imagenet', images, '--partial', '--workers', 0, '--json', report),
-    )
+    options = ('--partial', '--workers', 0, '--json', report)
+    assert call_tool('validate_imagenet', path, '--imagenet', images, *options) is None
+    printed = capsys.readouterr().out
     assert re.search(r'ImageNet-1K +2 +80\.2 +\d+\.00 +\d+\.00\n', printed)
     assert 'loaded ' in printed  # how many tensors
     model = PolyNeXtClassifier('cpolynext_t').eval()

@@ -44,31 +44,6 @@ def test_the_address_of_the_release_stands_in_one_file():
     assert found == ['published.py']
 
 
-@pytest.mark.parametrize(
-    ('name', 'figure'),
-    [
-        ('cpolynext_t', 80.2),
-        ('cpolynext_s', 83.9),
-        ('cpolynext_b', 84.7),
-        ('cpolynext_l', 84.9),
-        ('apolynext_t', 80.9),
-        ('apolynext_s', 84.3),
-        ('apolynext_b', 84.9),
-        ('apolynext_l', 85.2),
-        ('cpolynext_t_bn', 78.3),
-        ('cpolynext_s_bn', 82.7),
-        ('apolynext_t_bn', 78.0),
-        ('cpolynext_lr_cifar10', 97.1),
-        ('cpolynext_lr_svhn', 98.1),
-        ('cpolynext_lr_tiny_imagenet', 74.0),
-        ('uper_cpolynexts', 50.6),
-        ('uper_apolynexts', 49.9),
-    ],
-)
-def test_figures(name, figure):
-    assert PUBLISHED[name].figure == figure
-
-
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_configs_start_from_the_file_of_their_arch(path):
     backbone = Config.fromfile(path).model.backbone
