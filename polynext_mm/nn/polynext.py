@@ -97,7 +97,8 @@ class PolyNeXt(NormSizes):
 
     def reset_parameters(self) -> None:
         """Initialize for training from scratch, matrices and kernels by ``weight_init``."""
-        initialize(self, self.weight_init)
+        if not self.stem.weight.is_meta:  # torch is slow in drawing numbers that are not there
+            initialize(self, self.weight_init)
 
     def norm_maker(self, stage: int) -> MakeNorm:
         """Return the maker of a stage's norms."""
