@@ -157,7 +157,6 @@ def test_mms_amp_wrapper_is_refused_before_the_first_step():
 
 
 @pytest.mark.heavy
-@pytest.mark.usefixtures('quick_configs')
 @pytest.mark.parametrize(
     ('clip', 'counts', 'refused'), [(5.0, 2, True), (None, 2, False), (5.0, 1, False)]
 )

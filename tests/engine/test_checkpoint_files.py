@@ -6,9 +6,6 @@ import multiprocessing
 import os
 import resource
 import shutil
-import subprocess
-import sys
-import textwrap
 import time
 import zipfile
 from pathlib import Path
@@ -24,18 +21,14 @@ from polynext_mm.weights import CheckpointError, containers
 from tests.engine.runs import At, config, saved, train
 from tests.marks import some_slow
 
-pytestmark = pytest.mark.usefixtures('quick_configs')
+FORK = multiprocessing.get_context('fork')  # mm is imported once
 
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     """A work dir with iter_2, iter_3, iter_4 and the best checkpoint of the last two."""
-    with pytest.MonkeyPatch.context() as patch:
-        from mmengine.config import Config
-
-        patch.setattr(Config, 'pretty_text', property(lambda cfg: repr(cfg._cfg_dict)))
-        work_dir = tmp_path_factory.mktemp('trained')
-        train(config('segmentation', work_dir, iters=4))
+    work_dir = tmp_path_factory.mktemp('trained')
+    train(config('segmentation', work_dir, iters=4))
     return work_dir
 
 
@@ -326,31 +319,26 @@ def test_a_folder_that_became_read_only_is_named(trained, tmp_path):
 
 # One run at a time
 
-HOLDER = textwrap.dedent("""
-    import os, sys, time
-    from polynext_mm.engine.checkpoints.work_dir import lock
-    lock(sys.argv[1])
-    if os.fork() == 0:  # as a worker of a data loader, which outlives its process for a while
-        time.sleep(60)
-    print('locked', flush=True)
-    time.sleep(60)
-""")
-
 
 @pytest.mark.heavy
 def test_a_work_dir_belongs_to_one_run_until_that_ends(tmp_path):
-    holder = subprocess.Popen(
-        [sys.executable, '-W', 'ignore', '-c', HOLDER, tmp_path],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    reader, writer = os.pipe()
+
+    def hold():
+        os.setpgid(0, 0)
+        lock(tmp_path)
+        if os.fork():  # a worker of a data loader outlives its process for a while
+            os.write(writer, b'locked')
+        time.sleep(60)
+
+    holder = FORK.Process(target=hold)
+    holder.start()
     try:
-        assert holder.stdout.readline() == 'locked\n'
+        assert os.read(reader, 6) == b'locked'
         with pytest.raises(WorkDirInUseError, match=f'process {holder.pid} on '):
             train(config('segmentation', tmp_path))
         holder.kill()
-        holder.wait()
+        holder.join()
         lock(tmp_path)
         unlock(tmp_path)
     finally:
@@ -413,7 +401,7 @@ def test_the_lock_is_given_back_after_training(tmp_path):
         lock(tmp_path)
         os._exit(0)
 
-    process = multiprocessing.get_context('fork').Process(target=locks)
+    process = FORK.Process(target=locks)
     process.start()
     process.join(60)
     assert process.exitcode == 0

@@ -29,7 +29,7 @@ def test_durations(seconds, text):
 
 @pytest.mark.heavy
 def test_a_training_prints_a_few_lines_and_its_log_file_has_all(tmp_path, capfd):
-    cfg = config('segmentation', tmp_path)
+    cfg = config('segmentation', tmp_path, iters=2, **{'train_cfg.val_interval': 2})
     with warnings.catch_warnings(), console.quiet('mmseg'):
         warnings.simplefilter('always')
         warnings.warn('before there is a file', stacklevel=1)

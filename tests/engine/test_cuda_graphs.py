@@ -47,7 +47,6 @@ def runner_of(backbone, counts=1, wrap=lambda model: model):
 
 
 @pytest.mark.heavy
-@pytest.mark.usefixtures('quick_configs')
 def test_a_training_replays_the_first_shape(replayed, tmp_path):
     """With validation between the steps, and as it would have gone without."""
     weights = []

@@ -77,7 +77,7 @@ def runner_of(cfg, tmp_path) -> Runner:
 
 @pytest.mark.heavy
 def test_samples_are_loaded_before_the_first_step_and_all_are_checked_later(
-    root, tmp_path, quick_configs, monkeypatch
+    root, tmp_path, monkeypatch
 ):
     """In training and validation: 32 of each at the start, here one."""
     monkeypatch.setattr(data_checks, 'SAMPLES', 1)
@@ -96,7 +96,7 @@ def test_samples_are_loaded_before_the_first_step_and_all_are_checked_later(
 
 @pytest.mark.heavy
 @pytest.mark.parametrize('checked', [True, False], ids=['hook', 'without'])
-def test_the_hook_checks_in_tools_of_mm(root, tmp_path, quick_configs, checked):
+def test_the_hook_checks_in_tools_of_mm(root, tmp_path, checked):
     """Labels out of range in validation, which mm leaves out without a word."""
     write_label(root, 'val', 2, constant(76))
     cfg = segmentation_config(root)
@@ -114,7 +114,7 @@ def test_the_hook_checks_in_tools_of_mm(root, tmp_path, quick_configs, checked):
 
 
 @pytest.mark.heavy
-def test_the_hook_checks_the_config(root, tmp_path, quick_configs):
+def test_the_hook_checks_the_config(root, tmp_path):
     cfg = segmentation_config(root, **{'model.auxiliary_head.num_classes': 9})
     runner = runner_of(cfg, tmp_path)
     with pytest.raises(ValueError, match='model.auxiliary_head.num_classes=9'):
@@ -178,9 +178,7 @@ def test_a_cut_annotation_file_is_told(detection):
 
 
 @pytest.mark.heavy
-def test_a_data_set_of_which_nothing_is_left_is_told(
-    detection, tmp_path, quick_configs, monkeypatch
-):
+def test_a_data_set_of_which_nothing_is_left_is_told(detection, tmp_path, monkeypatch):
     _, cfg = detection
     cfg.train_dataloader.dataset.filter_cfg.min_size = 1000
     assert 'are on images that filter_cfg leaves out' in refused(cfg)
@@ -216,7 +214,7 @@ def test_an_evaluator_of_other_annotations_is_told(detection):
 )
 @pytest.mark.parametrize('where', ['load_from', 'init_cfg'])
 def test_a_checkpoint_that_does_not_fit_is_told_before_data_is_read(
-    root, tmp_path, quick_configs, where, weights, told
+    root, tmp_path, where, weights, told
 ):
     path = tmp_path / 'weights.pth'
     torch.save(weights(), path)
@@ -231,7 +229,7 @@ def test_a_checkpoint_that_does_not_fit_is_told_before_data_is_read(
 
 
 @pytest.mark.heavy
-def test_a_checkpoint_that_fits_is_not_loaded_yet(root, tmp_path, quick_configs):
+def test_a_checkpoint_that_fits_is_not_loaded_yet(root, tmp_path):
     path = tmp_path / 'weights.pth'
     torch.save(other_weights(), path)
     cfg = segmentation_config(root, load_from=str(path))
@@ -244,7 +242,7 @@ def test_a_checkpoint_that_fits_is_not_loaded_yet(root, tmp_path, quick_configs)
 
 
 @pytest.mark.heavy
-def test_a_checkpoint_that_is_not_there_is_told(root, tmp_path, quick_configs):
+def test_a_checkpoint_that_is_not_there_is_told(root, tmp_path):
     runner = runner_of(segmentation_config(root, load_from='nowhere.pth'), tmp_path)
     with pytest.raises(FileNotFoundError, match='nowhere.pth'):
         checkpoint_checks.check_checkpoint(runner, 'train')
@@ -265,7 +263,7 @@ def test_the_tool_ends_with_one_message(root, tmp_path):
 
 
 @pytest.mark.heavy
-def test_the_tool_checks_what_workers_load(tmp_path, quick_configs):
+def test_the_tool_checks_what_workers_load(tmp_path):
     """Of 70 samples every second is read before the first step, and one of the others is wrong."""
     root = make_segmentation(tmp_path / 'data', train=70, val=1)
     write_label(root, 'train', 1, constant(76))

@@ -15,7 +15,7 @@ from tests.engine.runs import At, config, differences, saved, train
 from tests.helpers.files import ROOT
 from tests.marks import some_slow
 
-pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures('quick_configs')]
+pytestmark = pytest.mark.heavy
 
 # by epoch, hook point, iterations done by then, what is saved
 MOMENTS = [
@@ -35,16 +35,12 @@ def settings(by_epoch):
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     """The last checkpoints of the uninterrupted runs, by iteration and by epoch."""
-    with pytest.MonkeyPatch.context() as patch:
-        from mmengine.config import Config
-
-        patch.setattr(Config, 'pretty_text', property(lambda cfg: repr(cfg._cfg_dict)))
-        runs = []
-        for by_epoch in (False, True):
-            work_dir = tmp_path_factory.mktemp('whole')
-            train(config(work_dir=work_dir, **settings(by_epoch)))
-            runs.append(saved(work_dir / ('epoch_3.pth' if by_epoch else 'iter_6.pth')))
-        return runs
+    runs = []
+    for by_epoch in (False, True):
+        work_dir = tmp_path_factory.mktemp('whole')
+        train(config(work_dir=work_dir, **settings(by_epoch)))
+        runs.append(saved(work_dir / ('epoch_3.pth' if by_epoch else 'iter_6.pth')))
+    return runs
 
 
 @pytest.fixture

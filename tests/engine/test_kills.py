@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import pytest
-from mmengine.config import Config
 
 from tests.engine.runs import config, differences, saved, train
 
@@ -67,7 +66,6 @@ def start(work_dir: Path, resume: bool, killer: Killer | None = None, **options)
         output = os.open(work_dir / 'output.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        Config.pretty_text = property(lambda cfg: repr(cfg._cfg_dict))
         if killer is not None:
             killer.install()
         train(config('segmentation', work_dir, **options), resume=resume)

@@ -12,8 +12,6 @@ from polynext_mm.weights import CheckpointError
 from tests.engine.runs import At, config, saved, train
 from tests.marks import needs
 
-pytestmark = pytest.mark.usefixtures('quick_configs')
-
 BROKEN = 'backbone.stages.2.cells.0'
 
 

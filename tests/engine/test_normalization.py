@@ -21,8 +21,6 @@ from tests.helpers.files import ROOT
 from tests.helpers.networks import ARCH, build
 from tests.helpers.samples import ade20k_scenes, few_scenes
 
-pytestmark = pytest.mark.usefixtures('quick_configs')
-
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
 # CIFAR-10's, from the release's utils.py, which are for values from 0 to 1
 LOW_RESOLUTION = dict(

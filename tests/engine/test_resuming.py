@@ -19,8 +19,6 @@ from polynext_mm.weights import CheckpointError
 from tests.engine.runs import config, differences, saved, train
 from tests.marks import some_slow
 
-pytestmark = pytest.mark.usefixtures('quick_configs')
-
 FLOAT16 = {
     'optim_wrapper.type': 'AutocastOptimWrapper',
     'optim_wrapper.dtype': 'float16',

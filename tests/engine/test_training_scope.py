@@ -9,7 +9,7 @@ from mmengine.registry import HOOKS
 
 from tests.engine.runs import At, config, train
 
-pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures('quick_configs')]
+pytestmark = pytest.mark.heavy
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -69,7 +69,6 @@ def test_several_processes_stop_before_the_first_step(options, tmp_path):
 
 
 @pytest.mark.heavy
-@pytest.mark.usefixtures('quick_configs')
 def test_one_process_is_warned_and_trains(options, tmp_path):
     path, settings = options
     cfg = Config.fromfile(path)

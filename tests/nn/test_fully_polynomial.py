@@ -348,13 +348,13 @@ MOVEMENT = {
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    'size',
+    ('arch', 'size'),
     [
-        pytest.param((32, 32), id='at its size'),
-        pytest.param((48, 32), id='at another', marks=pytest.mark.slow),
+        pytest.param(TWO_STAGES, (32, 32), id='both mixers'),
+        pytest.param(CONV_ONLY, (48, 32), id='C at another size', marks=pytest.mark.slow),
+        pytest.param(TINY_ARCH, (48, 32), id='A at another size', marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize('arch', [CONV_ONLY, TINY_ARCH], ids=['C', 'A'])
 def test_the_exported_graph_adds_and_multiplies_alone(arch, size):
     model = build(arch=arch, norm='bn').eval()
     model.load_state_dict(tiny((32, 32), arch=arch, gates=-3.0)[0].state_dict(), strict=False)

@@ -88,7 +88,6 @@ def test_training_and_evaluation_say_how_long_they_will_take(trained, evaluated)
 
 
 @pytest.mark.heavy
-@pytest.mark.usefixtures('quick_configs')
 def test_resuming_goes_on_from_the_latest(trained, config_file, tmp_path):
     work_dir = tmp_path / 'work'
     shutil.copytree(trained[0], work_dir)
@@ -155,7 +154,6 @@ def test_pictures_of_the_predictions_are_drawn(evaluated):
 
 
 @pytest.mark.heavy
-@pytest.mark.usefixtures('quick_configs')
 def test_tta_with_the_authors_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sample = ade20k_scenes()
@@ -220,7 +218,6 @@ def test_an_absent_data_set_of_ones_own_names_its_folders(tmp_path):
 
 
 @pytest.mark.heavy
-@pytest.mark.usefixtures('quick_configs')
 def test_an_imagenet_file_cannot_be_evaluated(tmp_path):
     file = tmp_path / 'imagenet.pt'
     torch.save(imagenet_weights(), file)
@@ -236,7 +233,6 @@ def test_an_imagenet_file_cannot_be_evaluated(tmp_path):
 
 
 @pytest.mark.heavy
-@pytest.mark.usefixtures('quick_configs')
 @pytest.mark.parametrize(
     ('tool', 'arguments'), [('test', ['absent.pth']), ('train', ['--resume', 'absent.pth'])]
 )
@@ -247,7 +243,6 @@ def test_an_absent_checkpoint(config_file, tmp_path, monkeypatch, tool, argument
 
 
 @pytest.mark.heavy
-@pytest.mark.usefixtures('quick_configs')
 def test_a_batch_of_one_is_explained(tmp_path):
     config = config_to_load_into(
         ade20k_scenes(), tmp_path, **TINY_NETWORK, **{'train_dataloader.batch_size': 1}

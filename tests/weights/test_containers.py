@@ -32,8 +32,6 @@ from tests.helpers.networks import ARCH, build
 from tests.helpers.programs import MM_PACKAGES, python_without
 from tests.helpers.samples import ade20k_scenes
 
-pytestmark = pytest.mark.usefixtures('quick_configs')
-
 
 @pytest.fixture
 def path(tmp_path):

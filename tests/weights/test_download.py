@@ -191,7 +191,7 @@ def test_urls_of_mmengines_names_are_read_safely(cache, server, tmp_path, monkey
 
 
 @pytest.mark.heavy
-@pytest.mark.usefixtures('cache', 'release', 'quick_configs')
+@pytest.mark.usefixtures('cache', 'release')
 def test_a_published_name_starts_a_training(tmp_path):
     config = config_to_load_into(
         ade20k_scenes(),

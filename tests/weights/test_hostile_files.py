@@ -23,8 +23,6 @@ from tests.helpers.tiny import randomized
 from tests.marks import needs
 from tests.weights.hostile import CODE, archive, odd_weights, older, tensor, weights_and
 
-pytestmark = pytest.mark.usefixtures('quick_configs')
-
 
 @pytest.fixture
 def path(tmp_path):

@@ -16,7 +16,6 @@ from tests.helpers.samples import ade20k_scenes
 from tests.weights.hostile import EXECUTED, Evil
 
 DETECTOR = str(ROOT / 'configs' / 'atss_cpolynext_materials.py')
-pytestmark = pytest.mark.usefixtures('quick_configs')
 
 
 class Setting:

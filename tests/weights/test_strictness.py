@@ -16,8 +16,6 @@ from tests.helpers.configs import TINY_NETWORK, build_model, config_to_load_into
 from tests.helpers.networks import ARCH, build
 from tests.helpers.samples import ade20k_scenes
 
-pytestmark = pytest.mark.usefixtures('quick_configs')
-
 
 @pytest.fixture
 def path(tmp_path):
