@@ -62,8 +62,9 @@ def log_of(work_dir: Path) -> str:
     return max(work_dir.glob('*/*.log')).read_text()
 
 
-def metrics(printed) -> dict[str, str]:
-    return dict(re.findall(r'(aAcc|mIoU|mAcc): ([\d.]+)', printed.split('Iter(')[-1]))
+def metrics(printed) -> dict[str, float]:
+    last = printed.split('Iter(')[-1]
+    return {name: float(value) for name, value in re.findall(r'(aAcc|mIoU|mAcc): ([\d.]+)', last)}
 
 
 @pytest.mark.heavy
