@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from mmengine.runner import load_checkpoint
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -78,25 +78,12 @@ def test_every_arch_builds_with_the_published_widths(arch):
     assert not any(name.startswith('head') for name in model.state_dict())
 
 
-@pytest.mark.parametrize('scope', ['mmseg', 'mmdet'])
-def test_builds_under_every_default_scope(scope):
-    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'):
-        registry = __import__(f'{scope}.registry', fromlist=['MODELS']).MODELS
-        assert registry.build(dict(type='MetaFormer')).out_channels == WIDTHS
-
-
 @pytest.mark.parametrize(
     ('settings', 'valid'),
     [
         (dict(arch='convformer_x'), 'convformer_s18, convformer_s36, convformer_m36, caformer_s18'),
         (dict(arch=dict(depths=(1, 1))), 'choose one of convformer_s18'),
-        (dict(in_channels=0), 'positive integer'),
-        (dict(out_indices=(0, 4)), r'\(0, 1, 2, 3\)'),
-        (dict(out_indices=(1, 0)), 'ascending'),
-        (dict(drop_path_rate=1.5), r'\[0, 1\]'),
-        (dict(frozen_stages=5), r'-1 \(nothing\), 0 \(the stem\), ..., 4'),
-        (dict(out_norm='LN'), 'True or False'),
-        (dict(with_cp='no'), 'True or False'),
+        (dict(out_indices=(0, 4)), r'\(0, 1, 2, 3\)'),  # as of PolyNeXt, and all others
     ],
     ids=str,
 )
@@ -110,11 +97,6 @@ def test_weights_are_not_given_by_pretrained():
     on_meta(pretrained=None)
     with pytest.raises(ValueError, match="init_cfg=dict.*checkpoint='timm://caformer_s18'"):
         on_meta('caformer_s18', pretrained='caformer.pth')
-
-
-def test_an_unknown_option_is_an_error():
-    with pytest.raises(TypeError, match='norm_cfg'):
-        build(norm_cfg=None)
 
 
 def test_without_timm_the_error_says_what_to_install(monkeypatch):
@@ -152,11 +134,6 @@ def test_any_subset_of_stages(out_norm):
 def test_odd_sizes():
     outs = on_meta()(image(33, 46).to('meta'))
     assert [tuple(out.shape[2:]) for out in outs] == [(8, 11), (4, 6), (2, 3), (1, 2)]
-
-
-def test_smaller_images_are_refused():
-    with pytest.raises(ValueError, match='at least 32x32, got 31x64'):
-        on_meta()(image(31, 64))
 
 
 # Training

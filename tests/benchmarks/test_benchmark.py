@@ -265,15 +265,3 @@ def test_wrong_arguments_are_explained(arguments, message, monkeypatch, capsys):
         benchmark.parse_args()
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    'label',
-    [
-        f'{model}+{modifier}'
-        for model, kind in zip(MODELS, subjects.MODIFIERS)
-        for modifier in subjects.MODIFIERS[kind]
-    ],
-)
-def test_every_modifier_can_be_asked_for(label):
-    assert subjects.parse_subject(label).label == label

@@ -6,10 +6,8 @@ import os
 import numpy as np
 import pytest
 import torch
-from mmengine.runner.checkpoint import _load_checkpoint_with_prefix, load_state_dict
 
 from tests.helpers.checkpoints import (
-    CONTAINERS,
     imagenet_weights,
     is_golden,
     output_norms,
@@ -70,15 +68,6 @@ def test_a_file_in_our_names_is_the_networks_state_dict(convert, paths):
     assert is_golden(backbone)
 
 
-@pytest.mark.parametrize('container', ['module.', 'state_dict_ema', 'averaged'])
-def test_containers(convert, paths, container):
-    authors, ours, back = paths
-    torch.save(CONTAINERS[container](), authors)
-    convert(authors, ours)
-    convert(ours, back, '--to', 'authors')
-    assert same(torch.load(back, weights_only=True), imagenet_weights())
-
-
 @pytest.mark.parametrize('prefix', ['backbone.', 'backbone._orig_mod.'])
 def test_a_segmentor_there_and_back(convert, paths, prefix):
     authors, ours, back = paths
@@ -110,15 +99,6 @@ def test_a_segmentor_there_and_back(convert, paths, prefix):
     end = torch.load(back, weights_only=True)
     assert same(end['state_dict'], plain)
     assert end['meta'] == middle['meta']
-
-
-def test_mm_takes_a_converted_segmentor(convert, paths):
-    authors, ours, _ = paths
-    torch.save(segmentor_file(tiny_config('', '')), authors)
-    convert(authors, ours)
-    backbone = build(arch=ARCH)
-    load_state_dict(backbone, _load_checkpoint_with_prefix('backbone.', str(ours)), strict=True)
-    assert torch.equal(backbone.stem.weight, imagenet_weights()['stem.weight'])
 
 
 # What is refused, with nothing written

@@ -15,15 +15,13 @@ import urllib.error
 
 import pytest
 import torch
-from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
+from mmengine.runner import CheckpointLoader, load_checkpoint
 
 from polynext_mm import weights
 from polynext_mm.weights import PUBLISHED, CheckpointError, published
 from tests.helpers.checkpoints import imagenet_weights, is_golden
-from tests.helpers.configs import config_to_load_into
 from tests.helpers.networks import ARCH, build
 from tests.helpers.programs import free_port
-from tests.helpers.samples import ade20k_scenes
 from tests.weights.hostile import Evil
 
 URL = PUBLISHED[ARCH].url
@@ -103,14 +101,6 @@ def test_a_url_is_fetched_once(cache, server):
     assert list(cache.iterdir()) == [place(f'{server.url}/weights.pt', cache)]
 
 
-def test_load_checkpoint_takes_a_url(cache, server):
-    server.files['/a/weights.pth'] = file_bytes(imagenet_weights())
-    backbone = build(arch=ARCH, out_norm=False)
-    load_checkpoint(backbone, f'{server.url}/a/weights.pth')
-    assert is_golden(backbone)
-    assert server.asked == ['/a/weights.pth']
-
-
 # Published names
 
 
@@ -188,28 +178,6 @@ def test_urls_of_mmengines_names_are_read_safely(cache, server, tmp_path, monkey
         with pytest.raises(CheckpointError, match='eval'):
             load_checkpoint(build(), source)
     assert not trace.exists()
-
-
-@pytest.mark.heavy
-@pytest.mark.usefixtures('cache', 'release')
-def test_a_published_name_starts_a_training(tmp_path):
-    config = config_to_load_into(
-        ade20k_scenes(),
-        tmp_path / 'work',
-        load_from=f'polynext://{ARCH}',
-        **{'model.backbone.out_norm': False},
-    )
-    runner = Runner.from_cfg(config)
-    runner.train()
-    assert is_golden(runner.model.backbone)
-
-
-@pytest.mark.usefixtures('cache', 'release')
-def test_a_published_name_is_converted(tmp_path):
-    weights.convert(f'polynext://{ARCH}', tmp_path / 'ours.pth')
-    backbone = build(arch=ARCH, out_norm=False)
-    load_checkpoint(backbone, str(tmp_path / 'ours.pth'))
-    assert is_golden(backbone)
 
 
 @pytest.mark.parametrize('read', [weights.read, CheckpointLoader.load_checkpoint])

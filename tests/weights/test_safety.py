@@ -174,56 +174,6 @@ def test_storage_that_cannot_be_read_safely_is_refused(scheme):
         load_checkpoint(build(arch=ARCH), f'{scheme}bucket/weights.pth')
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize(
-    ('way', 'zipped'), [(by_load_checkpoint, False), (by_load_from, True), (by_read, False)]
-)
-def test_a_file_that_needs_code_is_refused_by_name_and_not_executed(
-    tmp_path, config, trace, way, zipped
-):
-    path = str(tmp_path / 'segmentor.pth')
-    weight = {'backbone._orig_mod.cells.0.skip_weight': torch.ones(6)}
-    torch.save(
-        dict(meta=dict(config=''), state_dict=weight, extra=Evil(trace)),
-        path,
-        _use_new_zipfile_serialization=zipped,
-    )
-    with pytest.raises(CheckpointError, match='eval') as caught:
-        way(path, config)
-    assert not trace.exists()
-    assert f'unsafe:{path}' in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    'content',
-    [
-        lambda evil: dict(imagenet_weights(), evil=evil),
-        lambda evil: dict(state_dict=dict(imagenet_weights(), evil=evil)),
-        lambda evil: dict(ema=dict(deeper=imagenet_weights()), args=evil),
-        lambda evil: [imagenet_weights(), evil],
-        lambda evil: {evil: 0, 'model': imagenet_weights()},
-    ],
-    ids=['among weights', 'state_dict', 'deep', 'list', 'key'],
-)
-def test_wherever_the_code_is(tmp_path, trace, content):
-    path = str(tmp_path / 'weights.pt')
-    torch.save(content(Evil(trace)), path)
-    with pytest.raises(CheckpointError, match='eval'):
-        load_checkpoint(build(arch=ARCH), path)
-    assert not trace.exists()
-
-
-def test_getattr_reaches_nothing_but_history_buffers(tmp_path, trace):
-    class Reach:
-        def __reduce__(self):
-            return getattr, (dict, 'fromkeys')
-
-    path = str(tmp_path / 'weights.pt')
-    torch.save(dict(imagenet_weights(), reach=Reach()), path)
-    with pytest.raises(CheckpointError):
-        weights.read(path)
-
-
 def load(path, backbone):
     weights.load(backbone, path)
 
@@ -244,21 +194,6 @@ def test_unsafe_reads_all_of_a_pickle(tmp_path, trace, way):
 
 
 # Other people's checkpoints
-
-
-def test_no_file_at_all_is_executed(tmp_path, trace):
-    path = str(tmp_path / 'somebody.pth')
-    torch.save(dict(state_dict={'conv1.weight': torch.ones(2)}, extra=Evil(trace)), path)
-    for load in (CheckpointLoader.load_checkpoint, lambda path: load_checkpoint(plain(), path)):
-        with pytest.raises(CheckpointError, match='eval'):
-            load(path)
-    assert not trace.exists()
-    load_checkpoint(plain(), f'unsafe:{path}')
-    assert trace.read_text() == EXECUTED
-
-
-def plain():
-    return torch.nn.Sequential(torch.nn.Linear(2, 2))
 
 
 def test_other_peoples_files_load_as_they_are(tmp_path):

@@ -233,16 +233,6 @@ def test_a_backbone_alone_leaves_heads_and_unasked_norms(path, config):
     assert 'out_norms.0' not in left
 
 
-@pytest.mark.heavy
-def test_the_log_of_a_run_has_the_report(path, config, tmp_path):
-    torch.save(imagenet_weights(), path)
-    config.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(path))
-    runner = Runner.from_cfg(config)
-    runner.train()
-    log = next(tmp_path.glob('work/*/*.log')).read_text()
-    assert re.search(rf'PolyNeXt: loaded 385 of 393 tensors from {re.escape(str(path))}', log)
-
-
 # Heads
 
 
@@ -290,15 +280,6 @@ def test_the_option_does_not_let_an_evaluation_pass(path, twenty_classes):
     twenty_classes.custom_hooks[0].reset_mismatched_heads = True
     with pytest.raises(CheckpointError, match='conv_seg'):
         Runner.from_cfg(twenty_classes).load_or_resume()
-
-
-@pytest.mark.heavy
-def test_an_imagenet_file_cannot_be_evaluated(path, config):
-    torch.save(imagenet_weights(), path)
-    config.load_from = str(path)
-    config.model.backbone.out_norm = False
-    with pytest.raises(CheckpointError, match='backbone alone and cannot be evaluated'):
-        Runner.from_cfg(config).load_or_resume()
 
 
 @pytest.mark.heavy

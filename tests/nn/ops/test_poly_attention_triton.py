@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polynext_mm.compat.torch_features import TRITON_KERNELS
 from polynext_mm.nn import poly_attention, triton_ops
-from tests.helpers.programs import python, script
+from tests.helpers.programs import script
 from tests.helpers.tiny import Operators
 from tests.marks import require
 
@@ -106,19 +106,6 @@ def test_compiles_into_one_graph(fake_cuda):
     q = torch.empty(2, 3, 20, 32, device='cuda')
     assert compiled(q, q, q).stride() == poly_attention(q, q, q).stride()
     torch._dynamo.reset()
-
-
-@pytest.mark.heavy
-def test_works_where_triton_is_missing():
-    python(
-        '-c',
-        'import sys; sys.modules["triton"] = None\n'
-        'import torch\n'
-        'from polynext_mm.nn import poly_attention, triton_ops\n'
-        'q, k, v = torch.randn(3, 2, 20, 32)\n'
-        'with triton_ops(True):\n'
-        '    assert poly_attention(q, k, v).isfinite().all()\n',
-    )
 
 
 # The precision of float32 products
