@@ -6,11 +6,13 @@ import json
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, init_default_scope
 
 from polynext_mm.analysis import count_config
 from tests.coco_sample import make_coco
 from tests.detection.detectors import CONFIGS, batch, build, load, losses
+from tests.helpers.configs import build_model
 from tests.helpers.files import ROOT
 from tests.helpers.networks import assert_counted_right
 from tests.helpers.tiny import TINY_ARCH
@@ -132,7 +134,10 @@ def test_learning_rates(name, lr, warmup, steps, epochs):
 )
 def test_parameter_groups(name, lrs, decay):
     """Mask2Former's norms and embeddings do not decay."""
-    model, wrapper = build(load(name))
+    cfg = load(name)
+    with torch.device('meta'):
+        model = build_model(cfg)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     settings = {
         id(param): (group['lr'], group['weight_decay'])
         for group in wrapper.optimizer.param_groups
