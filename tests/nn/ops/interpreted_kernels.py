@@ -101,7 +101,7 @@ def test_several_blocks_of_places_and_channels_and_turns_of_a_program(monkeypatc
     """Of maps wider than a block, with channels that are no multiple of eight."""
     monkeypatch.setattr(norms_triton, 'MAX_PROGRAMS', 3)
     monkeypatch.setattr(norms_triton, 'TILE', 256)
-    for op, inputs in op_cases.of_width(84, torch.float32, height=5, width=30):
+    for op, inputs in op_cases.of_width(84, torch.float32, height=2, width=30):
         assert max(errors(run(op, inputs), exact(op, inputs))) < 1e-5
 
 
