@@ -123,7 +123,8 @@ def evaluated(trained, config_file, tmp_path_factory):
         folder / 'out',
         '--show-dir',
         folder / 'pictures',
-        *as_arguments(LOG_ALL),
+        # of others in this process there may be a visualizer, which keeps its folder
+        *as_arguments(LOG_ALL | {'visualizer.name': folder.name}),
     )
     return folder, log_of(folder / 'work')
 
