@@ -11,7 +11,7 @@ from polynext_mm.nn import PolyNeXt, ops, plain_ops, triton_ops
 from polynext_mm.nn.ops import norms_triton
 from tests import golden, op_cases
 from tests.helpers import zipped
-from tests.helpers.tiny import TINY_ARCH, Operators, randomized
+from tests.helpers.tiny import TINY_ARCH, TWO_STAGES, Operators, randomized
 from tests.nn.ops import triton_interpreter
 
 CASES = {
@@ -124,19 +124,26 @@ def test_forward_decides_for_backward(make, in_forward):
 
 
 def test_forward_decides_for_the_backward_of_a_convolution():
-    op, inputs = op_cases.depthwise(torch.float32, False, height=40, width=33)
+    op, inputs = op_cases.depthwise(torch.float32, False, height=13, width=11)
     out = op(*inputs)
     with triton_ops(False):
         found = torch.autograd.grad(out.sum(), inputs)
     assert all(map(torch.equal, found, torch.autograd.grad(op(*inputs).sum(), inputs)))
 
 
-@pytest.mark.parametrize('with_cp', [pytest.param(False, marks=SLOW), True])
-def test_a_network_whose_kernels_hand_on_narrow_copies_and_copies_of_weights(with_cp):
+@pytest.mark.parametrize(
+    ('arch', 'with_cp'),
+    [
+        (TWO_STAGES, True),
+        pytest.param(TINY_ARCH, False, marks=SLOW),
+        pytest.param(TINY_ARCH, True, marks=SLOW),
+    ],
+)
+def test_a_network_whose_kernels_hand_on_narrow_copies_and_copies_of_weights(arch, with_cp):
     """Under autocast it rounds no more than torch's operations do, gradients included."""
     image, found = golden.image((32, 48), batch=2), []
     for enabled, autocast in ((True, True), (False, True), (False, False)):
-        model = randomized(PolyNeXt(TINY_ARCH, drop_path_rate=0.3, with_cp=with_cp)).train()
+        model = randomized(PolyNeXt(arch, drop_path_rate=0.3, with_cp=with_cp)).train()
         torch.manual_seed(0)
         with triton_ops(enabled), Operators() as called:
             with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
