@@ -21,11 +21,10 @@ from PIL import Image  # noqa: E402
 from make_materials import SCENES, make_scenes  # noqa: E402
 from polynext_mm.commands import plot  # noqa: E402
 from polynext_mm.commands.arguments import positive  # noqa: E402
-from polynext_mm.engine.console import without_noise  # noqa: E402
+from polynext_mm.compat.logs import import_quietly  # noqa: E402
 from run_tools import ROOT, announce, newest, run_tool  # noqa: E402
 
-with without_noise():
-    from mmseg.evaluation import IoUMetric
+IoUMetric = import_quietly('mmseg.evaluation').IoUMetric
 
 CONFIG = ROOT / 'configs' / 'upernet_cpolynext_materials.py'
 IGNORED = 255

@@ -59,6 +59,7 @@ def test_networks_and_weights_do_not_import_mm_and_mm_finds_all_registered():
 @pytest.mark.parametrize(
     'program',
     [
+        'import polynext_mm.deployment',
         'from polynext_mm.engine import launch',
         'import polynext_mm, mmcv.ops',
     ],

@@ -131,24 +131,29 @@ def export(args: argparse.Namespace) -> None:
     form = FORMATS[key]
     form.require()
     model, classes = load(args)
-    network = make_network(model, args.output, args.preprocess)
-    print('capturing the graph', flush=True)
-    program = capture(fused(network), form.with_hints)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.export-', dir=args.out.parent) as folder:
-        beside = Path(folder) / args.out.name
-        print('writing', args.out, flush=True)
-        write_file(form, program, network, beside, {'classes': classes} if classes else {})
-        if importlib.util.find_spec(form.consumer) is None:
-            print(f'not checked: {form.consumer} is not installed ({form.install})')
-        else:
-            shapes = [(BATCHES[i % len(BATCHES)], *size) for i, size in enumerate(args.check_sizes)]
-            found = check(network, open_file(form, beside), shapes, str(args.out))
-            version = importlib.metadata.version(form.consumer)
-            print(f'{form.consumer} {version} and torch differ, relative to the largest value, by')
-            for shape, value in zip(shapes, found):
-                print(f'  {value:.1e}  on images of {"x".join(map(str, shape))}')
-        os.replace(beside, args.out)
+    with quiet():
+        network = make_network(model, args.output, args.preprocess)
+        print('capturing the graph', flush=True)
+        program = capture(fused(network), form.with_hints)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix='.export-', dir=args.out.parent) as folder:
+            beside = Path(folder) / args.out.name
+            print('writing', args.out, flush=True)
+            write_file(form, program, network, beside, {'classes': classes} if classes else {})
+            if importlib.util.find_spec(form.consumer) is None:
+                print(f'not checked: {form.consumer} is not installed ({form.install})')
+            else:
+                shapes = [
+                    (BATCHES[i % len(BATCHES)], *size) for i, size in enumerate(args.check_sizes)
+                ]
+                found = check(network, open_file(form, beside), shapes, str(args.out))
+                version = importlib.metadata.version(form.consumer)
+                print(
+                    f'{form.consumer} {version} and torch differ, relative to the largest value, by'
+                )
+                for shape, value in zip(shapes, found):
+                    print(f'  {value:.1e}  on images of {"x".join(map(str, shape))}')
+            os.replace(beside, args.out)
     print(describe(network, args.out))
 
 
@@ -201,21 +206,22 @@ def quiet() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    with quiet():
-        from polynext_mm.deployment import ExportError, UnsupportedModelError
-        from polynext_mm.engine.checks.config import ConfigError
-        from polynext_mm.weights import CheckpointError
+    from polynext_mm.deployment import ExportError, UnsupportedModelError
+    from polynext_mm.engine.checks.config import ConfigError
+    from polynext_mm.engine.console import few_lines
+    from polynext_mm.weights import CheckpointError
 
-        try:
+    try:
+        with few_lines():
             export(args)
-        except (
-            CheckpointError,
-            ConfigError,
-            ExportError,
-            OSError,
-            OverwriteError,
-            UnsupportedModelError,
-            UsageError,
-        ) as error:
-            sys.exit(f'{type(error).__name__}: {error}')
+    except (
+        CheckpointError,
+        ConfigError,
+        ExportError,
+        OSError,
+        OverwriteError,
+        UnsupportedModelError,
+        UsageError,
+    ) as error:
+        sys.exit(f'{type(error).__name__}: {error}')
     return 0

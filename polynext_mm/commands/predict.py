@@ -144,41 +144,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from polynext_mm.engine.checks.config import ConfigError
     from polynext_mm.engine.checks.findings import DataError
+    from polynext_mm.engine.console import few_lines
     from polynext_mm.engine.results import all_files_of
     from polynext_mm.inference import Predictor
     from polynext_mm.weights import CheckpointError
 
     from .predict_outputs import Writer
 
-    try:
-        predictor = Predictor(
-            config,
-            checkpoint,
-            args.device,
-            args.dtype,
-            batch_size=args.batch_size,
-            tta=args.tta,
-            slide=args.slide,
-            score_thr=args.score_thr,
-            cfg_options=args.cfg_options,
-        )
-        if predictor.detects and args.labels is not None:
-            raise UsageError(f'--labels is for segmentors, and {config} is a detector')
-        require_apart(targets, all_files_of(predictor.model.cfg, with_images=False))
-    except (
-        UsageError,
-        OverwriteError,
-        CheckpointError,
-        ConfigError,
-        DataError,
-        FileNotFoundError,
-    ) as error:
-        sys.exit(f'{type(error).__name__}: {error}')
-    writer = Writer(predictor, args, stems)
-    try:
-        broken = writer.write(found)
-    finally:
-        writer.finish()  # write what was found so far
+    with few_lines():
+        try:
+            predictor = Predictor(
+                config,
+                checkpoint,
+                args.device,
+                args.dtype,
+                batch_size=args.batch_size,
+                tta=args.tta,
+                slide=args.slide,
+                score_thr=args.score_thr,
+                cfg_options=args.cfg_options,
+            )
+            if predictor.detects and args.labels is not None:
+                raise UsageError(f'--labels is for segmentors, and {config} is a detector')
+            require_apart(targets, all_files_of(predictor.model.cfg, with_images=False))
+        except (
+            UsageError,
+            OverwriteError,
+            CheckpointError,
+            ConfigError,
+            DataError,
+            FileNotFoundError,
+        ) as error:
+            sys.exit(f'{type(error).__name__}: {error}')
+        writer = Writer(predictor, args, stems)
+        try:
+            broken = writer.write(found)
+        finally:
+            writer.finish()  # write what was found so far
     if broken:
         print(f'left out {len(broken)} of {len(found)}:', file=sys.stderr)
         print('\n'.join(f'  {fault}' for fault in broken), file=sys.stderr)

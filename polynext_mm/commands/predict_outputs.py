@@ -11,9 +11,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from mmengine.utils import ProgressBar
 from PIL import Image
 
+from polynext_mm.compat.logs import LIVE, bar
 from polynext_mm.engine.checks.findings import DataError, file_fault
 from polynext_mm.inference import Detections, Predictor, Segmentation
 from polynext_mm.inference.predictor import Loaded
@@ -218,15 +218,15 @@ def _pillow_reads(path: Path) -> bool:
 
 
 class Progress:
-    """mmengine's progress bar, with rate and time left, on stderr; nothing without a total."""
+    """How many of a number of inputs are done, while a terminal shows it; nothing without one."""
 
     def __init__(self, total: int | None):
-        self.bar = ProgressBar(total, file=sys.stderr) if total else None
+        self.total, self.done = total, 0
 
     def advance(self) -> None:
-        if self.bar is not None:
-            self.bar.update()
+        self.done += 1
+        if self.total:
+            LIVE.show(f'{bar(self.done, self.total)} {self.done}/{self.total}')
 
     def close(self) -> None:
-        if self.bar is not None:
-            print(file=sys.stderr)
+        LIVE.clear()

@@ -2,31 +2,39 @@
 
 If a new release renames one, only this module breaks, and its tests say where. Nothing else in the
 package reads or sets a private attribute of their objects.
+
+It does not import mmengine at the top: the first import of mmengine registers this package, and
+that needs this module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmengine.config import Config
-from mmengine.hooks import CheckpointHook
-from mmengine.model import BaseModel
-from mmengine.optim import OptimWrapper
-from mmengine.runner import BaseLoop, Runner
-from torch import nn
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from mmengine.model import BaseModel
+    from mmengine.optim import OptimWrapper
+    from mmengine.runner import BaseLoop, Runner
+    from torch import nn
 
 #: Private methods and attributes of mmengine's classes that subclasses in this package override.
-OVERRIDDEN: dict[type, tuple[str, ...]] = {
-    CheckpointHook: (
+OVERRIDDEN: dict[str, tuple[str, ...]] = {
+    'CheckpointHook': (
         '_default_greater_keys',
         '_publish_model',
         '_save_best_checkpoint',
         '_save_checkpoint_with_step',
     ),
 }
-#: Parts of the names of metrics for which ``save_best`` keeps the greatest value.
-GREATER_IS_BETTER: tuple[str, ...] = tuple(CheckpointHook._default_greater_keys)
+
+
+def greater_is_better() -> tuple[str, ...]:
+    """Return parts of the names of metrics for which ``save_best`` keeps the greatest value."""
+    from mmengine.hooks import CheckpointHook
+
+    return tuple(CheckpointHook._default_greater_keys)
 
 
 # The Runner
@@ -59,6 +67,8 @@ def set_load_from(runner: Runner, source: str) -> None:
 
 def loops(runner: Runner) -> dict[str, BaseLoop]:
     """Return the loops that a run has built so far, of 'train', 'val' and 'test'."""
+    from mmengine.runner import BaseLoop
+
     candidates = {
         'train': runner._train_loop,
         'val': runner._val_loop,

@@ -5,12 +5,12 @@ from ..compat import require_mmengine
 require_mmengine()
 
 # ruff: noqa: E402 - the error above says more than theirs
+from .checkpoints.guard import CheckpointGuardHook
 from .checkpoints.saving import AtomicCheckpointHook, NonFiniteError
 from .checkpoints.work_dir import WorkDirHook
 from .checks.data import DataCheckHook
 from .checks.training import TrainingCheckHook
 from .cuda_graphs import CUDAGraphHook
-from .hooks import CheckpointGuardHook
 from .interruption import InterruptHook, LostWorkerError
 from .kernels import KernelCheckHook
 from .nonfinite import NonFiniteHook

@@ -8,12 +8,11 @@ those of :class:`ConsoleHook`.
 from __future__ import annotations
 
 import contextlib
-import importlib
-import io
 import logging
 import logging.handlers
 import numbers
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,16 +22,9 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
-from ..compat.logs import say
+from ..compat.logs import LIVE, NOISE, bar, import_quietly, say
 from . import models
 
-# Warnings of mm about itself that no user can act on
-_NOISE = (
-    'The prefix is not set in metric class',
-    'will be deprecated in future',
-    'does not match exactly',
-    'Could not import OneDL',
-)
 _FIRST = 5.0  # seconds between lines in the beginning
 _LAST = 60.0  # and later, from 20 minutes on
 _SHOWN = 6  # metrics in a line
@@ -53,31 +45,33 @@ def quiet(scope: str | None = None) -> Iterator[None]:
     # holds what comes before there is a file
     logger.handlers, logger.propagate = [logging.handlers.MemoryHandler(1000, logging.ERROR)], False
     try:
-        _import_quietly(scope)
+        if scope in ('mmseg', 'mmdet'):
+            import_quietly(f'{scope}.datasets')
         yield
     finally:
         logging.captureWarnings(False)
         logger.handlers, logger.propagate = handlers, propagate
 
 
-def _import_quietly(scope: str | None) -> None:
-    if scope not in ('mmseg', 'mmdet'):
-        return
-    with without_noise():
-        importlib.import_module(f'{scope}.datasets')
-
-
 @contextlib.contextmanager
-def without_noise() -> Iterator[None]:
-    """Print what is printed within, at the end of it, without what mm says when imported."""
-    printed = io.StringIO()
+def few_lines() -> Iterator[None]:
+    """Print warnings of the log and what is said, and nothing else, where there is no log file."""
+    shown = _OnConsole()
+    # before anything redirects the output that its handler prints to
+    handlers = MMLogger.get_current_instance().handlers
+    formats = [handler.formatter for handler in handlers]
+    for handler in handlers:
+        handler.addFilter(shown)
+        handler.setFormatter(_Plain())
     try:
-        with contextlib.redirect_stdout(printed):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
             yield
     finally:
-        for line in printed.getvalue().splitlines():
-            if not any(noise in line for noise in _NOISE):
-                print(line)
+        LIVE.clear()
+        for handler, formatter in zip(handlers, formats):
+            handler.removeFilter(shown)
+            handler.setFormatter(formatter)
 
 
 class _OnConsole(logging.Filter):
@@ -86,11 +80,17 @@ class _OnConsole(logging.Filter):
     with_tables = False
 
     def filter(self, record: logging.LogRecord) -> bool:
+        shows = self._shows(record)
+        if shows:
+            LIVE.clear()
+        return shows
+
+    def _shows(self, record: logging.LogRecord) -> bool:
         if getattr(record, 'console', False):
             return True
         text = record.getMessage()
         if record.levelno >= logging.WARNING:
-            return not any(noise in text for noise in _NOISE)
+            return not any(noise in text for noise in NOISE)
         return self.with_tables and text.startswith(('\n+--', '\n Average Precision'))
 
 
@@ -127,7 +127,7 @@ class ConsoleHook(Hook):
     """Print a head, the first iteration, a line every few seconds, metrics, and what to do next.
 
     Lines have the loss, the seconds of an iteration, and how much time is left at the pace since
-    the first one, validation included.
+    the first one, validation included. A terminal shows a bar below them.
     """
 
     priority = 'LOWEST'
@@ -147,14 +147,16 @@ class ConsoleHook(Hook):
         if not is_main_process():
             return
         before, since = self._shown
-        if done > self._first + 1 and done < runner.max_iters and now - since < self._pause(now):
-            return
         if done == self._first + 1:  # has loaded what later ones find loaded
             self._paced = now
             left = ''
         else:
             pace = (now - self._paced) / (done - self._first - 1)
             left = f'  {duration(pace * (runner.max_iters - done))} left'
+        if done > self._first + 1 and done < runner.max_iters and now - since < self._pause(now):
+            # without the loss, which a GPU would have to be waited for
+            LIVE.show(f'{bar(done, runner.max_iters)} {done}/{runner.max_iters}{left}')
+            return
         loss = (outputs or {}).get('loss')
         shown = '' if loss is None else f'  loss {float(loss):.4g}'
         each = (now - since) / max(done - before, 1)
@@ -213,10 +215,15 @@ class ConsoleHook(Hook):
 
     def _evaluating(self, index: int, number: int, what: str) -> None:
         now = time.monotonic()
-        if is_main_process() and now - self._evaluated >= _FIRST and index + 1 < number:
-            left = (now - self._evaluation) / (index + 1) * (number - index - 1)
-            say(f'{what} {index + 1}/{number}  {duration(left)} left')
+        if not is_main_process() or index + 1 == number:
+            return
+        left = (now - self._evaluation) / (index + 1) * (number - index - 1)
+        line = f'{what} {index + 1}/{number}  {duration(left)} left'
+        if now - self._evaluated >= _FIRST:
+            say(line)
             self._evaluated = now
+        else:
+            LIVE.show(f'{bar(index + 1, number)} {line}')
 
 
 def _head(runner: Runner) -> Iterator[str]:

@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..compat import check_stack
-from ..compat.logs import say
+from ..compat.logs import say, without_noise
 from ..resources import find_config
 from ..weights import CheckpointError
 from . import console
@@ -185,7 +185,7 @@ def read_config(args: argparse.Namespace) -> Config:
         ConfigError: If ``data_root`` is overridden and no data set of the config is below it.
     """
     args.config = find_config(args.config)
-    with console.without_noise():  # of what custom_imports import
+    with without_noise():  # of what custom_imports import
         cfg = Config.fromfile(args.config)
     args.file_keys = set(cfg.keys())
     _override(cfg, args.cfg_options)
@@ -203,7 +203,7 @@ def load_config(name: str, cfg_options: Mapping | None) -> Config:
         ConfigNotFoundError: If there is no such config.
         ConfigError: If ``data_root`` is overridden and no data set of the config is below it.
     """
-    with console.without_noise():  # of what custom_imports import
+    with without_noise():  # of what custom_imports import
         cfg = Config.fromfile(find_config(name))
     _override(cfg, cfg_options)
     return cfg

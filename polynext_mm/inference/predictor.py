@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.device import get_device
+from mmengine.logging import MMLogger
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from mmengine.runner import load_checkpoint
@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from ..backbones.multiscale import SMALLEST_IMAGE, MultiScale
+from ..compat.logs import import_quietly, without_noise
 from ..compat.torch_features import autocast
 from ..engine.checks.config import ConfigError, datasets_of, metainfo_of, override
 from ..engine.checks.findings import loading_error
@@ -109,7 +110,8 @@ class Predictor:
         cfg_options: Mapping[str, Any] | None = None,
     ):
         path = find_config(os.fspath(config))
-        cfg = Config.fromfile(path)
+        with without_noise():  # of what custom_imports import
+            cfg = Config.fromfile(path)
         override(cfg, cfg_options)
         self.detects = _require_task(cfg, path) == 'mmdet'
         if slide is not None and self.detects:
@@ -281,10 +283,12 @@ def build_model(cfg: Config, checkpoint: str, device: str | torch.device) -> nn.
     for part in cfg.model.values():  # the checkpoint provides the weights
         if isinstance(part, dict) and part.get('init_cfg'):
             part['init_cfg'] = None
-    importlib.import_module(f'{cfg.default_scope}.models')
+    for part in ('models', 'datasets'):
+        import_quietly(f'{cfg.default_scope}.{part}')
     init_default_scope(cfg.default_scope)
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    meta = load_checkpoint(model, checkpoint, map_location='cpu').get('meta') or {}
+    logger = MMLogger.get_current_instance()  # without one, mmengine prints
+    meta = load_checkpoint(model, checkpoint, map_location='cpu', logger=logger).get('meta') or {}
     known = {str(key).lower(): value for key, value in (meta.get('dataset_meta') or meta).items()}
     described = {key: known[key] for key in ('classes', 'palette') if known.get(key)}
     if 'classes' not in described or (cfg.default_scope == 'mmdet' and 'palette' not in described):

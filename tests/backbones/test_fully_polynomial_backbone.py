@@ -77,11 +77,14 @@ def test_the_crop_that_becomes_the_size_is_in_mms_log(monkeypatch):
     assert model.out_norms['0'].running_mean.shape == (24, 16)
 
 
+@pytest.mark.parametrize('place', ['', 'detector', 'student'])
 @pytest.mark.parametrize('resumes', [False, True])
-def test_a_resumed_training_keeps_the_size_of_its_checkpoint(resumes):
+def test_a_resumed_training_keeps_the_size_of_its_checkpoint(resumes, place):
     """Crops of several sizes must not change the shape of the optimizer's saved state."""
-    model = nn.Module()
-    model.backbone = tiny()
+    backbone = tiny()
+    model: nn.Module = nn.ModuleDict(dict(backbone=backbone))
+    if place:
+        model = nn.ModuleDict({place: model})
     runner = SimpleNamespace(
         model=model,
         hooks=[],
@@ -98,8 +101,8 @@ def test_a_resumed_training_keeps_the_size_of_its_checkpoint(resumes):
         message_hub=dict(log_scalars={}, runtime_info={}),
     )
     CheckpointGuardHook().after_load_checkpoint(runner, checkpoint)
-    model.backbone.train()(image((96, 64), batch=2))
-    assert model.backbone.norm_size == ((64, 64) if resumes else (96, 64))
+    backbone.train()(image((96, 64), batch=2))
+    assert backbone.norm_size == ((64, 64) if resumes else (96, 64))
 
 
 PROGRAM = textwrap.dedent("""

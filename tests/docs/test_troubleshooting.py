@@ -21,7 +21,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import runner as mmengine_runner
 from torch import nn
 
-from polynext_mm.engine import hooks
+from polynext_mm.engine.checkpoints import guard
 from polynext_mm.engine.checks import training
 from polynext_mm.engine.checks.config import check_config
 from polynext_mm.engine.checks.findings import DataError, label_fault
@@ -147,7 +147,7 @@ def other_normalization() -> None:
     model = small_segmentor(4)
     model.data_preprocessor._channel_conversion = False  # its name in one set of packages
     model.data_preprocessor.channel_conversion = False  # and in the other
-    hooks.CheckpointGuardHook()._check_normalization(model, is_error=True)
+    guard.CheckpointGuardHook()._check_normalization(model, is_error=True)
 
 
 def missing_data() -> None:

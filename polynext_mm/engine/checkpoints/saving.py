@@ -313,7 +313,7 @@ class AtomicCheckpointHook(CheckpointHook):
     """
 
     # metrics of mmseg and mmdet that mmengine does not know
-    _default_greater_keys = [*private.GREATER_IS_BETTER, 'Fscore', 'recall', 'IoU', 'PQ']
+    _default_greater_keys = [*private.greater_is_better(), 'Fscore', 'recall', 'IoU', 'PQ']
     backend_args: dict | None
     file_backend: Any
     _continuation: Continuation | None = None

@@ -13,7 +13,7 @@ from ...weights import loading
 from ...weights.names import BACKBONE
 from ...weights.reading import UNSAFE
 from .. import models
-from ..hooks import CheckpointGuardHook
+from ..checkpoints.guard import CheckpointGuardHook
 from .findings import is_local
 
 

@@ -19,6 +19,8 @@ from mmengine.registry import (
     Registry,
 )
 
+from ...compat.logs import without_noise
+
 TASKS = ('train', 'val', 'test')
 DEFAULT_HOOKS = dict(
     runtime_info='RuntimeInfoHook',
@@ -112,7 +114,8 @@ def loop_type(task: str, loop: Mapping) -> Any:
 
 def find_type(registry: Registry, kind: str, cfg: Config) -> Any:
     """Return a class by its name in a config's scope; None if unknown, which mm reports itself."""
-    with registry.switch_scope_and_registry(cfg.get('default_scope') or 'mmengine') as scoped:
+    scope = cfg.get('default_scope') or 'mmengine'
+    with without_noise(), registry.switch_scope_and_registry(scope) as scoped:
         return scoped.get(kind)
 
 

@@ -10,15 +10,15 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
-from ..backbones.multiscale import MultiScale
-from ..backbones.polynext import PolyNeXt
-from ..compat import mmengine as private
-from ..weights import CheckpointError, loading, names
-from ..weights.errors import shown
-from ..weights.reading import UNSAFE
-from . import models
-from .checkpoints import resuming
-from .checks.normalization import find_mismatch
+from ...backbones.polynext import PolyNeXt
+from ...compat import mmengine as private
+from ...weights import CheckpointError, loading, names
+from ...weights.errors import shown
+from ...weights.names import BACKBONE
+from ...weights.reading import UNSAFE
+from .. import models
+from ..checks.normalization import find_mismatch
+from . import resuming
 
 
 @HOOKS.register_module()
@@ -85,9 +85,12 @@ class CheckpointGuardHook(Hook):
             resuming.keep_files_inside(checkpoint, resuming.folders(runner))
             _require_whole_average(checkpoint, source)
         model = models.unwrapped(runner.model)
-        if not isinstance(getattr(model, 'backbone', None), MultiScale):
+        backbones = models.backbones(model)
+        if not backbones:
             return
-        if names.is_authors({key.removeprefix('backbone.') for key in weights}):
+        # a teacher and its student load the file of a plain detector, too
+        places = {BACKBONE, *(f'{name}.' for name in backbones)}
+        if any(names.is_authors({key.removeprefix(place) for key in weights}) for place in places):
             self._check_normalization(model, is_error=True)
         # a resumed checkpoint has all heads
         whole = private.resumes(runner) or not private.trains(runner)
@@ -95,9 +98,11 @@ class CheckpointGuardHook(Hook):
             loading.set_options(
                 part, evaluation=whole, reset_mismatched_heads=self.reset_mismatched_heads
             )
-        if private.resumes(runner) and isinstance(model.backbone, PolyNeXt):
-            # the optimizer state has the shapes of the checkpoint's norms
-            model.backbone.keep_norm_size()
+        if private.resumes(runner):
+            for backbone in backbones.values():
+                if isinstance(backbone, PolyNeXt):
+                    # the optimizer state has the shapes of the checkpoint's norms
+                    backbone.keep_norm_size()
 
     def _check_normalization(self, model: nn.Module, is_error: bool) -> None:
         mismatch = find_mismatch(models.unwrapped(model))
