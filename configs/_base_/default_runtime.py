@@ -13,6 +13,8 @@ custom_hooks = [
     dict(type='WatchdogHook', timeout=1800),
     # 'unchecked' or 'off': docs/performance.md
     dict(type='KernelCheckHook', kernels='checked'),
+    # report/ in the work dir: curves, a table of the classes, pictures
+    dict(type='ReportHook', pictures=8),
 ]
 env_cfg = dict(
     cudnn_benchmark=True,

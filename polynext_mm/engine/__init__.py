@@ -15,6 +15,7 @@ from .interruption import InterruptHook, LostWorkerError
 from .kernels import KernelCheckHook
 from .nonfinite import NonFiniteHook
 from .optim import AutocastOptimWrapper, PolyNeXtOptimWrapperConstructor
+from .report import ReportHook
 from .reproducibility import ReproducibilityHook
 from .watchdog import WatchdogHook
 
@@ -30,6 +31,7 @@ __all__ = [
     'NonFiniteError',
     'NonFiniteHook',
     'PolyNeXtOptimWrapperConstructor',
+    'ReportHook',
     'ReproducibilityHook',
     'TrainingCheckHook',
     'WatchdogHook',

@@ -20,6 +20,7 @@ from mmengine.runner import load_checkpoint
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from .. import drawing
 from ..backbones.multiscale import SMALLEST_IMAGE, MultiScale
 from ..compat.logs import import_quietly, without_noise
 from ..compat.torch_features import autocast
@@ -27,7 +28,7 @@ from ..engine.checks.config import ConfigError, datasets_of, metainfo_of, overri
 from ..engine.checks.findings import loading_error
 from ..resources import find_config
 from ..runs import find_checkpoint
-from .results import Colour, Detections, Segmentation
+from .results import Detections, Segmentation
 
 TASKS = ('mmseg', 'mmdet')
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -129,7 +130,7 @@ class Predictor:
         self.model = build_model(cfg, source, _device(device))
         described = cast('dict[str, Any]', self.model.dataset_meta)
         self.classes = tuple(map(str, described['classes']))
-        self.palette = colours(described.get('palette'), len(self.classes))
+        self.palette = drawing.colours(described.get('palette'), len(self.classes))
         self._step: BaseModel = self.model
         steps = cfg.test_dataloader.dataset.pipeline
         if tta:
@@ -203,7 +204,7 @@ class Predictor:
                 pixels = pixels.astype(np.float32)
             size = pixels.shape[:2]
             info = dict(img_path=None, img_id=0, img=pixels, img_shape=size, ori_shape=size)
-        shown = _shown(info['img'])
+        shown = drawing.as_shown(info['img'])
         data = self._prepare(info)
         if not self.detects:
             _widen(data, self.model)
@@ -333,22 +334,6 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     return getattr(torch, name)
 
 
-def colours(palette: Any, count: int) -> tuple[Colour, ...]:
-    """Return ``count`` colours: those of a palette, then generated ones.
-
-    Args:
-        palette: A list of (R, G, B), a name that mmdet knows, or None.
-        count: Number of classes.
-    """
-    if isinstance(palette, str):
-        from mmdet.visualization import get_palette
-
-        palette = get_palette(palette, count)
-    own = [tuple(int(value) for value in colour) for colour in palette or ()][:count]
-    others = np.random.RandomState(42).randint(0, 256, (count, 3)).tolist()
-    return tuple(own + [tuple(colour) for colour in others[len(own) :]])
-
-
 # From images to the input of the model
 
 
@@ -400,17 +385,6 @@ def _as_bgr(image: Any, order: str) -> np.ndarray:
     if array.dtype.kind == 'f':
         array = np.clip(np.rint(array), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(array)
-
-
-def _shown(image: np.ndarray) -> np.ndarray:
-    """Return what the pipeline has read as (H, W, 3) uint8 in RGB, for drawing."""
-    image = image if image.ndim == 3 else image[..., None]
-    image = image[..., 2::-1] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, -1)
-    if image.dtype != np.uint8:
-        largest = float(image.max()) if image.size else 0.0
-        scale = 255 / largest if largest > 255 else 1.0
-        image = np.clip(image * scale, 0, 255).astype(np.uint8)
-    return image.copy()
 
 
 def _widen(data: dict, model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from . import drawing
+from .. import drawing
 
 Colour = tuple[int, int, int]
 

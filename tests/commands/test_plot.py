@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polynext_mm.commands.plot import curve, default_keys, main
-from polynext_mm.commands.scalars import Point, read_run
+from polynext_mm.commands.plot import main
+from polynext_mm.figures import curve, default_keys
+from polynext_mm.scalars import Point, read_run
 from tests.helpers.programs import python_without
 
 

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .arguments import UsageError
-
 _FILE = 'vis_data/scalars.json'
+
+
+class ScalarsError(ValueError):
+    """There is no log of a training, or it is not mmengine's."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,14 @@ def read_run(path: Path, name: str | None = None) -> Run:
         name: Name for legends; by default that of the work dir.
 
     Raises:
-        UsageError: If there are no such files, or one was not written by mmengine.
+        ScalarsError: If there are no such files, or one was not written by mmengine.
     """
     files = _files(path)
     records: list[_Record] = []
     for file in files:
         _join(records, list(_records(file)))
     if not records:
-        raise UsageError(f'{path} has no scalars yet')
+        raise ScalarsError(f'{path} has no scalars yet')
     per_epoch = max((r.iteration / r.epoch for r in records if r.epoch), default=None)
     run = Run(name or _name(path))
     for record in records:
@@ -87,7 +89,7 @@ def _files(path: Path) -> list[Path]:
     found = sorted(path.glob(f'*/{_FILE}')) or sorted(path.glob(_FILE))
     found = found or sorted(path.glob('scalars.json'))
     if not found:
-        raise UsageError(f'{path} is not a work dir with a training log: it has no */{_FILE}')
+        raise ScalarsError(f'{path} is not a work dir with a training log: it has no */{_FILE}')
     return found
 
 
@@ -108,7 +110,7 @@ def _records(file: Path) -> Iterator[_Record]:
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             if number == len(lines):  # the last line of a run that was killed, or is still writing
                 return
-            raise UsageError(f'{file}, line {number}: not a record of mmengine') from error
+            raise ScalarsError(f'{file}, line {number}: not a record of mmengine') from error
         numbers = {
             key: float(value)
             for key, value in content.items()
