@@ -23,10 +23,10 @@ from .. import drawing, figures
 from ..compat.logs import say
 from ..compat.optional import require
 from ..scalars import ScalarsError, read_run
+from .checkpoints.work_dir import REPORT
 from .checks.decoding import image_decoder
 from .processes import on_main
 
-FOLDER = 'report'
 _SCORE = 0.3  # of the detections that are drawn, as `polynext-mm predict` draws them
 _TILE = 256  # longer side of each picture
 
@@ -84,8 +84,8 @@ class ReportHook(Hook):
         self._tally: _Tally | None = None
 
     def before_train(self, runner: Runner) -> None:
-        self._folder = Path(runner.work_dir) / FOLDER
-        on_main(lambda: Path(runner.work_dir, FOLDER).mkdir(parents=True, exist_ok=True))
+        self._folder = Path(runner.work_dir) / REPORT
+        on_main(lambda: Path(runner.work_dir, REPORT).mkdir(parents=True, exist_ok=True))
         self._failure: str | None = None
         self._classwise = list(_by_class(runner))
         if dist.is_main_process():

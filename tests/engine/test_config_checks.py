@@ -139,10 +139,11 @@ def test_no_value_breaks_the_checks(place):
             pass
 
 
-def test_another_arch_needs_other_channels():
+def test_another_arch_needs_other_channels_and_weights():
     message = complaint(CONFIG, **{'model.backbone.arch': 'cpolynext_s'})
     assert 'set model.decode_head.in_channels=[72, 144, 288, 432]' in message
     assert 'set model.auxiliary_head.in_channels=288' in message
+    assert 'set model.backbone.init_cfg.checkpoint=polynext://cpolynext_s' in message
     message = complaint(MASK_RCNN, **{'model.backbone.arch': 'cpolynext_s'})
     assert 'set model.neck.in_channels=[72, 144, 288, 432]' in message
 
@@ -207,6 +208,19 @@ def test_a_setting_that_is_none_takes_options():
     cfg.model.backbone.init_cfg = None
     override(cfg, {'model.backbone.init_cfg.type': 'Pretrained', 'new.setting': 1})
     assert cfg.model.backbone.init_cfg == dict(type='Pretrained') and cfg.new.setting == 1
+
+
+def test_a_checkpoint_is_enough_where_there_was_no_init_cfg():
+    path, expected = 'model.backbone.init_cfg', dict(type='Pretrained', checkpoint='a.pth')
+    for options in (
+        {f'{path}.checkpoint': 'a.pth'},
+        {f'{path}.type': 'Pretrained', f'{path}.checkpoint': 'a.pth'},
+        {f'{path}.checkpoint': 'a.pth', f'{path}.type': 'Pretrained'},
+    ):
+        cfg = Config.fromfile(CONFIG)
+        cfg.model.backbone.init_cfg = None
+        override(cfg, options)
+        assert cfg.model.backbone.init_cfg == expected
 
 
 def test_a_coco_metric_is_looked_up_with_its_prefix():

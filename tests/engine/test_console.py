@@ -1,5 +1,6 @@
 """The lines that a training and an evaluation print, and those that only their log file has."""
 
+import io
 import logging
 import warnings
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from mmengine.logging import print_log
 
-from polynext_mm.compat.logs import say
+from polynext_mm.compat.logs import LiveLine, bar, say, without_noise
 from polynext_mm.engine import console
 from polynext_mm.engine.console import duration
 from tests.engine.runs import config
@@ -71,3 +72,49 @@ def test_a_training_prints_a_few_lines_and_its_log_file_has_all(tmp_path, capfd)
         assert text in logged, text
     with pytest.warns(UserWarning, match='afterwards'):
         warnings.warn('afterwards', stacklevel=1)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize('terminal', [False, True])
+def test_a_live_line_is_for_terminals(monkeypatch, terminal):
+    stream = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr('sys.stdout', stream)
+    monkeypatch.setenv('TERM', 'xterm')
+    monkeypatch.setenv('COLUMNS', '40')
+    line = LiveLine()
+    line.show(f'{bar(1, 4)} 1/4 {"." * 80}')
+    line.show('too soon after it')
+    line.clear()
+    line.clear()
+    print('printed')
+    drawn = f'\r{bar(1, 4)} 1/4 '.ljust(40, '.') + '\033[K\r\033[K'
+    assert stream.getvalue() == (drawn if terminal else '') + 'printed\n'
+
+
+@pytest.mark.heavy
+def test_a_training_on_a_terminal_erases_its_live_line_before_it_prints(tmp_path, monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr('sys.stdout', stream)
+    monkeypatch.setenv('TERM', 'xterm')
+    monkeypatch.setattr(LiveLine, '_PAUSE', 0.0)
+    monkeypatch.setattr(console, '_FIRST', 1e9)
+    monkeypatch.setattr(console, '_LAST', 1e9)
+    with console.quiet('mmseg'):
+        runner = console.QuietRunner.from_cfg(config('segmentation', tmp_path))
+        runner.train()
+    for line in stream.getvalue().split('\n'):
+        assert '[' not in line.rpartition('\r\033[K')[2], line
+    assert '] 2/6' in stream.getvalue()
+    assert '\r' not in Path(runner.logger.log_file).read_text()
+
+
+def test_what_mm_says_of_itself_when_imported_is_left_out(capsys):
+    with without_noise():
+        print('Could not import OneDL')
+        print('seen', end='')
+    print()
+    assert capsys.readouterr().out == 'seen\n'

@@ -14,6 +14,7 @@ from PIL import Image
 
 from polynext_mm import drawing
 from polynext_mm.engine import report
+from polynext_mm.engine.checkpoints.work_dir import REPORT
 from tests.engine.runs import config, train
 
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures('quick_configs')]
@@ -58,7 +59,7 @@ def work_dirs(tmp_path_factory):
 
 @pytest.mark.parametrize('task', FILES)
 def test_a_training_leaves_curves_tables_and_pictures(work_dirs, task):
-    folder = work_dirs[task] / report.FOLDER
+    folder = work_dirs[task] / REPORT
     assert sorted(path.name for path in folder.iterdir()) == FILES[task]
     for path in folder.glob('*.png'):
         picture = np.asarray(Image.open(path).convert('RGB')).reshape(-1, 3)
@@ -67,14 +68,14 @@ def test_a_training_leaves_curves_tables_and_pictures(work_dirs, task):
 
 def test_iou_by_class_is_that_of_the_log(work_dirs):
     work_dir = work_dirs['segmentation']
-    head, *rows = table(work_dir / report.FOLDER / 'classes.csv')
+    head, *rows = table(work_dir / REPORT / 'classes.csv')
     assert head == ['class', 'IoU', 'Acc', 'pixels']
     assert [row[0] for row in rows] == CLASSES
     result = logged(work_dir)[-1]
     for column, key in ((1, 'mIoU'), (2, 'mAcc')):
         values = [float(row[column]) for row in rows if row[column]]
         assert np.mean(values) == pytest.approx(result[key], abs=0.02)
-    names, *counted = table(work_dir / report.FOLDER / 'confusion.csv')
+    names, *counted = table(work_dir / REPORT / 'confusion.csv')
     counts = np.array([row[1:] for row in counted], int)
     assert names[1:] == [row[0] for row in counted] == CLASSES
     assert counts.sum(1).tolist() == [int(row[3]) for row in rows]
@@ -83,7 +84,7 @@ def test_iou_by_class_is_that_of_the_log(work_dirs):
 
 def test_ap_by_class_is_in_the_table_and_not_in_the_log(work_dirs):
     work_dir = work_dirs['detection']
-    head, *rows = table(work_dir / report.FOLDER / 'classes.csv')
+    head, *rows = table(work_dir / REPORT / 'classes.csv')
     assert head == ['class', 'AP', 'objects']
     assert [row[0] for row in rows] == CLASSES
     assert all((row[1] == '') == (row[2] == '0') for row in rows)
@@ -105,7 +106,7 @@ def test_it_is_of_the_best_checkpoint_and_resuming_keeps_it(tmp_path, monkeypatc
     monkeypatch.setattr(Evaluator, 'evaluate', lambda *a: evaluate(*a) | dict(mIoU=next(scores)))
     cfg = configured('segmentation', tmp_path, iters=2, **{'train_cfg.val_interval': 1})
     train(cfg)
-    folder = tmp_path / report.FOLDER
+    folder = tmp_path / REPORT
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
     cfg = configured('segmentation', tmp_path, iters=3, **{'train_cfg.val_interval': 3})
     runner = train(cfg, resume=True)
@@ -114,11 +115,18 @@ def test_it_is_of_the_best_checkpoint_and_resuming_keeps_it(tmp_path, monkeypatc
         assert ((folder / name).read_bytes() == content) == (name != 'curves.png'), name
 
 
+def test_a_training_that_does_not_resume_keeps_the_earlier_report_aside(tmp_path):
+    for _ in range(2):
+        train(configured('segmentation', tmp_path, iters=1, **{'train_cfg.val_interval': 1}))
+    for folder in (tmp_path / REPORT, tmp_path / 'earlier_1' / REPORT):
+        assert sorted(path.name for path in folder.iterdir()) == FILES['segmentation']
+
+
 def test_a_training_that_does_not_validate_has_curves(tmp_path):
     cfg = configured('segmentation', tmp_path, iters=2)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     train(cfg)
-    assert [path.name for path in (tmp_path / report.FOLDER).iterdir()] == ['curves.png']
+    assert [path.name for path in (tmp_path / REPORT).iterdir()] == ['curves.png']
 
 
 def test_a_report_that_cannot_be_written_ends_no_training(tmp_path, monkeypatch, capfd):
@@ -136,7 +144,7 @@ def test_a_report_that_cannot_be_written_ends_no_training(tmp_path, monkeypatch,
 
 
 def test_a_folder_that_cannot_be_written_stops_the_training_before_its_first_step(tmp_path):
-    (tmp_path / report.FOLDER).write_text('a file')
+    (tmp_path / REPORT).write_text('a file')
     cfg = configured('segmentation', tmp_path, iters=1)
     with pytest.raises(FileExistsError):
         train(cfg)

@@ -32,6 +32,7 @@ from .saving import (
 )
 
 LOCK = '.lock'
+REPORT = 'report'
 # raised by file systems without POSIX locks: some NFS and FUSE, Lustre without -o flock
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 # lock files of this process by work dir, kept open since closing one would release its lock
@@ -105,7 +106,7 @@ def _resolved(folder: str | os.PathLike) -> Path:
 
 
 def keep_aside(folder: Path, templates: Iterable[str] = ()) -> Path | None:
-    """Move the checkpoints of an earlier training in a folder into a new one inside it.
+    """Move checkpoints and report of an earlier training in a folder into a new one inside it.
 
     Args:
         folder: Where the checkpoints are.
@@ -122,8 +123,8 @@ def keep_aside(folder: Path, templates: Iterable[str] = ()) -> Path | None:
     numbers = itertools.count(1)
     place = next(p for p in (folder / f'earlier_{n}' for n in numbers) if not p.exists())
     place.mkdir()
-    for path in [*found, folder / 'last_checkpoint']:
-        if path.is_file():
+    for path in [*found, folder / 'last_checkpoint', folder / REPORT]:
+        if path.exists():
             path.rename(place / path.name)
     return place
 

@@ -29,6 +29,7 @@ from .model import (
     channel_problems,
     class_problems,
     palette_problems,
+    start_problems,
     weight_problems,
 )
 from .model import (
@@ -102,7 +103,8 @@ _DATALOADER_OPTIONS = {'dataset', 'num_batch_per_epoch', 'disable_subprocess_war
 def override(cfg: Config, options: Mapping | None) -> None:
     """Merge settings of a command line into a config, in place.
 
-    A setting that is None takes options, as an empty dict does.
+    A setting that is None takes options, as an empty dict does; an ``init_cfg`` is then one of
+    type Pretrained.
 
     Args:
         options: Keys with dots; numbers are places in lists.
@@ -118,6 +120,8 @@ def override(cfg: Config, options: Mapping | None) -> None:
             path = f'{path}.{part}' if path else part
             if node is None:
                 cfg.merge_from_dict({path: dict(_delete_=True)})
+                if part == 'init_cfg':
+                    cfg.merge_from_dict({f'{path}.type': 'Pretrained'})
                 break
         else:
             _inside(node, key.split('.')[-1], path, f'{key}={value}')
@@ -166,6 +170,7 @@ def check_config(
         *saving_problems(cfg),
         *class_problems(cfg),
         *channel_problems(cfg),
+        *start_problems(cfg),
         *weight_problems(cfg),
         *palette_problems(cfg),
     ]

@@ -10,6 +10,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 
+from ...nn import ARCHS
+from ...weights.downloads import PUBLISHED_SCHEME
 from .walk import TASKS, ConfigError, datasets_of, find_type, parts
 
 _OTHER_HEADS = ('STDCHead',)  # of edges
@@ -141,6 +143,24 @@ def channel_problems(cfg: Config) -> Iterator[str]:
         for path, head in _one_or_more(model.get(name), f'model.{name}'):
             yield from _head_problems(path, head, widths, source)
     yield from _roi_problems(model.get('roi_head'), widths, source)
+
+
+def start_problems(cfg: Config) -> Iterator[str]:
+    """Compare the published weights that a training starts from with the arch of its backbone."""
+    model = cfg.get('model')
+    backbone = model.get('backbone') if isinstance(model, Mapping) else None
+    if not isinstance(backbone, Mapping) or cfg.get('load_from') or cfg.get('resume'):
+        return
+    arch, init_cfg = backbone.get('arch'), backbone.get('init_cfg')
+    source = init_cfg.get('checkpoint') if isinstance(init_cfg, Mapping) else None
+    if not isinstance(arch, str) or not isinstance(source, str) or arch not in ARCHS:
+        return
+    held = source.removeprefix(PUBLISHED_SCHEME).removesuffix('_bn')
+    if source.startswith(PUBLISHED_SCHEME) and held in ARCHS and held != arch:
+        path = 'model.backbone.init_cfg.checkpoint'
+        yield (
+            f'{path}={source}, but the backbone is {arch}: set {path}={source.replace(held, arch)}'
+        )
 
 
 def _widths(cfg: Config, settings: Mapping) -> list[int] | None:
