@@ -19,10 +19,9 @@ from mmengine.config import Config  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from make_materials import SCENES, make_scenes  # noqa: E402
-from polynext_mm.commands import plot  # noqa: E402
 from polynext_mm.commands.arguments import positive  # noqa: E402
 from polynext_mm.compat.logs import import_quietly  # noqa: E402
-from run_tools import ROOT, announce, newest, run_tool  # noqa: E402
+from run_tools import ROOT, announce, run_tool  # noqa: E402
 
 IoUMetric = import_quietly('mmseg.evaluation').IoUMetric
 
@@ -166,7 +165,6 @@ def main() -> None:
     start = time.monotonic()
     run_tool('train.py', CONFIG, '--work-dir', work_dir, *options)
     seconds = time.monotonic() - start
-    log = newest(work_dir, '*/vis_data/scalars.json')
     checkpoint, kept = work_dir / f'iter_{iterations}.pth', work_dir / 'predictions'
     announce('Evaluating on the test scenes, which nothing was chosen on (half a minute)')
     run_tool('test.py', CONFIG, checkpoint, '--work-dir', work_dir, '--out', kept)
@@ -184,14 +182,13 @@ def main() -> None:
         f'of single pixels by colour: {colour.mean():.1f}'
     )
     draw_sheet(work_dir / 'sheet.png', title, images, labels, predictions, metainfo)
-    plot.main([str(log), '--keys', 'loss', 'mIoU', '--out', str(work_dir / 'curves.png')])
 
     print(f'\n{f"IoU (%) on {len(names)} scenes":<24}{NETWORK:>18}{"colour only":>14}')
     for name, a, b in zip(metainfo['classes'], ours, colour):
         print(f'{name:<24}{a:>18.1f}{b:>14.1f}')
     print(f'{"mIoU":<24}{ours.mean():>18.1f}{colour.mean():>14.1f}')
     print(f'\ntrained for {iterations} iterations in {seconds:.0f} s, validation included')
-    print(f'pictures: {work_dir / "sheet.png"}  {work_dir / "curves.png"}')
+    print(f'pictures: {work_dir / "sheet.png"}  {work_dir / "report"}')
 
 
 if __name__ == '__main__':

@@ -43,7 +43,7 @@ _TINY = dict(
 )
 _OPTIONAL = {
     'timm': 'the peers (ConvFormer, CAFormer) and PolyNeXt as a model of timm',
-    'matplotlib': '`polynext-mm plot`',
+    'matplotlib': '`polynext-mm plot`, and the report of a training',
     'tensorboard': "TensorBoard as one of the config's vis_backends",
 }
 _MM_MODULES = ('mmengine', 'mmcv', 'mmseg', 'mmdet')

@@ -39,7 +39,9 @@ def test_a_quick_look(tmp_path):
     rows = re.findall(r'^(\w+) +([\d.]+) +([\d.]+)$', printed, flags=re.MULTILINE)
     cfg = Config.fromfile(segmentation.CONFIG)
     assert [row[0] for row in rows] == [*cfg.metainfo.classes, 'mIoU']
-    assert all((tmp_path / name).stat().st_size > 10_000 for name in ('sheet.png', 'curves.png'))
+    assert all(
+        (tmp_path / name).stat().st_size > 10_000 for name in ('sheet.png', 'report/curves.png')
+    )
     assert 'with seed 3 on' in printed
     saved = min(tmp_path.glob('*/vis_data/config.py'))  # of the training, not the evaluation
     assert Config.fromfile(saved).randomness.seed == 3

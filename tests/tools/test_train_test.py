@@ -1,5 +1,6 @@
 """tools/train.py and tools/test.py, alone and in several processes, as a user runs them."""
 
+import csv
 import os
 import re
 import shutil
@@ -279,6 +280,9 @@ def test_two_processes_train_and_evaluate(config_file, tmp_path):
     assert not any(key.startswith('module.') for key in content['state_dict'])
     log = next((tmp_path / 'work').glob('*/*.log')).read_text()
     assert 'Distributed training: True' in log and 'GPU number: 2' in log
+    _, *rows = csv.reader((tmp_path / 'work' / 'report' / 'classes.csv').open())
+    labels = map(Image.open, (sample / 'annotations' / 'validation').iterdir())
+    assert sum(int(row[3]) for row in rows) == sum(np.count_nonzero(label) for label in labels)
 
 
 @pytest.mark.slow
