@@ -234,6 +234,7 @@ def segmentation(root: Path, files: Path, machine: Machine, args: argparse.Names
         iterations=plan['iterations'],
         interval=plan['interval'],
         warmup=plan['warmup'],
+        log=plan['log'],
         test_loader=''
         if test == 'val'
         else f'\ntest_set = dict(\n    dataset,\n{dataset("test")}\n)',
@@ -409,6 +410,7 @@ def detection(root: Path, files: Path, machine: Machine, args: argparse.Namespac
         epochs=epochs,
         interval=max(1, epochs // 12),
         warmup=plan['warmup'],
+        log=plan['log'],
         milestones=[max(1, round(epochs * 2 / 3)), max(1, round(epochs * 11 / 12))],
     )
 
@@ -431,6 +433,7 @@ def planned(machine: Machine, pixels: int, number: int, args: argparse.Namespace
         iterations=iterations,
         interval=max(1, iterations // (20 if machine.memory else 4)),
         warmup=max(1, min(500, iterations // 10)),
+        log=max(1, min(50, iterations // 40)),
     )
 
 
@@ -544,7 +547,10 @@ param_scheduler = [
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=0, end=max_iters),
 ]
 train_cfg = dict(max_iters=max_iters, val_interval={interval})
-default_hooks = dict(checkpoint=dict(interval={interval}))  # keeps the best and the last three
+default_hooks = dict(
+    logger=dict(interval={log}),
+    checkpoint=dict(interval={interval}),  # keeps the best and the last three
+)
 """
 
 _DETECTION = """\
@@ -598,4 +604,5 @@ param_scheduler = [
     dict(type='MultiStepLR', by_epoch=True, begin=0, end=max_epochs, milestones={milestones}),
 ]
 train_cfg = dict(max_epochs=max_epochs, val_interval={interval})
+default_hooks = dict(logger=dict(interval={log}))
 """

@@ -98,9 +98,11 @@ def options(task: str, iters: int = 6, by_epoch: bool = False, **settings) -> di
     return tiny | settings
 
 
-def config(task: str, work_dir: Path, **settings) -> Config:
-    """The config of such a run, without drawing pictures."""
+def config(task: str, work_dir: Path, report: bool = False, **settings) -> Config:
+    """The config of such a run, which draws pictures for its report alone."""
     cfg = Config.fromfile(SEGMENTATION if task == 'segmentation' else DETECTION)
+    if not report:
+        cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type != 'ReportHook']
     cfg.merge_from_dict(options(task, **settings))
     cfg.work_dir = str(work_dir)
     # mmengine names loggers by experiment and second: two runs in one second would share a log

@@ -26,7 +26,7 @@ FILES = {
 
 
 def configured(task: str, work_dir: Path, **settings):
-    cfg = config(task, work_dir, **{'default_hooks.logger.interval': 1, **settings})
+    cfg = config(task, work_dir, report=True, **{'default_hooks.logger.interval': 1, **settings})
     cfg.visualizer.name = cfg.experiment_name  # else mmengine takes that of an earlier training
     return cfg
 
