@@ -23,6 +23,7 @@ from polynext_mm.commands.arguments import positive  # noqa: E402
 from polynext_mm.compat.logs import import_quietly  # noqa: E402
 from run_tools import ROOT, announce, run_tool  # noqa: E402
 
+import_quietly('mmseg.datasets')
 IoUMetric = import_quietly('mmseg.evaluation').IoUMetric
 
 CONFIG = ROOT / 'configs' / 'upernet_cpolynext_materials.py'

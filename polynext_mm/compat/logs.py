@@ -19,6 +19,7 @@ NOISE = (
     'will be deprecated in future',
     'does not match exactly',
     'Could not import OneDL',
+    'Loads checkpoint by ',  # what was loaded is said
 )
 
 

@@ -22,11 +22,11 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
-from ..compat.logs import LIVE, NOISE, bar, import_quietly, say
+from ..compat.logs import LIVE, NOISE, bar, import_quietly, say, without_noise
 from . import models
 
 _FIRST = 5.0  # seconds between lines in the beginning
-_LAST = 60.0  # and later, from 20 minutes on
+_LAST = 60.0  # and later, from 10 minutes on
 _SHOWN = 6  # metrics in a line
 
 
@@ -107,6 +107,10 @@ class QuietRunner(Runner):
         super().__init__(*args, **options)
         self.register_hook(ConsoleHook())
 
+    def load_checkpoint(self, *args, **options):
+        with without_noise():
+            return super().load_checkpoint(*args, **options)
+
     def build_logger(self, *args, **options) -> MMLogger:
         logger = super().build_logger(*args, **options)
         held = logging.getLogger('py.warnings').handlers
@@ -164,7 +168,7 @@ class ConsoleHook(Hook):
         self._shown = (done, now)
 
     def _pause(self, now: float) -> float:
-        return min(_LAST, max(_FIRST, (now - self._started) / 20))
+        return min(_LAST, max(_FIRST, (now - self._started) / 10))
 
     def before_val(self, runner: Runner) -> None:
         self._before_evaluating()

@@ -46,7 +46,9 @@ def check_checkpoint(runner: Runner, task: str) -> None:
         for backbone in models.backbones(model).values():
             init_cfg = backbone.init_cfg
             if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
-                checkpoint = CheckpointLoader.load_checkpoint(init_cfg['checkpoint'], 'cpu')
+                checkpoint = CheckpointLoader.load_checkpoint(
+                    init_cfg['checkpoint'], 'cpu', 'current'
+                )
                 state_dict = dict(checkpoint['state_dict'])
                 backbone.adapt(state_dict, '', init_cfg['checkpoint'])
 
@@ -59,7 +61,7 @@ def _try(
     model: nn.Module, source: str, guard: CheckpointGuardHook | None, evaluation: bool
 ) -> None:
     backbones = models.backbones(model)
-    state_dict = dict(CheckpointLoader.load_checkpoint(source, 'cpu')['state_dict'])
+    state_dict = dict(CheckpointLoader.load_checkpoint(source, 'cpu', 'current')['state_dict'])
     prefixes = [f'{name}.' if name else '' for name in backbones]
     if prefixes != [BACKBONE] and not all(
         any(key.startswith(prefix) for key in state_dict) for prefix in prefixes
