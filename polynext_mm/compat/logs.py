@@ -20,6 +20,11 @@ NOISE = (
     'does not match exactly',
     'Could not import OneDL',
     'Loads checkpoint by ',  # what was loaded is said
+    # pycocotools
+    'loading annotations into memory',
+    'Done (t=',
+    'creating index',
+    'index created',
 )
 
 

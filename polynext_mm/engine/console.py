@@ -8,19 +8,24 @@ those of :class:`ConsoleHook`.
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
+import itertools
 import logging
 import logging.handlers
 import numbers
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from ..compat.logs import LIVE, NOISE, bar, import_quietly, say, without_noise
 from . import models
@@ -107,6 +112,17 @@ class QuietRunner(Runner):
         super().__init__(*args, **options)
         self.register_hook(ConsoleHook())
 
+    def build_evaluator(self, evaluator: Any) -> Evaluator:
+        with without_noise():
+            built = super().build_evaluator(evaluator)
+        built.evaluate = functools.partial(_printing_into_log, built.evaluate)
+        return built
+
+    @staticmethod
+    def build_dataloader(*args, **options) -> DataLoader:
+        with without_noise():
+            return Runner.build_dataloader(*args, **options)
+
     def load_checkpoint(self, *args, **options):
         with without_noise():
             return super().load_checkpoint(*args, **options)
@@ -125,6 +141,18 @@ class QuietRunner(Runner):
                 handler.addFilter(_OnConsole())
                 handler.setFormatter(_Plain())
         return logger
+
+
+def _printing_into_log(evaluate: Callable[[int], dict], size: int) -> dict:
+    """Evaluate, and log what is printed, as pycocotools does, its summary by itself."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            return evaluate(size)
+    finally:
+        lines = printed.getvalue().splitlines()
+        for _, part in itertools.groupby(lines, lambda line: line.startswith(' Average')):
+            MMLogger.get_current_instance().info('\n' + '\n'.join(part))
 
 
 class ConsoleHook(Hook):

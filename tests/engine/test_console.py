@@ -79,6 +79,18 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.heavy
+def test_a_detector_prints_its_evaluation_into_the_log_file(tmp_path, capfd):
+    with console.quiet('mmdet'):
+        cfg = config('detection', tmp_path, iters=1, **{'train_cfg.val_interval': 1})
+        runner = console.QuietRunner.from_cfg(cfg)
+        runner.train()
+    printed, logged = capfd.readouterr().out, Path(runner.logger.log_file).read_text()
+    assert 'validation at 1:  coco/bbox_mAP: ' in printed and 'Average' not in printed
+    assert ' Average Precision' in logged and 'Accumulating evaluation results' in logged
+    assert len(printed.splitlines()) < 20, printed
+
+
 @pytest.mark.parametrize('terminal', [False, True])
 def test_a_live_line_is_for_terminals(monkeypatch, terminal):
     stream = Terminal() if terminal else io.StringIO()
