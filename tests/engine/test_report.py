@@ -17,7 +17,7 @@ from polynext_mm.engine import report
 from polynext_mm.engine.checkpoints.work_dir import REPORT
 from tests.engine.runs import config, train
 
-pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures('quick_configs')]
+pytestmark = pytest.mark.heavy
 CLASSES = ['brick', 'grass', 'gravel', 'coins', 'galaxies', 'trees']
 FILES = {
     'segmentation': ['classes.csv', 'confusion.csv', 'confusion.png', 'curves.png', 'pictures.png'],

@@ -281,7 +281,8 @@ def test_two_processes_train_and_evaluate(config_file, tmp_path):
     log = next((tmp_path / 'work').glob('*/*.log')).read_text()
     assert 'Distributed training: True' in log and 'GPU number: 2' in log
     _, *rows = csv.reader((tmp_path / 'work' / 'report' / 'classes.csv').open())
-    labels = map(Image.open, (sample / 'annotations' / 'validation').iterdir())
+    data_root = Config.fromfile(config_file).val_dataloader.dataset.data_root
+    labels = map(Image.open, (Path(data_root) / 'annotations' / 'validation').iterdir())
     assert sum(int(row[3]) for row in rows) == sum(np.count_nonzero(label) for label in labels)
 
 
