@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
@@ -156,6 +157,7 @@ class ConsoleHook(Hook):
             pace = (now - self._paced) / (done - self._first - 1)
             left = f'  {duration(pace * (runner.max_iters - done))} left'
         loss = (outputs or {}).get('loss')
+        loss = loss.item() if isinstance(loss, torch.Tensor) else loss
         shown = '' if loss is None else f'  loss {float(loss):.4g}'
         each = (now - since) / max(done - before, 1)
         say(f'iteration {done}/{runner.max_iters}{shown}  {each:.2f} s each{left}')

@@ -93,8 +93,8 @@ def lock(work_dir: str | os.PathLike) -> None:
 def _take(file: int) -> None:
     """Lock an open file without waiting.
 
-    Linux's locks of open file descriptions stay when code in this process opens and closes the file,
-    as a backup of the work dir does; a POSIX lock is lost then. Either kind keeps the other out.
+    Linux's locks of open file descriptions stay when code in this process opens and closes the
+    file, as a backup of the work dir does; a POSIX lock is lost then. Each keeps the other out.
     """
     command = getattr(fcntl, 'F_OFD_SETLK', None)
     if command is not None:
@@ -109,7 +109,7 @@ def _take(file: int) -> None:
 
 
 def _leave_to_parent() -> None:
-    """Close the lock files in a forked process: a worker would hold the lock after its trainer."""
+    """Close the lock files in a forked process: a worker may outlive its trainer."""
     for file in _locks.values():
         os.close(file)
     _locks.clear()
