@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except MissingPackageError as error:
             sys.exit(str(error))
         except OSError as error:
-            if error.errno not in REFUSALS or error.filename is None:
+            if error.errno not in REFUSALS:
                 raise
             sys.exit(f'{type(error).__name__}: {error}')
     parser = build_parser()

@@ -209,14 +209,15 @@ def _move_data(cfg: Config, new_root: str) -> None:
     variable alone would change nothing. Without the variable, the root that all data sets share is
     moved.
     """
-    old_root = str(cfg.get('data_root') or _shared_root(cfg) or '')
+    has_variable = 'data_root' in cfg
+    old_root = str((cfg.data_root if has_variable else _shared_root(cfg)) or '')
     parts = [key for key in cfg if key.endswith(('_dataloader', '_evaluator'))]
     moved = {key: _moved(cfg[key], old_root, new_root) for key in parts}
     moves = any(moved[key] != cfg[key] for key in parts if key.endswith('_dataloader'))
     if not old_root or not (moves or new_root == old_root):
         why = (
             f'no dataloader of {cfg.filename} reads from its data_root, {old_root!r}'
-            if old_root
+            if has_variable
             else f'the data sets of {cfg.filename} have no common data_root'
         )
         raise config_checks.ConfigError(

@@ -80,7 +80,8 @@ def file_fault(path: str | os.PathLike) -> Finding | None:
     if not os.path.exists(path):
         return Finding(f'there is no {name}', 'get it, or take it out of the list of the data set')
     if not os.path.isfile(path):
-        return Finding(f'{name} is a folder', 'take it out of the folder of the data set')
+        kind = 'a folder' if os.path.isdir(path) else 'no file that can be read again'
+        return Finding(f'{name} is {kind}', 'take it out of the folder of the data set')
     with open(path, 'rb') as file:
         head = file.read(64)
     again = 'get the file again, or take it and its label out of the data set'
