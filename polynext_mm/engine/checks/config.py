@@ -184,8 +184,9 @@ def _unwritable_names(cfg: Config) -> Iterator[str]:
     """Yield names that mmengine cannot write into the config of a work dir, which is UTF-8."""
     for path, value in (('the config', cfg.filename), *_texts(settings_of(cfg))):
         try:
-            str(value).encode()
-        except UnicodeEncodeError:
+            # with LANG=C, names in UTF-8 are not decoded
+            str(value).encode(errors='surrogateescape').decode()
+        except UnicodeError:
             yield f'{path}={value!a}: the name is not UTF-8; rename the file or folder'
 
 
