@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
@@ -492,7 +493,7 @@ def check_samples(loader: DataLoader, cfg: Config | None = None) -> None:
                 _load_some(leaf, pipeline)
     wanted = None if cfg is None else input_channels(cfg)
     if wanted is not None and unchecked and len(loader.dataset):
-        with _same_random_numbers():
+        with restored():
             sample = loader.dataset[0]
         inputs = sample.get('inputs') if isinstance(sample, Mapping) else None
         if isinstance(inputs, torch.Tensor) and inputs.ndim == 3:
