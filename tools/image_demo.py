@@ -2,7 +2,7 @@
 
 import sys
 
-from polynext_mm.commands.predict import main
+from polynext_mm.commands import main
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(main(['predict', *sys.argv[1:]]))

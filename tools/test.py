@@ -2,7 +2,7 @@
 
 import sys
 
-from polynext_mm.commands.test import main
+from polynext_mm.commands import main
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(main(['test', *sys.argv[1:]]))

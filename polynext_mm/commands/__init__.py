@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
 from polynext_mm.compat.packages import MissingPackageError
+from polynext_mm.written import REFUSALS
 
 #: The module of every command, and what the command does in one line.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -56,15 +58,26 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _print_any_name() -> None:
+    """Let names of files be printed that are not in the encoding of the output."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == 'strict':
+        sys.stdout.reconfigure(errors='backslashreplace')
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
         module, _ = COMMANDS[argv[0]]
+        _print_any_name()
         try:
             return importlib.import_module(f'.{module}', __name__).main(argv[1:])
         except MissingPackageError as error:
             sys.exit(str(error))
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            sys.exit(f'{type(error).__name__}: {error}')
     parser = build_parser()
     args, _ = parser.parse_known_args(argv)
     if args.version:

@@ -51,16 +51,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     from polynext_mm.engine import launch
     from polynext_mm.engine.checks import config as config_checks
     from polynext_mm.engine.checks.findings import listed
+    from polynext_mm.written import OverwriteError
 
     from . import dataset_report as report
 
     try:
         cfg = launch.load_config(args.config, args.cfg_options)
+        wrong = list(config_checks.palette_problems(cfg))
+        if wrong:  # mmseg builds no such data set
+            raise config_checks.ConfigError('\n  '.join(wrong))
         problems = list(config_checks.class_problems(cfg))
         splits = list(report.splits_of(cfg))
+        report.require_pictures_apart(splits, Path(args.pictures), args.samples)
         for split in splits:
             report.read(split, args.workers)
-    except (FileNotFoundError, DataError, config_checks.ConfigError) as error:
+    except (FileNotFoundError, DataError, OverwriteError, config_checks.ConfigError) as error:
         sys.exit(f'{type(error).__name__}: {error}')
     pictures = []
     findings = [('', Finding(problem, 'the line says what to set')) for problem in problems]

@@ -21,6 +21,7 @@ from polynext_mm.engine.checks import config as config_checks
 from polynext_mm.engine.checks import data as data_checks
 from polynext_mm.engine.checks.coco import CocoAudit, read_coco
 from polynext_mm.engine.checks.decoding import Decoder, image_decoder, label_decoder
+from polynext_mm.engine.checks.sizes import size_findings
 from polynext_mm.engine.checks.survey import (
     Survey,
     duplicates,
@@ -29,6 +30,7 @@ from polynext_mm.engine.checks.survey import (
     spread,
     summary,
 )
+from polynext_mm.written import require_apart
 
 _SIDE = 512
 _GREY = (128, 128, 128)
@@ -71,12 +73,27 @@ def splits_of(cfg: Config) -> Iterator[Split]:
             elif hasattr(source, 'label_map'):
                 pairs, findings = data_checks.list_pairs(source, place)
                 pairs = [pair for pair in pairs if all(map(os.path.exists, filter(None, pair)))]
+                if task != 'train':
+                    findings += size_findings(cfg, task, settings, [image for image, _ in pairs])
                 yield Split(place, source, pairs, findings, None, *decoders)
             else:
                 audit = data_checks.audit(source, settings)
                 paths = [os.path.join(source.data_prefix['img'], name) for name in audit.files]
                 pairs = [(path, None) for path in paths if os.path.exists(path)]
                 yield Split(place, source, pairs, list(audit.findings), audit, *decoders)
+
+
+def require_pictures_apart(splits: Sequence[Split], folder: Path, count: int) -> None:
+    """Check that no picture would be written over a file of the data.
+
+    Raises:
+        OverwriteError: If one would be, naming it.
+    """
+    targets = [
+        ('--pictures', target) for split in splits for *_, target in _pictures(split, folder, count)
+    ]
+    files = [path for split in splits for pair in split.pairs for path in pair if path]
+    require_apart(targets, files)
 
 
 def read(split: Split, workers: int) -> None:
@@ -187,12 +204,19 @@ def id_rows(split: Split) -> Iterator[str]:
 # Pictures
 
 
+def _pictures(split: Split, folder: Path, count: int) -> Iterator[tuple[str, str | None, Path]]:
+    """Yield the images that are drawn, their labels, and the files to write."""
+    task, _, part = split.place.partition('_dataloader.dataset')
+    for position in spread(count, len(split.pairs)):
+        image, label = split.pairs[position]
+        yield image, label, folder / f'{task}{part}_{position}_{Path(image).stem}.png'
+
+
 def draw(split: Split, folder: Path, count: int) -> list[Path]:
     """Write some samples with their labels beside them."""
     paint = boxes_painter(split) if split.audit is not None else paint_label
     written = []
-    for position in spread(count, len(split.pairs)):
-        image, label = split.pairs[position]
+    for image, label, target in _pictures(split, folder, count):
         if image in split.found.broken:
             continue
         picture = (split.decoder or Decoder()).picture(Path(image).read_bytes())
@@ -201,8 +225,6 @@ def draw(split: Split, folder: Path, count: int) -> list[Path]:
         both.paste(picture)
         both.paste(painted, (picture.width, 0))
         both.thumbnail((2 * _SIDE, _SIDE))
-        task, _, part = split.place.partition('_dataloader.dataset')
-        target = folder / f'{task}{part}_{position}_{Path(image).stem}.png'
         target.parent.mkdir(parents=True, exist_ok=True)
         both.save(target)
         written.append(target)

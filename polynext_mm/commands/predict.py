@@ -138,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ]
         if args.json is not None:
             targets.append(('--json', args.json))
+            args.json.parent.mkdir(parents=True, exist_ok=True)  # it is written last
         require_apart(targets, [*sources(found), config, checkpoint])
     except (UsageError, OverwriteError, FileNotFoundError) as error:
         sys.exit(f'{type(error).__name__}: {error}')

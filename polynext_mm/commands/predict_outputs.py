@@ -110,6 +110,8 @@ class Writer:
         def load() -> Iterator[Loaded]:
             for picture in pictures:
                 try:
+                    if not picture.path.is_file():  # a pipe would be waited for
+                        raise DataError(file_fault(picture.path).what)
                     loaded = self.predictor.load(picture.path)
                     # OpenCV reads truncated files partially
                     fault = file_fault(picture.path) if _pillow_reads(picture.path) else None

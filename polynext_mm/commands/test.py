@@ -81,6 +81,8 @@ def require_results_apart(cfg: Config, args: argparse.Namespace) -> str | None:
     detects = cfg.default_scope == 'mmdet'
     shows = detects and args.show_dir is not None
     images, _ = files_of(cfg, 'test', with_images=shows)
+    if args.show_dir is not None:
+        _require_utf8(images)
     root = root_of(images)
     targets = []
     if args.out is not None:
@@ -90,6 +92,18 @@ def require_results_apart(cfg: Config, args: argparse.Namespace) -> str | None:
         targets += [('--show-dir', Path(args.show_dir) / Path(image).name) for image in images]
     require_apart(targets, [*all_files_of(cfg, shows), args.config, args.checkpoint])
     return root
+
+
+def _require_utf8(images: Sequence[str]) -> None:
+    """Check that pictures can be named after images: OpenCV crashes with other encodings."""
+    for image in images:
+        try:
+            image.encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f'--show-dir: the name of {image!a} is not UTF-8, and pictures are named after '
+                'their images: rename it'
+            ) from None
 
 
 def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:

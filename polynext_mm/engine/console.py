@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.evaluator import Evaluator
@@ -190,6 +191,7 @@ class ConsoleHook(Hook):
             LIVE.show(f'{bar(done, runner.max_iters)} {done}/{runner.max_iters}{left}')
             return
         loss = (outputs or {}).get('loss')
+        loss = loss.item() if isinstance(loss, torch.Tensor) else loss
         shown = '' if loss is None else f'  loss {float(loss):.4g}'
         each = (now - since) / max(done - before, 1)
         say(f'iteration {done}/{runner.max_iters}{shown}  {each:.2f} s each{left}')

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import logging
 import os
 import sys
@@ -24,6 +23,7 @@ from ..compat import check_stack
 from ..compat.logs import say, without_noise
 from ..resources import find_config
 from ..weights import CheckpointError
+from ..written import REFUSALS
 from . import console
 from .checkpoints.saving import NonFiniteError
 from .checkpoints.work_dir import WorkDirInUseError, lock
@@ -35,21 +35,6 @@ from .interruption import LostWorkerError
 
 # environment variables in which launchers pass the rank
 _RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
-
-# errors of full disks and of folders that cannot be written
-_REFUSALS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-)
 
 # By a part of the data root: where to get the data set, and its layout.
 _SOURCES = {
@@ -221,19 +206,37 @@ def _move_data(cfg: Config, new_root: str) -> None:
     """Replace ``cfg.data_root`` in the paths of all dataloaders and evaluators.
 
     Dataloaders copy the variable ``data_root`` when the config file is read, so overriding the
-    variable alone would change nothing.
+    variable alone would change nothing. Without the variable, the root that all data sets share is
+    moved.
     """
-    old_root = str(cfg.get('data_root') or '')
+    has_variable = 'data_root' in cfg
+    old_root = str((cfg.data_root if has_variable else _shared_root(cfg)) or '')
     parts = [key for key in cfg if key.endswith(('_dataloader', '_evaluator'))]
     moved = {key: _moved(cfg[key], old_root, new_root) for key in parts}
     moves = any(moved[key] != cfg[key] for key in parts if key.endswith('_dataloader'))
     if not old_root or not (moves or new_root == old_root):
+        why = (
+            f'no dataloader of {cfg.filename} reads from its data_root, {old_root!r}'
+            if has_variable
+            else f'the data sets of {cfg.filename} have no common data_root'
+        )
         raise config_checks.ConfigError(
-            f'--cfg-options data_root={new_root}: no dataloader of {cfg.filename} reads from its '
-            f'data_root, {old_root!r}: set train_dataloader.dataset.data_root, '
+            f'--cfg-options data_root={new_root}: {why}: set train_dataloader.dataset.data_root, '
             'val_dataloader.dataset.data_root and so on instead'
         )
     cfg.merge_from_dict(moved)
+
+
+def _shared_root(cfg: Config) -> str | None:
+    """Return the ``data_root`` of all data sets of a config; None if they have several."""
+    roots = {
+        settings.get('data_root')
+        for task in config_checks.TASKS
+        for _, settings in config_checks.datasets_of(
+            (cfg.get(f'{task}_dataloader') or {}).get('dataset'), task
+        )
+    }
+    return roots.pop() if len(roots) == 1 else None
 
 
 def _moved(setting: Any, old_root: str, new_root: str) -> Any:
@@ -294,6 +297,8 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
             if not args.verbose:
                 stack.enter_context(console.quiet(cfg.get('default_scope')))
             kind = Runner if args.verbose else console.QuietRunner
+            if task != 'train':
+                kind = type(kind.__name__, (_KeepsConfig, kind), {})
             runner = RUNNERS.build(cfg) if 'runner_type' in cfg else kind.from_cfg(cfg)
             if not args.unchecked:
                 checkpoint_checks.check_checkpoint(runner, task)
@@ -313,10 +318,21 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
     ) as error:
         sys.exit(f'{type(error).__name__}: {error}')
     except OSError as error:
-        if error.errno is not None and error.errno not in _REFUSALS:
+        if error.errno is not None and error.errno not in REFUSALS:
             raise
         where = '' if error.filename or error.errno is None else f' (work dir {cfg.work_dir})'
         sys.exit(f'{type(error).__name__}: {error}{where}')
+
+
+class _KeepsConfig:
+    """Leave the config in a work dir as the training wrote it.
+
+    That of an evaluation has the model of --tta and the files of --out, and whoever names the work
+    dir means the config of the training. mmengine keeps a copy beside the log of the evaluation.
+    """
+
+    def dump_config(self) -> None:
+        pass
 
 
 def _leave_distributed() -> None:

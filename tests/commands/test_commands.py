@@ -65,7 +65,26 @@ def test_an_unknown_command_is_refused(capsys):
 def test_every_tool_calls_a_command():
     for tool in (ROOT / 'tools').glob('*.py'):
         if tool.stem != 'dist_run':
-            assert 'from polynext_mm.commands.' in tool.read_text()
+            program = tool.read_text()
+            assert 'from polynext_mm.commands import main\n' in program
+            assert re.search(r"main\(\['([a-z-]+)', ", program)[1] in COMMANDS
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text('')
+    long = str(tmp_path / ('x' * 300))
+    for arguments in (['train', long], ['predict', long, config, config], ['plot', long]):
+        with pytest.raises(SystemExit) as end:
+            main([*map(str, arguments)])
+        assert re.fullmatch(r'\w+Error: .*x{300}.*', end.value.code)
+
+
+@pytest.mark.heavy
+def test_names_of_any_encoding_are_printed():
+    program = 'import sys; from polynext_mm.commands import _print_any_name as to'
+    program += "; to(); print('im\\udcff.png')"
+    assert python('-c', program, PYTHONIOENCODING='utf-8:strict').strip() == 'im\\udcff.png'
 
 
 # docs/tools.md

@@ -93,10 +93,11 @@ def test_broken_pictures_are_named_and_left_out(photos, segmentor, capsys):
     whole = (photos / '1.png').read_bytes()
     (photos / '1.png').write_bytes(whole[: len(whole) // 2])
     (photos / '2.png').write_text('<html>not found</html>')
+    os.mkfifo(photos / '3.png')  # nobody ever writes into it
     assert predict(segmentor, photos) == 1
     assert [path.name for path in Path('predictions/photos').iterdir()] == ['0.png']
     printed = capsys.readouterr().err
-    assert 'left out 2 of 3' in printed
+    assert 'left out 3 of 4' in printed and '3.png is no file' in printed
     assert '1.png' in printed and 'cut short' in printed
     assert '2.png' in printed and 'a text or web page' in printed
 

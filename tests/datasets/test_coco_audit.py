@@ -100,6 +100,10 @@ def negative(annotation):
             r'1 files are listed as several images \(001.png\), and each is trained without',
         ),
         (
+            lambda c: c['images'][1].update(file_name=f'./{c["images"][0]["file_name"]}'),
+            r'1 files are listed as several images \(001.png\), and each is trained without',
+        ),
+        (
             lambda c: c['annotations'][0].update(segmentation=[[1, 1, 9, 9]]),
             r'1 of \d+ annotations have a segmentation that is neither .* \(ids 1\)',
         ),
@@ -137,6 +141,7 @@ def negative(annotation):
         'repeated id',
         'repeated category',
         'a file under two ids',
+        'a file under two names',
         'two points',
         'nested points',
         'run lengths of another size',

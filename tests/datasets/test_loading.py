@@ -209,6 +209,64 @@ def test_labels_of_turned_images_pass(root):
     dataset[1]
 
 
+def test_exif_is_blamed_only_where_it_turned_the_image(root):
+    exif = Image.Exif()
+    exif[274] = 6  # which OpenCV does not obey in WebP
+    Image.new('RGB', (48, 40)).save(image_path(root, 'train', 1), 'WEBP', exif=exif)
+    save(Image.new('L', (40, 48)), label_path(root, 'train', 1))
+    message = told(root)
+    assert 'has 40x48 pixels and its image 48x40' in message and 'EXIF' not in message
+
+
+@pytest.mark.parametrize('channels', [5, 3])
+def test_a_tiff_that_only_tifffile_reads_is_told_with_the_setting(root, channels):
+    pixels = np.random.default_rng(0).random((40, 48, channels), np.float32)
+    tifffile.imwrite(root / 'x.tif', pixels, photometric='minisblack', planarconfig='contig')
+    (root / 'x.tif').replace(image_path(root, 'train', 1))
+    message = told(root)
+    assert f'is a TIFF of shape (40, 48, {channels}) that neither Pillow nor OpenCV can' in message
+    remedy = {
+        'train_dataloader.dataset.pipeline.0.imdecode_backend': 'tifffile',
+        'train_dataloader.dataset.pipeline.0.color_type': 'unchanged',
+    }
+    assert all(value in message for value in remedy.values())
+    dataset = DATASETS.build(segmentation_config(root, **remedy).train_dataloader.dataset)
+    dataset.pipeline.transforms = dataset.pipeline.transforms[:2]
+    check_loading(dataset)
+    assert dataset[1]['img'].shape == (40, 48, channels)
+    image_path(root, 'train', 1).write_bytes(image_path(root, 'train', 1).read_bytes()[:200])
+    assert 'is a TIFF that is cut short or damaged' in told(root)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ('means', 'channels', 'message'),
+    [
+        (3, 5, 'have 5 channels, and model.data_preprocessor.mean has 3 numbers'),
+        (1, 3, r'have 5 channels, and the backbone takes 3: set model.backbone.in_channels=5'),
+        (1, 5, None),
+        (5, 5, None),
+    ],
+)
+def test_channels_are_compared_with_the_network(root, means, channels, message):
+    for index in range(4):
+        pixels = np.zeros((40, 48, 5), np.uint8)
+        tifffile.imwrite(root / 'x.tif', pixels, photometric='minisblack', planarconfig='contig')
+        (root / 'x.tif').replace(image_path(root, 'train', index))
+    cfg = segmentation_config(root)
+    cfg.model.data_preprocessor.update(mean=[100.0] * means, std=[50.0] * means)
+    cfg.model.backbone.in_channels = channels
+    settings = cfg.train_dataloader
+    settings.dataset.pipeline[0].update(color_type='unchanged', imdecode_backend='tifffile')
+    settings.dataset.pipeline[4:] = [dict(type='PackSegInputs')]
+    loader = Runner.build_dataloader(settings)
+    if message is None:
+        check_samples(loader, cfg)
+    else:
+        with pytest.raises(DataError, match=message):
+            check_samples(loader, cfg)
+
+
 def binary(root, split, count):
     for index in range(count):
         write_label(root, split, index, np.eye(40, 48) * 255)

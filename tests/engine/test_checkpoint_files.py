@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import resource
 import shutil
+import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -345,13 +347,20 @@ def test_a_work_dir_belongs_to_one_run_until_that_ends(tmp_path):
         os.killpg(holder.pid, 9)
 
 
-@pytest.mark.parametrize('number', [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_warned_of_once(tmp_path, monkeypatch, number):
-    def refuse(file, command):
+def no_locks(monkeypatch, number, kinds=('fcntl', 'lockf')):
+    """Let the file system refuse kinds of locks: of Linux, and POSIX's."""
+
+    def refuse(file, *command):
         raise OSError(number, os.strerror(number))
 
+    for kind in kinds:
+        monkeypatch.setattr(fcntl, kind, refuse)
+
+
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_warned_of_once(tmp_path, monkeypatch, number):
     warnings = []
-    monkeypatch.setattr(fcntl, 'lockf', refuse)
+    no_locks(monkeypatch, number)
     monkeypatch.setattr(
         'polynext_mm.engine.checkpoints.work_dir.print_log',
         lambda text, **options: warnings.append(text),
@@ -364,12 +373,43 @@ def test_a_file_system_without_locks_is_warned_of_once(tmp_path, monkeypatch, nu
 
 
 def test_another_error_of_a_lock_stays_one(tmp_path, monkeypatch):
-    def refuse(file, command):
-        raise OSError(errno.EIO, 'Input/output error')
-
-    monkeypatch.setattr(fcntl, 'lockf', refuse)
+    no_locks(monkeypatch, errno.EIO)
     with pytest.raises(OSError, match='Input/output error'):
         lock(tmp_path)
+
+
+LOCKING = """
+import sys
+from polynext_mm.engine.checkpoints.work_dir import lock
+lock(sys.argv[1])
+"""
+
+
+def locks(folder):
+    """Whether another process gets the lock of a work dir."""
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', LOCKING, folder], capture_output=True, text=True
+    )
+    assert done.returncode == 0 or 'WorkDirInUseError' in done.stderr, done.stderr
+    return done.returncode == 0
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(not hasattr(fcntl, 'F_OFD_SETLK'), reason='POSIX locks go with any close')
+def test_a_lock_stays_when_its_file_is_read(tmp_path):
+    lock(tmp_path)
+    assert (tmp_path / '.lock').read_text().startswith(f'process {os.getpid()} on ')
+    assert not locks(tmp_path)
+    unlock(tmp_path)
+    assert locks(tmp_path)
+
+
+@pytest.mark.heavy
+def test_a_file_system_with_posix_locks_alone_is_locked(tmp_path, monkeypatch):
+    no_locks(monkeypatch, errno.EINVAL, ['fcntl'])
+    lock(tmp_path)
+    assert not locks(tmp_path)
+    unlock(tmp_path)
 
 
 def test_a_lock_that_is_a_link_leaves_its_target_alone(tmp_path):
@@ -396,12 +436,4 @@ def test_a_folder_of_checkpoints_belongs_to_one_run_too(tmp_path, monkeypatch):
 def test_the_lock_is_given_back_after_training(tmp_path):
     runner = train(config('segmentation', tmp_path, iters=2))
     assert isinstance(runner, Runner)
-
-    def locks():
-        lock(tmp_path)
-        os._exit(0)
-
-    process = FORK.Process(target=locks)
-    process.start()
-    process.join(60)
-    assert process.exitcode == 0
+    assert locks(tmp_path)

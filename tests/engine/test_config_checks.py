@@ -6,6 +6,7 @@ import pytest
 from mmengine.config import Config
 
 from polynext_mm.engine.checks.config import ConfigError, check_config, override
+from polynext_mm.engine.checks.schedule import schedule_problems
 from tests.helpers.files import CONFIG, ROOT
 from tests.segmentation_sample import segmentation_config
 
@@ -167,6 +168,30 @@ def test_nothing_would_ever_be_saved():
     overrides = {f'{checkpoint}.save_last': False, f'{checkpoint}.save_best': None}
     message = complaint(CONFIG, **overrides, **{f'{checkpoint}.interval': 200000})
     assert 'nothing of 160000 iterations would be saved; set' in message
+
+
+@pytest.mark.parametrize(
+    ('options', 'refused'),
+    [
+        (dict(total_steps=100), True),
+        (dict(total_steps=160000), False),
+        (dict(total_steps=100, end=100), False),
+        (dict(total_steps=100, by_epoch=True, convert_to_iter_based=True), False),
+    ],
+)
+def test_one_cycle_has_a_step_for_every_iteration(options, refused):
+    cfg = Config.fromfile(CONFIG)
+    cfg.param_scheduler = [dict(dict(type='OneCycleLR', eta_max=1e-3, by_epoch=False), **options)]
+    problems = [one for one in schedule_problems(cfg) if 'total_steps' in one]
+    assert bool(problems) is refused
+    if refused:
+        assert problems[0].endswith('set param_scheduler.0.total_steps=160000')
+
+
+def test_names_that_are_not_utf_8_are_refused(tmp_path):
+    message = complaint(CONFIG, work_dir=str(tmp_path / 'im\udcff'))
+    assert message.startswith('1 invalid setting:') and message.isascii()
+    assert "work_dir='" in message and "im\\udcff': the name is not UTF-8" in message
 
 
 def test_a_metric_without_a_rule(tmp_path):

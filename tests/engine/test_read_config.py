@@ -48,6 +48,29 @@ def test_data_root_moves_the_annotations_of_evaluators():
     assert load_config(COCO[0], 'data_root=/there').train_dataloader.dataset.data_root == '/there'
 
 
+def write_roots(folder, roots) -> str:
+    """Write a config without the variable data_root, with a data set below each root."""
+    path = folder / 'roots.py'
+    loaders = (
+        f"{task}_dataloader = dict(dataset=dict(type='BaseSegDataset', data_root={root!r}))\n"
+        for task, root in zip(('train', 'val'), roots)
+    )
+    path.write_text(''.join(loaders))
+    return str(path)
+
+
+def test_data_root_moves_data_sets_that_share_one(tmp_path):
+    moved = load_config(write_roots(tmp_path, ['data', 'data']), 'data_root=/there')
+    for split in ('train', 'val'):
+        assert moved[f'{split}_dataloader'].dataset.data_root == '/there'
+
+
+def test_data_root_moves_no_data_sets_of_several_roots(tmp_path):
+    path = write_roots(tmp_path, ['data', 'other'])
+    with pytest.raises(ValueError, match=r'the data sets of .*roots.py have no common data_root'):
+        load_config(path, 'data_root=/there')
+
+
 def test_data_root_may_stay_where_it_is():
     cfg = load_config(ADE20K)
     assert as_text(load_config(ADE20K, f'data_root={cfg.data_root}')) == as_text(cfg)

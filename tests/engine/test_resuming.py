@@ -22,7 +22,7 @@ from tests.marks import some_slow
 FLOAT16 = {
     'optim_wrapper.type': 'AutocastOptimWrapper',
     'optim_wrapper.dtype': 'float16',
-    'optim_wrapper.loss_scale': 2.0**17,  # which the first step finds too large, and is skipped
+    'optim_wrapper.loss_scale': 2.0**18,  # which the first step finds too large, and is skipped
 }
 NO_VALIDATION = {'train_cfg.val_interval': 100, 'default_hooks.checkpoint.save_best': None}
 # task, by epoch, workers, settings, further hooks
@@ -70,7 +70,7 @@ def test_every_checkpoint_leads_to_the_same_end(tmp_path, kind):
     assert expected['meta']['iter'] == 6
     assert ('loss_scaler' in expected['optimizer']) == (kind == 'loss scaling')
     if kind == 'loss scaling':
-        assert expected['optimizer']['loss_scaler']['scale'] == 2.0**16
+        assert expected['optimizer']['loss_scaler']['scale'] == 2.0**17  # halved once
         assert {int(state['step']) for state in expected['optimizer']['state'].values()} == {5}
     assert ('ema_state_dict' in expected) == (kind == 'average')
     for name in earlier:

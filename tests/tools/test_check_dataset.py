@@ -1,6 +1,7 @@
 """tools/check_dataset.py: the table, the findings, the pictures and the exit code."""
 
 import json
+import os
 import re
 import shutil
 
@@ -337,6 +338,58 @@ def test_images_of_five_channels_are_read_as_the_pipeline_reads_them(root, check
     code, printed = check(cfg)
     assert code == 0 and '6 read, 0 broken' in printed and '5 x uint16 6' in printed
     assert Image.open(tmp_path / 'pictures' / f'train_0_{path.stem}.png').size == (96, 40)
+
+
+def test_a_palette_of_another_length_is_one_message(root, check):
+    cfg = segmentation_config(root)
+    cfg.train_dataloader.dataset.metainfo.palette = [[0, 0, 0]]
+    code, message = check(cfg)
+    assert code == 1 and 'train_dataloader.dataset.metainfo.palette has 1 colours' in message
+
+
+def test_images_of_a_single_pixel_are_read(root, check):
+    Image.new('RGB', (1, 1)).save(image_path(root, 'train', 0))
+    code, printed = check(segmentation_config(root))
+    assert code == 1 and '6 read, 0 broken' in printed and 'its image 1x1' in printed
+
+
+def test_small_images_of_a_validation_are_an_error(root, check):
+    Image.new('RGB', (48, 20)).save(image_path(root, 'val', 0))
+    write_label(root, 'val', 0, np.zeros((20, 48)))
+    cfg = segmentation_config(root)
+    del cfg.val_dataloader.dataset.pipeline[1]  # which resizes
+    code, printed = check(cfg)
+    assert code == 1 and 'reach the network with less than 32 pixels' in printed
+    assert '1 errors' in printed
+
+
+def test_an_id_that_label_map_does_not_name(root, check):
+    cfg = segmentation_config(root)
+    cfg.custom_imports.imports.append('polynext_mm.datasets.own')
+    settings = cfg.train_dataloader.dataset
+    settings.update(type='OwnSegDataset', label_map={0: 0, 1: 1, 255: 1})
+    code, printed = check(cfg, '--fix-hints')
+    assert code == 1 and 'ids that are no class: 2, 3; the 4 classes have 0, 1, 255 (' in printed
+    assert '-> add them to label_map, with 255 where they are no class' in printed
+
+
+def test_many_files_of_one_fault_are_not_all_listed(tmp_path, check):
+    root = make_segmentation(tmp_path / 'many', train=30)
+    for index in range(30):
+        label = label_path(root, 'train', index)
+        Image.open(label).convert('L').save(label, 'JPEG')
+    code, printed = check(segmentation_config(root))
+    assert code == 1 and printed.count('is a label in JPEG') == 20
+    assert '10 more files like the last of them' in printed
+
+
+def test_pictures_are_not_written_over_images(root, check):
+    label = label_path(root, 'train', 0)
+    before = label.read_bytes()
+    os.link(label, root / 'train_0_00.png')
+    code, message = check(segmentation_config(root), '--pictures', str(root))
+    assert code == 1 and 'train_0_00.png is an input and would be overwritten' in message
+    assert label.read_bytes() == before
 
 
 def test_large_images_are_read(root, check, monkeypatch):

@@ -138,6 +138,17 @@ def test_evaluation_repeats_that_of_training(trained, evaluated):
 
 
 @pytest.mark.heavy
+def test_an_evaluation_leaves_the_config_of_the_training(trained, evaluated, tmp_path):
+    """A work dir stands for it, and --tta and --out change the config."""
+    work_dir = tmp_path / 'work'
+    shutil.copytree(trained[0], work_dir)
+    before = {path.name: path.read_bytes() for path in work_dir.glob('*.py')}
+    arguments = ['--tta', '--out', tmp_path / 'out', '--work-dir', work_dir]
+    run_tool('test', work_dir, *arguments, *as_arguments({'visualizer.name': 'kept'}))
+    assert before and {path.name: path.read_bytes() for path in work_dir.glob('*.py')} == before
+
+
+@pytest.mark.heavy
 def test_predictions_are_kept_as_label_images(evaluated, config_file):
     root = Path(Config.fromfile(config_file).val_dataloader.dataset.data_root)
     images = {path.stem: path for path in (root / 'images' / 'validation').iterdir()}

@@ -61,7 +61,8 @@ def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
     """
     try:
         with replacing(path) as partial:
-            partial.write_bytes(data.encode() if isinstance(data, str) else data)
+            content = data.encode(errors='surrogateescape') if isinstance(data, str) else data
+            partial.write_bytes(content)
     except OSError as error:
         raise CheckpointError(
             f'{path} could not be written ({error.strerror}): make room in {path.parent} or make '

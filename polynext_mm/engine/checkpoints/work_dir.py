@@ -9,6 +9,7 @@ import itertools
 import logging
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,7 +36,7 @@ LOCK = '.lock'
 REPORT = 'report'
 # raised by file systems without POSIX locks: some NFS and FUSE, Lustre without -o flock
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
-# lock files of this process by work dir, kept open since closing one would release its lock
+# lock files of this process by work dir, open as long as they are locked
 _locks: dict[str, int] = {}
 
 
@@ -65,9 +66,8 @@ def lock(work_dir: str | os.PathLike) -> None:
         if error.errno != errno.ELOOP:
             raise
         raise OSError(errno.ELOOP, 'is a link, and must be a file', str(folder / LOCK)) from None
-    # a POSIX lock, unlike flock's, is not shared with the workers of data loaders
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(file)
     except BlockingIOError:
         owner = os.read(file, 200).decode(errors='replace').strip()
         os.close(file)
@@ -89,6 +89,34 @@ def lock(work_dir: str | os.PathLike) -> None:
     started = time.strftime('%Y-%m-%d %H:%M:%S')
     os.write(file, f'process {os.getpid()} on {socket.gethostname()}, since {started}\n'.encode())
     _locks[str(folder)] = file
+
+
+def _take(file: int) -> None:
+    """Lock an open file without waiting.
+
+    Linux's locks of open file descriptions stay when code in this process opens and closes the
+    file, as a backup of the work dir does; a POSIX lock is lost then. Each keeps the other out.
+    """
+    command = getattr(fcntl, 'F_OFD_SETLK', None)
+    if command is not None:
+        whole_file = struct.pack('hhqqi', fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        try:
+            fcntl.fcntl(file, command, whole_file)
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # the file system has none
+                raise
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _leave_to_parent() -> None:
+    """Close the lock files in a forked process: a worker may outlive its trainer."""
+    for file in _locks.values():
+        os.close(file)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def unlock(work_dir: str | os.PathLike) -> None:

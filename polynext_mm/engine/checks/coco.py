@@ -225,7 +225,7 @@ def _ids(path, content: Mapping[str, list]) -> Iterator[Finding]:
                 f'{path}: {len(twice)} ids of {section} occur more than once ({listed(twice)})',
                 'give each entry an id of its own',
             )
-    twice = _repeated(image['file_name'] for image in content['images'])
+    twice = _repeated(os.path.normpath(image['file_name']) for image in content['images'])
     if twice:
         yield Finding(
             f'{path}: {len(twice)} files are listed as several images ({listed(twice)}), and each '

@@ -161,7 +161,7 @@ def check_config(
         ConfigError: If a setting names nothing, or an option or number of classes cannot be right.
     """
     # the checks below look into these settings
-    problems = list(_wrong_kinds(cfg)) or [
+    problems = [*_unwritable_names(cfg), *_wrong_kinds(cfg)] or [
         *_unknown_overrides(cfg, cfg.keys() if file_keys is None else file_keys, overrides or {}),
         *_misspelt_keys(cfg, overrides or {}),
         *_unknown_options(cfg),
@@ -183,6 +183,28 @@ def check_config(
 
 
 # Kinds of values
+
+
+def _unwritable_names(cfg: Config) -> Iterator[str]:
+    """Yield names that mmengine cannot write into the config of a work dir, which is UTF-8."""
+    for path, value in (('the config', cfg.filename), *_texts(settings_of(cfg))):
+        try:
+            # with LANG=C, names in UTF-8 are not decoded
+            str(value).encode(errors='surrogateescape').decode()
+        except UnicodeError:
+            yield f'{path}={value!a}: the name is not UTF-8; rename the file or folder'
+
+
+def _texts(node: Any, path: str = '') -> Iterator[tuple[str, str]]:
+    items: Iterable = ()
+    if isinstance(node, Mapping):
+        items = node.items()
+    elif isinstance(node, (list, tuple)):
+        items = enumerate(node)
+    elif isinstance(node, str):
+        yield path, node
+    for key, value in items:
+        yield from _texts(value, f'{path}.{key}' if path else str(key))
 
 
 def _wrong_kinds(cfg: Config) -> Iterator[str]:
@@ -324,7 +346,7 @@ def _places(name: str, cfg: Config) -> str:
     """Say which settings a variable of that name most likely went into."""
     inside = [path for path in _paths(cfg) if path.split('.')[-1] == name and path != name]
     if not inside:
-        return 'set these instead, or change it in the file'
+        return 'set what is made from it, or change it in the file'
     return f'set {" and ".join(inside[:3])} instead, or change it in the file'
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
@@ -39,6 +40,7 @@ from .findings import (
     listed,
 )
 from .loading import CheckedPipeline, check_loading, leaves
+from .model import channel_fault, input_channels
 from .sizes import size_findings
 from .survey import spread
 
@@ -70,7 +72,7 @@ class DataCheckHook(Hook):
             check_config(runner.cfg)
             check_sources(runner.cfg, list(loops))
         for loop in loops.values():
-            check_samples(loop.dataloader)
+            check_samples(loop.dataloader, runner.cfg)
 
 
 def check_before_data(runner: Runner, task: str) -> None:
@@ -99,7 +101,7 @@ def check_before_data(runner: Runner, task: str) -> None:
                 'check data_root, data_prefix, ann_file, and filter_cfg, which may have left out '
                 'all'
             ) from error
-        check_samples(loader)
+        check_samples(loader, runner.cfg)
         return loader
 
     runner.build_dataloader = build_checked  # on this runner only
@@ -469,11 +471,16 @@ def _may_scale(cfg: Config, steps: Iterable[Mapping]) -> bool:
 # Checks as soon as a data set is built
 
 
-def check_samples(loader: DataLoader) -> None:
+def check_samples(loader: DataLoader, cfg: Config | None = None) -> None:
     """Make a loader check what it loads from now on, and load some samples of its data sets.
 
+    Args:
+        loader: Its workers have not started.
+        cfg: Whose model takes the samples; by default their channels are not compared with it.
+
     Raises:
-        DataError: For the first sample that no model can learn from.
+        DataError: For the first sample that no model can learn from, or whose channels are not the
+            network's.
     """
     unchecked = [
         leaf for leaf in leaves(loader.dataset) if not isinstance(_pipeline(leaf), CheckedPipeline)
@@ -484,6 +491,15 @@ def check_samples(loader: DataLoader) -> None:
         if isinstance(pipeline, CheckedPipeline):
             with restored():  # what follows draws the same numbers
                 _load_some(leaf, pipeline)
+    wanted = None if cfg is None else input_channels(cfg)
+    if wanted is not None and unchecked and len(loader.dataset):
+        with restored():
+            sample = loader.dataset[0]
+        inputs = sample.get('inputs') if isinstance(sample, Mapping) else None
+        if isinstance(inputs, torch.Tensor) and inputs.ndim == 3:
+            fault = channel_fault(len(inputs), wanted, cfg.model)
+            if fault:
+                raise DataError(f'the images of {_folder(unchecked[0])} {fault}')
 
 
 def _pipeline(leaf: Any) -> Any:

@@ -112,10 +112,14 @@ def _orientation(image: Image.Image, content: bytes, decoder: Decoder) -> int:
     return value if value in range(1, 9) else 1
 
 
-def is_turned_by_exif(path: str | os.PathLike) -> bool:
-    """Return whether EXIF rotates an image so that width and height are exchanged."""
+def is_turned_by_exif(path: str | os.PathLike, size: tuple[int, int]) -> bool:
+    """Return whether EXIF made a decoder exchange width and height, which gave an image its size.
+
+    Decoders differ: OpenCV does not obey EXIF in WebP, for example.
+    """
     with Image.open(path) as image:
-        return image.format != 'TIFF' and image.getexif().get(_ORIENTATION, 1) >= 5
+        turns = image.format != 'TIFF' and image.getexif().get(_ORIENTATION, 1) >= 5
+        return turns and image.size == tuple(size)[::-1]
 
 
 def allow_large_images() -> None:

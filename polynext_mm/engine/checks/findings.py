@@ -10,10 +10,13 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ...compat.optional import require
+from ...compat.packages import MissingPackageError
 from .decoding import LABELS, Decoder, is_turned_by_exif
 
 IGNORED = 255
 _POINTER = b'version https://git-lfs'
+_TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 _SHOWN = 5
 # What Pillow raises for a file that it cannot read.
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -77,7 +80,8 @@ def file_fault(path: str | os.PathLike) -> Finding | None:
     if not os.path.exists(path):
         return Finding(f'there is no {name}', 'get it, or take it out of the list of the data set')
     if not os.path.isfile(path):
-        return Finding(f'{name} is a folder', 'take it out of the folder of the data set')
+        kind = 'a folder' if os.path.isdir(path) else 'no file that can be read again'
+        return Finding(f'{name} is {kind}', 'take it out of the folder of the data set')
     with open(path, 'rb') as file:
         head = file.read(64)
     again = 'get the file again, or take it and its label out of the data set'
@@ -89,11 +93,32 @@ def file_fault(path: str | os.PathLike) -> Finding | None:
         with Image.open(path) as image:
             image.load()
     except UnidentifiedImageError:
+        if head.startswith(_TIFF):
+            return _strange_tiff(path, again)
         kind = 'a text or web page' if head.lstrip()[:1] in b'<{[' else 'no image of a known format'
         return Finding(f'{name} is {kind}', again)
     except UNREADABLE as error:
         return Finding(f'{name} is cut short or damaged ({error})', again)
     return None
+
+
+def _strange_tiff(path: str | os.PathLike, again: str) -> Finding:
+    """Return what to do with a TIFF that Pillow does not know: of five channels, or of floats."""
+    try:
+        shape = require('tifffile').imread(path).shape
+    except MissingPackageError:
+        return Finding(
+            f'{path} is a TIFF that neither Pillow nor OpenCV can read, as of many channels',
+            "`pip install tifffile`, and set imdecode_backend='tifffile' in every "
+            'LoadImageFromFile (docs/own_data.md)',
+        )
+    except Exception as error:  # noqa: BLE001 - tifffile raises anything at all
+        return Finding(f'{path} is a TIFF that is cut short or damaged ({error})', again)
+    return Finding(
+        f'{path} is a TIFF of shape {shape} that neither Pillow nor OpenCV can read',
+        "set imdecode_backend='tifffile', and for images color_type='unchanged', where every "
+        'pipeline loads them (docs/own_data.md)',
+    )
 
 
 def opencv_fault(path: str | os.PathLike) -> Finding | None:
@@ -192,7 +217,7 @@ def size_fault(
 ) -> Finding:
     """Return a finding for an image whose size differs from the one in the annotations."""
     what = f'{path} ({times(size)}, listed as {times(listed_size)}'
-    if size == tuple(listed_size[::-1]) and is_turned_by_exif(path):
+    if size == tuple(listed_size[::-1]) and is_turned_by_exif(path, size):
         return Finding(
             f'{what}; EXIF turns it, and the boxes may be those of the unturned pixels)',
             "set color_type='color_ignore_orientation' in every LoadImageFromFile if the boxes are "

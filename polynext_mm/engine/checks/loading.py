@@ -111,7 +111,7 @@ class CheckedPipeline(Compose):
         )
         if fault:
             image = data.get('img_path')
-            if size and label.shape == tuple(size[1::-1]) and is_turned_by_exif(image):
+            if size and label.shape == tuple(size[1::-1]) and is_turned_by_exif(image, size[1::-1]):
                 raise DataError(
                     f'{described(path)} {fault.what}, which EXIF turns: draw the labels on the '
                     "turned picture, or set color_type='color_ignore_orientation' in every "

@@ -12,6 +12,7 @@ from mmengine.registry import DATASETS, MODELS
 
 from ...nn import ARCHS
 from ...weights.downloads import PUBLISHED_SCHEME
+from .findings import Finding
 from .walk import TASKS, ConfigError, datasets_of, find_type, parts
 
 _OTHER_HEADS = ('STDCHead',)  # of edges
@@ -178,6 +179,39 @@ def _widths(cfg: Config, settings: Mapping) -> list[int] | None:
             return list(factory(**options).out_channels)
     except (ImportError, TypeError, ValueError):  # building the model reports it
         return None
+
+
+def input_channels(cfg: Config) -> int | None:
+    """Return how many channels a backbone of this package takes; None for other backbones."""
+    model = cfg.get('model')
+    backbone = model.get('backbone') if isinstance(model, Mapping) else None
+    if not isinstance(backbone, Mapping) or backbone.get('type') not in ('PolyNeXt', 'MetaFormer'):
+        return None
+    return backbone.get('in_channels', 3)
+
+
+def channel_fault(channels: int, wanted: int, model: Mapping) -> Finding | None:
+    """Return what is wrong with the number of channels of images, as the pipeline gives them.
+
+    Args:
+        channels: Of an image.
+        wanted: Those that the backbone takes.
+        model: Settings of the model.
+    """
+    mean = (model.get('data_preprocessor') or {}).get('mean')
+    means = len(mean) if isinstance(mean, (list, tuple)) else 1
+    if means not in (1, channels) and channels != 1:
+        return Finding(
+            f'have {channels} channels, and model.data_preprocessor.mean has {means} numbers',
+            'write one number for each channel in mean and std, or one for all',
+        )
+    channels = max(channels, means)  # a gray image is spread over the channels of mean
+    if channels != wanted:
+        return Finding(
+            f'have {channels} channels, and the backbone takes {wanted}',
+            f'set model.backbone.in_channels={channels} (docs/own_data.md)',
+        )
+    return None
 
 
 def _one_or_more(value: Any, path: str) -> Iterator[tuple[str, Mapping]]:

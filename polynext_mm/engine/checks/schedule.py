@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,6 +38,11 @@ def schedule_problems(cfg: Config) -> Iterator[str]:
                 f'{path} ({settings.get("type")}) counts epochs, of which training by iterations '
                 f'has one: it would never change anything; set {path}.by_epoch=False'
             )
+        elif bool(by_epoch) == (unit == 'epochs') and _is_short_cycle(settings, total):
+            yield (
+                f'{path}.total_steps={settings["total_steps"]}, and the training has {total} '
+                f'{unit}: OneCycleLR stops it there with an error; set {path}.total_steps={total}'
+            )
         elif bool(by_epoch) == (unit == 'epochs') and _ends_at_zero(settings):
             end = settings.get('end')
             if not isinstance(end, (int, float)) or total - end <= _TAIL * total:
@@ -65,6 +71,18 @@ def _ends_at_zero(settings: Mapping) -> bool:
     if kind in ('PolyLR', 'CosineAnnealingLR'):
         return not settings.get('eta_min') and not settings.get('eta_min_ratio')
     return kind == 'LinearLR' and settings.get('end_factor', 1.0) == 0
+
+
+def _is_short_cycle(settings: Mapping, total: int) -> bool:
+    """Return whether a one-cycle schedule is asked for more steps than it has."""
+    steps, end = settings.get('total_steps'), settings.get('end', math.inf)
+    return (
+        str(settings.get('type')).startswith('OneCycle')
+        and not settings.get('convert_to_iter_based')
+        and isinstance(steps, int)
+        and isinstance(end, (int, float))
+        and steps < min(total, end) - settings.get('begin', 0)
+    )
 
 
 def saving_problems(cfg: Config) -> Iterator[str]:

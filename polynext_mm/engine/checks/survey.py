@@ -42,6 +42,8 @@ from .findings import (
 _CHUNK = 32
 _AHEAD = 4  # how many chunks each thread may read ahead
 _SHOWN = 3
+_LISTED = 20  # files that cannot be read for the same reason
+_REDUCIBLE = 16  # sides that OpenCV can decode at an eighth
 _IMAGES = Decoder()
 
 
@@ -197,7 +199,7 @@ def _image_facts(image: str, content: bytes, decoder: Decoder | None) -> Facts:
         header = None
     if decoder is None:
         return Facts(header.size, header.mode) if header else Facts()
-    if header and decoder == _IMAGES:
+    if header and decoder == _IMAGES and min(header.size) >= _REDUCIBLE:
         # decoding at an eighth of the resolution takes a quarter of the time and still reads it all
         reduced = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
         if reduced is None:
@@ -330,7 +332,7 @@ def label_findings(
         label_map: The mapping of the data set, if classes were selected.
         ignore_index: An id that is ignored besides 255.
     """
-    findings = [*found.faults, *_image_findings(found)]
+    findings = [*_faults(found), *_image_findings(found)]
     if found.coloured:
         findings.append(
             Finding(
@@ -354,11 +356,15 @@ def label_findings(
     wrong = sorted(set(found.pixels) - set(classes) - ignored)
     if wrong:
         files = listed(f'{value} in {found.examples[value]}' for value in wrong[:_SHOWN])
+        names_ids = label_map is not None and num_classes in label_map.values()  # OwnSegDataset
+        known = listed(sorted(classes)) if names_ids else f'{min(classes)} to {max(classes)}'
         findings.append(
             Finding(
-                f'ids that are no class: {listed(wrong)}; the {num_classes} classes have '
-                f'{min(classes)} to {max(classes)} ({files})',
-                id_remedy(wrong, num_classes, reduce_zero_label),
+                f'ids that are no class: {listed(wrong)}; the {num_classes} classes have {known} '
+                f'({files})',
+                f'add them to label_map, with {IGNORED} where they are no class'
+                if names_ids
+                else id_remedy(wrong, num_classes, reduce_zero_label),
             )
         )
     if not any(found.pixels[value] for value in classes):
@@ -377,6 +383,19 @@ def label_findings(
     if label_map is None:
         findings += _reduce_zero_label_advice(found, num_classes, reduce_zero_label)
     return findings
+
+
+def _faults(found: Survey) -> Iterator[Finding]:
+    """Yield files that cannot be read; of many for the same reason, the first ones."""
+    counts = Counter(fault.remedy for fault in found.faults)
+    shown: Counter = Counter()
+    for fault in found.faults:
+        shown[fault.remedy] += 1
+        more = counts[fault.remedy] - _LISTED
+        if more <= 0 or shown[fault.remedy] <= _LISTED:
+            yield fault
+        elif shown[fault.remedy] == _LISTED + 1:
+            yield Finding(f'{more} more files like the last of them', fault.remedy)
 
 
 def _image_findings(found: Survey) -> Iterator[Finding]:
