@@ -13,6 +13,7 @@ from tests.helpers.networks import build
 WIDTHS = (72, 144, 288, 432)
 # what heads need besides the README's lines: the widths of the outputs that they use
 HEADS = {
+    'upernet_r50': dict(),
     'pspnet_r50-d8': dict(
         decode_head=dict(in_channels=WIDTHS[3]), auxiliary_head=dict(in_channels=WIDTHS[2])
     ),
@@ -20,7 +21,7 @@ HEADS = {
         decode_head=dict(in_channels=WIDTHS[3], c1_in_channels=WIDTHS[0]),
         auxiliary_head=dict(in_channels=WIDTHS[2]),
     ),
-    'fpn_r50': dict(),
+    'fpn_r50': dict(neck=dict(in_channels=WIDTHS)),
     'ocrnet_r50-d8': {
         'decode_head.0.in_channels': WIDTHS[2],
         'decode_head.1.in_channels': WIDTHS[2],  # the two heads share a stride, as in mmseg
@@ -43,8 +44,8 @@ def config(name: str, **settings) -> Config:
     cfg = Config.fromfile(mm_folder('mmseg') / 'configs' / '_base_' / 'models' / f'{name}.py')
     cfg.default_scope = 'mmseg'
     lines = readme_lines()
-    if 'neck' not in cfg.model:
-        del lines['neck']
+    if HEADS[name]:  # the README's heads are those of UperNet
+        del lines['decode_head'], lines['auxiliary_head']
     cfg.merge_from_dict(dict(model=lines))
     cfg.merge_from_dict({f'model.{key}': value for key, value in settings.items()})
     return cfg

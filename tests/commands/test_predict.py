@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -72,6 +73,7 @@ def pixels(path) -> np.ndarray:
 
 
 def test_a_pattern_and_several_inputs(photos, segmentor, capsys):
+    MMLogger.get_instance('predict')  # the current one may print elsewhere, after a training here
     write_image(photos / 'deep' / '0.png', seed=7)
     assert predict(segmentor, 'photos/**/*.png', ['--out', 'drawn']) == 0
     assert sorted(map(str, Path('drawn').rglob('*.png'))) == [

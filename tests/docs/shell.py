@@ -167,9 +167,9 @@ def _check_shell_tool(script: str, arguments: Sequence[str], pasted: dict[str, P
 def parser_of(script: str) -> Callable[[Sequence[str]], argparse.Namespace]:
     """Return the function that parses the arguments of a script in this repository."""
     text = (ROOT / script).read_text()
-    command = re.search(r'from polynext_mm\.commands\.(\w+) import main', text)
+    command = re.search(r"main\(\['([\w-]+)'", text)
     if command:
-        module = importlib.import_module(f'polynext_mm.commands.{command[1]}')
+        module = importlib.import_module(f'polynext_mm.commands.{COMMANDS[command[1]][0]}')
         return module.build_parser().parse_args
     module = _module(script)
 
