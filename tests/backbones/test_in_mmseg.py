@@ -21,7 +21,7 @@ HEADS = {
         decode_head=dict(in_channels=WIDTHS[3], c1_in_channels=WIDTHS[0]),
         auxiliary_head=dict(in_channels=WIDTHS[2]),
     ),
-    'fpn_r50': dict(neck=dict(in_channels=WIDTHS)),
+    'fpn_r50': dict(neck=dict(in_channels=list(WIDTHS))),
     'ocrnet_r50-d8': {
         'decode_head.0.in_channels': WIDTHS[2],
         'decode_head.1.in_channels': WIDTHS[2],  # the two heads share a stride, as in mmseg

@@ -74,7 +74,7 @@ def test_a_config_whose_data_are_moved(capsys):
     assert config.main(['upernet_cpolynext_s_ade20k', '--cfg-options', 'data_root=/data']) == 0
     printed = capsys.readouterr().out.replace(' ', '')
     assert "data_root='/data'" in printed.split('train_dataloader=dict(')[1]
-    with pytest.raises(SystemExit, match='no dataloader of .* reads from its data_root'):
+    with pytest.raises(SystemExit, match='the data sets of .* have no common data_root'):
         config.main(['_base_/models/upernet_polynext', '--cfg-options', 'data_root=/data'])
 
 
