@@ -13,8 +13,6 @@ from PIL import Image
 
 from .. import drawing
 
-Colour = tuple[int, int, int]
-
 
 @dataclass(frozen=True)
 class _Result:
@@ -29,7 +27,7 @@ class _Result:
 
     image: np.ndarray
     classes: tuple[str, ...]
-    palette: tuple[Colour, ...]
+    palette: tuple[drawing.Colour, ...]
     path: str | None
 
     def draw(self, opacity: float = 0.5, legend: bool = True) -> Image.Image:

@@ -24,11 +24,6 @@ from tests.marks import needs
 from tests.weights.hostile import CODE, archive, odd_weights, older, tensor, weights_and
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / 'weights.pt'
-
-
 def refusal(path, read=weights.read) -> str:
     with pytest.raises(CheckpointError, match=re.escape(str(path))) as caught:
         read(path)

@@ -25,11 +25,6 @@ def read(path, **settings):
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / 'weights.pt'
-
-
-@pytest.fixture
 def content():
     """A checkpoint with the kinds of values that one holds, two tensors in one memory included."""
     whole = torch.arange(12.0).view(3, 4)

@@ -17,16 +17,6 @@ from tests.helpers.networks import ARCH, build
 from tests.helpers.samples import ade20k_scenes
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / 'weights.pt'
-
-
-@pytest.fixture
-def config(tmp_path):
-    return config_to_load_into(ade20k_scenes(), tmp_path / 'work')
-
-
 def refusal(path, **backbone) -> str:
     """What loading by init_cfg is refused with; the file must be named."""
     model = build(
