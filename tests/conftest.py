@@ -76,6 +76,22 @@ def workers_end_with_their_test():
                 iterator._shutdown_workers()
 
 
+@pytest.fixture(autouse=True)
+def globals_of_mmengine_end_with_their_test():
+    """Forget default scopes and visualizers, which mmengine keeps by name.
+
+    The name of a scope is the second of its start: a second run in it would be of mmdet in place of
+    mmseg. All visualizers have one name, and the first one's folder may be gone.
+    """
+    yield
+    if 'mmengine.visualization' in sys.modules:
+        from mmengine.registry import DefaultScope
+        from mmengine.visualization import Visualizer
+
+        for kind in (DefaultScope, Visualizer, *Visualizer.__subclasses__()):
+            kind._instance_dict.clear()
+
+
 def pytest_collection_modifyitems(items):
     """Skip what computes in float16 on CPUs where torch does not."""
     import torch

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS
+from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS, init_default_scope
 from mmengine.structures import PixelData
 from PIL import Image
 from torch import nn
@@ -67,9 +67,6 @@ def build_schedulers(cfg: Config, optimizer: torch.optim.Optimizer) -> list:
 @pytest.fixture(scope='module')
 def ade20k(tmp_path_factory):
     """Five pictures of several sizes, in ADE20K's layout."""
-    from mmseg.utils import register_all_modules
-
-    register_all_modules()
     root = tmp_path_factory.mktemp('ade20k')
     for kind in ('images', 'annotations'):
         (root / kind / 'training').mkdir(parents=True)
@@ -86,6 +83,7 @@ def ade20k(tmp_path_factory):
 @NETWORKS
 def test_augmentation_is_equal_to_the_bit(network, ade20k):
     cfg, expected = config(network), np.load(DATA / 'recipe_augmentation.npz')
+    init_default_scope('mmseg')
     dataset = DATASETS.build(dict(cfg.train_dataloader.dataset, data_root=str(ade20k)))
     preprocessor = MODELS.build(cfg.model.data_preprocessor)
     for i in range(5):

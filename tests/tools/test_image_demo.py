@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import VISUALIZERS
+from mmengine.registry import VISUALIZERS, init_default_scope
 from PIL import Image
 
 from tests.helpers.configs import build_model
@@ -67,6 +67,7 @@ def test_a_folder(image, tmp_path, detector_weights):
 
 def test_a_visualizer_of_the_process_is_left_alone(image, tmp_path, detector_weights):
     cfg = Config.fromfile(DETECTOR)
+    init_default_scope('mmdet')
     earlier = VISUALIZERS.build(cfg.visualizer)
     out = tmp_path / 'drawn.png'
     arguments = (image, DETECTOR, detector_weights, '--out', out, '--device', 'cpu')

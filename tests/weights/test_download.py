@@ -312,6 +312,7 @@ RANK = textwrap.dedent("""
     try:
         read(f'{sys.argv[2]}/absent.pt')
     except CheckpointError as error:
+        torch.distributed.destroy_process_group()  # else gloo's threads may abort as Python ends
         sys.exit(f'{rank} {error}')
 """)
 
