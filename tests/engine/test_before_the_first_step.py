@@ -1,5 +1,7 @@
 """Sizes, batches and results that would fail hours later, told before the first step."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,10 @@ from polynext_mm.written import OverwriteError
 from tests.helpers.files import contents
 from tests.segmentation_sample import image_path, make_segmentation, segmentation_config
 
+SLIDES = dict(mode='slide', crop_size=(64, 64), stride=(48, 48))
 KEEPS_SIZE = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
+SCALED = [KEEPS_SIZE[0], dict(type='Resize', scale=(64, 64)), KEEPS_SIZE[1]]
+MANY = {'model.decode_head.num_classes': 4000}
 
 
 def findings(cfg) -> str:
@@ -58,6 +63,29 @@ def test_thin_images_stay_thin_when_they_are_scaled(data):
     scaled[1]['keep_ratio'] = False
     cfg.val_dataloader.dataset.pipeline = scaled
     assert findings(cfg) == ''
+
+
+@pytest.mark.parametrize(
+    ('settings', 'told'),
+    [
+        ({}, 'val/01.jpg has 640x48 pixels: .*mode=.slide., crop_size'),
+        ({'model.test_cfg': SLIDES}, ''),
+        ({'model.test_cfg': SLIDES, **MANY}, 'cut such images'),
+        (MANY, 'cut such images'),
+        ({'model.decode_head.channels': 2}, ''),
+        ({'val_dataloader.dataset.pipeline': SCALED}, ''),
+        ({'val_dataloader.dataset.pipeline': SCALED, **MANY}, 'val/01.jpg has 640x48 pixels'),
+    ],
+)
+def test_images_that_need_more_memory_than_there_is(settings, told, data, monkeypatch):
+    cfg = segmentation_config(data)
+    cfg.val_dataloader.dataset.pipeline = KEEPS_SIZE
+    cfg.model.test_cfg = dict(mode='whole')
+    cfg.merge_from_dict(settings)
+    resize(image_path(data, 'val', 1), 640, 48)
+    assert findings(cfg) == ''
+    monkeypatch.setattr('os.sysconf', {'SC_PHYS_PAGES': 1000, 'SC_PAGE_SIZE': 1000}.__getitem__)
+    assert re.search(told, findings(cfg)) if told else not findings(cfg)
 
 
 def test_batches_of_several_sizes_of_a_validation(data):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import mmcv
+import torch
 from mmengine.config import Config
 from PIL import Image
 
@@ -12,9 +14,14 @@ from .findings import Finding, listed
 
 Size = tuple[int, int]  # width, height
 
+# Of an image, in bytes a pixel, measured with UperNet on CPUs: mmseg has the logits of every class
+# twice, and a head that sees the whole image needs so much for each of its channels.
+_LOGITS = 8
+_UPERNET = 2.7
+
 
 def size_findings(cfg: Config, task: str, settings: Mapping, paths: Sequence[str]) -> list[Finding]:
-    """Find images that are too small for the network, and batches that mix sizes.
+    """Find images too small for the network or too large for memory, and batches of mixed sizes.
 
     Only headers are read, in tenths of a millisecond each. Nothing is reported if the effect of a
     step of the pipeline on sizes is not known, nor for small images that are padded.
@@ -32,10 +39,13 @@ def size_findings(cfg: Config, task: str, settings: Mapping, paths: Sequence[str
         return []
     smallest = None if padded else _smallest_image(model)
     batch_size = cfg[f'{task}_dataloader'].get('batch_size', 1)
-    if smallest is None and batch_size == 1:
-        return []
-    sizes = {path: size for path in paths if (size := _size(path, steps)) is not None}
-    return [*_too_small(sizes, smallest), *_mixed(sizes, task, batch_size)]
+    files = {path: size for path in paths if (size := _size(path)) is not None}
+    sizes = {path: _scaled(size, steps) for path, size in files.items()}
+    return [
+        *_too_small(sizes, smallest),
+        *_too_large(files, sizes, model),
+        *_mixed(sizes, task, batch_size),
+    ]
 
 
 def _keeps_or_scales(step: Mapping) -> bool:
@@ -53,15 +63,18 @@ def _smallest_image(model: Mapping) -> int | None:
     return SMALLEST_IMAGE if kind in ('PolyNeXt', 'MetaFormer') else None
 
 
-def _size(path: str, steps: Sequence[Mapping]) -> Size | None:
-    """Return an image's size after the pipeline; None if the file is no image."""
+def _size(path: str) -> Size | None:
+    """Return an image's size as mmcv loads it; None if the file is no image."""
     try:
         with Image.open(path) as image:
-            size = image.size
-            if image.getexif().get(0x0112, 1) >= 5:  # rotated by a quarter turn, as mmcv loads it
-                size = size[::-1]
+            rotated = image.getexif().get(0x0112, 1) >= 5  # by a quarter turn
+            return image.size[::-1] if rotated else image.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None  # reported when samples are read
+
+
+def _scaled(size: Size, steps: Sequence[Mapping]) -> Size:
+    """Return an image's size after the pipeline."""
     for step in steps:
         if str(step.get('type')).split('.')[-1] != 'Resize':
             continue
@@ -87,6 +100,45 @@ def _too_small(sizes: Mapping[str, Size], smallest: int | None) -> Iterator[Find
             'let it pad them: model.data_preprocessor.test_cfg=dict(size_divisor='
             f'{smallest}), or take them out of the data set',
         )
+
+
+def _too_large(
+    files: Mapping[str, Size], sizes: Mapping[str, Size], model: Mapping
+) -> Iterator[Finding]:
+    """Find the largest image if its evaluation is likely to run out of memory."""
+    head, memory = model.get('decode_head'), _memory()
+    if not files or not isinstance(head, Mapping) or memory is None:
+        return
+    path, (width, height) = max(files.items(), key=lambda item: item[1][0] * item[1][1])
+    scaled = sizes[path][0] * sizes[path][1]
+    # mmseg scales them to the size of the file
+    logits = _LOGITS * (head.get('num_classes') or 1) * max(scaled, width * height)
+    features = 0.0
+    whole = (model.get('test_cfg') or {}).get('mode', 'whole') == 'whole'
+    if whole and head.get('type') == 'UPerHead':
+        features = _UPERNET * head.get('channels', 0) * scaled
+    if max(logits, features) > memory:
+        remedy = 'cut such images into tiles'
+        if features > memory > logits:
+            remedy = (
+                "set model.test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341))"
+            )
+        yield Finding(
+            f'{path} has {width}x{height} pixels: to evaluate it takes about '
+            f'{max(logits, features) / 1e9:.0f} GB of memory, and {memory / 1e9:.0f} GB are here',
+            remedy,
+            serious=False,
+        )
+
+
+def _memory() -> int | None:
+    """Return the bytes of the first GPU, or of the machine; None where the system does not say."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    try:
+        return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    except (AttributeError, ValueError, OSError):  # not POSIX
+        return None
 
 
 def _mixed(sizes: Mapping[str, Size], task: str, batch_size: int) -> Iterator[Finding]:
