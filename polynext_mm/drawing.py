@@ -1,4 +1,4 @@
-"""Colours over images, boxes in them, legends below, and sheets of several."""
+"""Draw colours over images, boxes in them and legends below, and lay out sheets of several."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def boxed(
     colours: Sequence[Colour],
     texts: Sequence[str] | None,
 ) -> Image.Image:
-    """Return an image with boxes, (N, 4) as x1, y1, x2, y2, and texts; the first is on top."""
+    """Return an image with boxes, (N, 4) as x1, y1, x2, y2, and texts, the first box on top."""
     picture = Image.fromarray(np.ascontiguousarray(image))
     pen, size = ImageDraw.Draw(picture), _font_size(image)
     font = ImageFont.load_default(size)
@@ -55,14 +55,14 @@ def _font_size(image: np.ndarray) -> int:
 
 
 def with_legend(image: np.ndarray, entries: Sequence[tuple[str, Colour]]) -> np.ndarray:
-    """Return an image with a legend of colours below.
+    """Return an image with a legend of colours below it.
 
     Args:
         image: (H, W, 3) uint8 in RGB.
         entries: Names, and colours as (R, G, B).
 
     Returns:
-        The image, of the same width, or at least as wide as the longest name needs.
+        The image, of the same width, or wider if the longest name needs it.
     """
     size = _font_size(image)
     font, gap = ImageFont.load_default(size), size // 2
@@ -125,7 +125,7 @@ def fitted(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def resampled(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return labels, (H, W), at another height and width, by the nearest pixel."""
+    """Return labels, (H, W), resized by nearest neighbour to a height and width."""
     rows, columns = (np.arange(n) * old // n for n, old in zip(size, labels.shape))
     return labels[rows][:, columns]
 
@@ -136,12 +136,12 @@ def sheet(
     title: str,
     legend: Sequence[tuple[str, Colour]],
 ) -> Image.Image:
-    """Return a picture of many, two rows beside each other.
+    """Return a sheet of images, two rows side by side.
 
     Args:
-        rows: Images, (H, W, 3) uint8; those of a row have one size.
-        heads: What stands above the columns.
-        title: What stands above all.
+        rows: Images, (H, W, 3) uint8; those in a row have the same size.
+        heads: Headings of the columns.
+        title: Heading of the sheet.
         legend: Names, and colours as (R, G, B).
     """
     gap, line = 4, 20

@@ -1,4 +1,4 @@
-"""Figures of matplotlib: the curves of trainings, and which classes are taken for which."""
+"""Figures made with matplotlib: training curves and confusion matrices."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MAIN_METRICS = (
     'pascal_voc/mAP',
     'coco/bbox_mAP_50',
 )
-_NUMBERED = 20  # with more classes, shares of a confusion are shown by colour alone
+_NUMBERED = 20  # with more classes, a confusion matrix shows shares by colour only
 
 
 def default_keys(runs: Sequence[Run]) -> list[str]:
-    """Return loss, learning rate and the main metrics, as far as the runs have them."""
+    """Return loss, learning rate and the main metrics, if the runs have them."""
     keys = [key for key in ('loss', 'lr') if any(key in run.points for run in runs)]
     for run in runs:
         metric = next((key for key in MAIN_METRICS if key in run.metrics), None)
@@ -44,7 +44,7 @@ def curves(
         keys: Names of scalars.
         out: The file to write; its folder is created.
         by: 'iteration' or 'epoch'.
-        smooth: Draw the mean of so many logged values of training.
+        smooth: How many logged training values to average for each point.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -80,7 +80,7 @@ def curve(points: Sequence[Point], by: str, smooth: int) -> tuple[list[float], l
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str], title: str, out: Path) -> None:
-    """Write a picture of the share of each class's pixels that each class was predicted for.
+    """Write a picture of the share of each class's pixels that was predicted as each class.
 
     Args:
         counts: Pixels, (true class, predicted class).

@@ -16,7 +16,7 @@ class ScalarsError(ValueError):
 
 @dataclass(frozen=True)
 class Point:
-    """A value at a moment of training.
+    """A value at a point in training.
 
     Args:
         iteration: Iteration, counted over the whole training.
@@ -56,7 +56,7 @@ def read_run(path: Path, name: str | None = None) -> Run:
     """Read a training.
 
     Args:
-        path: A work dir, whose starts are joined, with later values replacing earlier ones of the
+        path: A work dir, whose starts are joined, with later values replacing earlier ones for the
             same steps; or the folder of a single start; or a scalars.json.
         name: Name for legends; by default that of the work dir.
 
@@ -108,7 +108,7 @@ def _records(file: Path) -> Iterator[_Record]:
             content = json.loads(line)
             step = content.pop('step')
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            if number == len(lines):  # the last line of a run that was killed, or is still writing
+            if number == len(lines):  # the run was killed, or is still writing this line
                 return
             raise ScalarsError(f'{file}, line {number}: not a record of mmengine') from error
         numbers = {
@@ -120,7 +120,7 @@ def _records(file: Path) -> Iterator[_Record]:
             iteration, epoch = content['iter'], content.get('epoch')
             yield _Record(iteration, epoch, numbers, False)
         else:
-            # The step of a validation is an iteration, or an epoch.
+            # The step of a validation counts iterations or epochs.
             counts_epochs = step == epoch or step < iteration
             values = {key: v for key, v in numbers.items() if key not in ('time', 'data_time')}
             yield _Record(
@@ -129,7 +129,7 @@ def _records(file: Path) -> Iterator[_Record]:
 
 
 def _join(records: list[_Record], more: list[_Record]) -> None:
-    """Append a later start's records, without what it repeats of the earlier ones."""
+    """Append a later start's records, which replace earlier ones for the same iterations."""
     first = next((record.iteration for record in more if not record.validates), None)
     if first is not None:
         records[:] = [record for record in records if record.iteration < first]

@@ -1,8 +1,8 @@
 """The start and end of a training process; nothing heavy is imported here.
 
 A rank ends with its launcher. A signal that comes before there is anything to save makes it exit
-with the code that asks for a restart. The reader of its output may be gone by then (the pipe of
-``tee``, the terminal, the disk of the log), which must not change what the process does.
+with the code that asks for a restart. Its output may no longer have a destination by then (the
+``tee`` pipe, the terminal, the log's disk), which must not change what the process does.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def end_with_launcher() -> None:
     """Let the system kill this process when the torchrun that started it, if any, ends.
 
     Raises:
-        SystemExit: If it is gone already, which can be told only with tools/dist_run.py.
+        SystemExit: If torchrun is gone already, which is only detected under tools/dist_run.py.
     """
     if 'TORCHELASTIC_RUN_ID' not in os.environ or sys.platform != 'linux':
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # removed, since child processes have another parent
+    # removed, since child processes have a different parent
     launcher = os.environ.pop(LAUNCHER, None)
     if launcher is not None and os.getppid() != int(launcher):
         sys.exit(f'the launcher, process {launcher}, is gone: nothing is started without it')

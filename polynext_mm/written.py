@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-#: Errors of full disks, of folders that cannot be written, and of names that cannot be.
+#: Errors of full disks, of folders that cannot be written, and of impossible file names.
 REFUSALS = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -37,7 +37,7 @@ def require_apart(targets: Iterable[tuple[str, Path]], inputs: Iterable[str | os
         inputs: All files that are read: images, labels, annotations, config, checkpoint.
 
     Raises:
-        OverwriteError: If not, naming the file and the option.
+        OverwriteError: Otherwise, naming the file and the option.
     """
     read = {identity for path in inputs for identity in _identities(Path(path))}
     taken: dict[object, str] = {}

@@ -1,7 +1,7 @@
 """The command ``polynext-mm``, also ``python -m polynext_mm``.
 
-Each command is a module of this folder with ``main(argv)`` and, ``benchmark`` excepted, a
-``build_parser()``, and is imported when it is used. ``tools/`` has scripts with the names that mm
+Each command is a module of this folder with ``main(argv)`` and, except ``benchmark``, a
+``build_parser()``, and is imported only when used. ``tools/`` has scripts with the names that mm
 users expect, which call the same functions.
 """
 
@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _print_any_name() -> None:
-    """Let names of files be printed that are not in the encoding of the output."""
+    """Let file names be printed that the output's encoding cannot represent."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == 'strict':
         sys.stdout.reconfigure(errors='backslashreplace')
 

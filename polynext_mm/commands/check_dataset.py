@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         cfg = launch.load_config(args.config, args.cfg_options)
         wrong = list(config_checks.palette_problems(cfg))
-        if wrong:  # mmseg builds no such data set
+        if wrong:  # mmseg cannot build such a data set
             raise config_checks.ConfigError('\n  '.join(wrong))
         problems = list(config_checks.class_problems(cfg))
         splits = list(report.splits_of(cfg))

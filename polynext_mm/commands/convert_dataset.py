@@ -1,4 +1,4 @@
-"""Annotations of other formats as mm reads them: ``polynext-mm convert-dataset KIND FOLDER OUT``.
+"""Convert annotations to what mm reads: ``polynext-mm convert-dataset KIND FOLDER OUT``.
 
 Boxes (VOC, YOLO, LabelMe) and polygons become a file in COCO's format; label images that hold
 colours, or 0 and 255, and polygons of LabelMe or COCO become label images with ids.

@@ -1,4 +1,4 @@
-"""What `polynext-mm check-dataset` finds in the data sets of a config, as tables and pictures."""
+"""Tables and pictures of what `polynext-mm check-dataset` finds in the data sets of a config."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Split:
     pairs: list[tuple[str, str | None]]
     findings: list[Finding]
     audit: CocoAudit | None
-    decoder: Decoder | None  # of images, in training
+    decoder: Decoder | None  # for images, in training
     label_decoder: Decoder
     found: Survey = field(default_factory=Survey)
 
@@ -84,10 +84,10 @@ def splits_of(cfg: Config) -> Iterator[Split]:
 
 
 def require_pictures_apart(splits: Sequence[Split], folder: Path, count: int) -> None:
-    """Check that no picture would be written over a file of the data.
+    """Check that no picture would overwrite a data file.
 
     Raises:
-        OverwriteError: If one would be, naming it.
+        OverwriteError: If one would, naming it.
     """
     targets = [
         ('--pictures', target) for split in splits for *_, target in _pictures(split, folder, count)
@@ -135,7 +135,7 @@ def read(split: Split, workers: int) -> None:
 
 
 def of_config(cfg: Config) -> Iterator[Finding]:
-    """Find contradictions in what the config says about classes and pixels."""
+    """Find contradictions in the config's settings of classes and pixels."""
     yield from data_checks.class_findings(cfg)
     yield from data_checks.scale_findings(cfg)
 
@@ -205,7 +205,7 @@ def id_rows(split: Split) -> Iterator[str]:
 
 
 def _pictures(split: Split, folder: Path, count: int) -> Iterator[tuple[str, str | None, Path]]:
-    """Yield the images that are drawn, their labels, and the files to write."""
+    """Yield the images to draw, their labels, and the files to write."""
     task, _, part = split.place.partition('_dataloader.dataset')
     for position in spread(count, len(split.pairs)):
         image, label = split.pairs[position]
@@ -264,7 +264,7 @@ def boxes_painter(split: Split):
         pen = ImageDraw.Draw(painted)
         for entry in boxes.get(images[image], ()):
             x, y, width, height = entry['bbox']
-            # a box without positive extent shows as a corner only
+            # an empty box shows only a corner
             corner = max(x + width, x + 1), max(y + height, y + 1)
             pen.rectangle((x, y, *corner), outline=(255, 220, 0), width=2)
             pen.text((x + 3, y + 2), str(names.get(entry['category_id'], '?')), fill=(255, 220, 0))

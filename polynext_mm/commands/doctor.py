@@ -63,7 +63,7 @@ class Check:
 
     Args:
         name: What was tried.
-        state: 'ok', 'note' where something optional is missing, or 'FAIL'.
+        state: 'ok', 'note' if something optional is missing, or 'FAIL'.
         text: What was found.
         remedy: The one command or setting that helps, if something is missing.
     """
@@ -126,7 +126,7 @@ def _tried(name: str, check: Callable[[], Check]) -> Check:
 
 
 def _remedy(error: Exception) -> str:
-    """Return the command that fixes a failed import; none if the error itself says it."""
+    """Return the command that fixes a failed import; '' if the error itself names it."""
     if 'libGL' in str(error):
         return (
             'pip uninstall -y opencv-python && '
@@ -191,7 +191,7 @@ def packages() -> Iterator[tuple[str, str]]:
 
 
 def _version(module: str) -> str:
-    """Return the version of a module as imported, which metadata on the path may contradict."""
+    """Return the version of the imported module, which metadata on the path may contradict."""
     if importlib.util.find_spec(module) is None:
         return 'not installed'
     try:
@@ -254,7 +254,7 @@ def check_installation() -> Check:
 
 
 def check_torch() -> Check:
-    """List the features that this torch lacks."""
+    """List the features that this version of torch lacks."""
     import torch
 
     from polynext_mm.compat.torch_features import OPTIONAL
@@ -476,7 +476,7 @@ def check_data(cfg) -> Check:
 
 
 def check_checkpoint(model: nn.Module, checkpoint: str) -> Check:
-    """Check keys and shapes as loading does, and show the figure published for the file."""
+    """Check keys and shapes as loading does, and show the published figure of the file."""
     from polynext_mm.backbones.multiscale import MultiScale
     from polynext_mm.weights import CheckpointError, loading, read
     from polynext_mm.weights.names import BACKBONE
@@ -517,7 +517,7 @@ def _said_of(content: dict, checkpoint: str) -> str:
 
 
 def _figure_of_config(name: str) -> str:
-    """Return the figure that configs/README.md says was published for a config of ours."""
+    """Return the published figure that configs/README.md gives for one of our configs."""
     from .list_all import configs
 
     header, *rows = configs()

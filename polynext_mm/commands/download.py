@@ -1,4 +1,4 @@
-"""Download published files once, for a machine without a network, too: ``polynext-mm download``."""
+"""Download published files once, also for a machine without a network: ``polynext-mm download``."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def choose_format(out: Path, aot: bool, force: bool) -> str:
     """Return the key of the format to write.
 
     Raises:
-        UsageError: If the suffix of the file names no format.
+        UsageError: If the suffix of the file is not that of a format.
         FileExistsError: If the file exists and is not to be replaced.
     """
     if out.suffix not in ('.onnx', '.pt2') or (aot and out.suffix != '.pt2'):
@@ -110,11 +110,11 @@ def export(args: argparse.Namespace) -> None:
     """Capture the graph, write it, check it, and put the file in its place.
 
     Raises:
-        UsageError: If the arguments do not fit together.
+        UsageError: If the arguments contradict each other.
         OSError: If the config or the checkpoint is not found, or the file exists already.
         CheckpointError: If the checkpoint does not fit.
         UnsupportedModelError: If the model cannot be exported as asked.
-        ExportError: If something is not installed, or the graph is not what it should be.
+        ExportError: If something is not installed, or the graph fails its check.
     """
     key = choose_format(args.out, args.aot, args.force)
 
@@ -158,7 +158,7 @@ def export(args: argparse.Namespace) -> None:
 
 
 def load(args: argparse.Namespace):
-    """Return the model, and the names of its classes where it has any."""
+    """Return the model, and the names of its classes if it has any."""
     path = config_path(args)
     args.checkpoint = find_checkpoint(args.config, args.checkpoint)
     require_apart([('--out', args.out)], [path, args.checkpoint])
@@ -180,7 +180,7 @@ def load(args: argparse.Namespace):
 
 
 def describe(network, out: Path) -> str:
-    """Return what a file takes and returns, in a line."""
+    """Return a line that says what a file takes and returns."""
     dtype = 'float32' if network.preprocessing is None else 'uint8'
     shapes = [
         f'{name} ({", ".join(axes)})' for name, axes in zip(network.output_names, network.out_axes)

@@ -1,4 +1,4 @@
-"""ImageNet-1K and the benchmarks of robustness: their classes, and where their images are."""
+"""ImageNet-1K and the robustness benchmarks: their classes, and where their images are."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 SEVERITIES = range(1, 6)
 
-#: AlexNet's mean top-1 error on each corruption of ImageNet-C: what the authors of the benchmark
-#: divide by (arXiv 1903.12261; github.com/hendrycks/robustness).
+#: AlexNet's mean top-1 error on each corruption of ImageNet-C, by which the benchmark's authors
+#: divide (arXiv 1903.12261; github.com/hendrycks/robustness).
 ALEXNET_ERRORS = {
     'gaussian_noise': 0.886428,
     'shot_noise': 0.894468,
@@ -40,7 +40,7 @@ class Benchmark:
     Args:
         name: As papers call it.
         option: Its name on the command line.
-        images: Number of images; for ImageNet-C, of each corruption and severity.
+        images: Number of images; for ImageNet-C, per corruption and severity.
         layout: Where the images are below the folder of the benchmark.
         subset: The list of classes in timm, 'a' or 'r'; '' for all classes.
     """
@@ -78,15 +78,15 @@ def _timm_list(name: str) -> list[str]:
 
 
 def find_images(benchmark: Benchmark, folder: Path, partial: bool = False) -> list[Path]:
-    """Return the folder of the classes of a benchmark; for ImageNet-C one for each condition.
+    """Return the folder of a benchmark's classes; for ImageNet-C, one per condition.
 
     Args:
         benchmark: The benchmark expected there.
         folder: Its folder. For ImageNet-1K, it may be the parent of ``val``.
-        partial: Accept that classes are missing.
+        partial: Accept missing classes.
 
     Returns:
-        The folders to measure on; for ImageNet-C, 75: 15 corruptions in severities 1 to 5.
+        The folders to measure on; for ImageNet-C, 75: 15 corruptions at severities 1 to 5.
 
     Raises:
         LayoutError: If the folder has another layout; the message says what was expected.

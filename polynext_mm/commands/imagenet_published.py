@@ -1,4 +1,4 @@
-"""Published accuracy on ImageNet-1K and on the benchmarks of robustness.
+"""Published accuracy on ImageNet-1K and on the robustness benchmarks.
 
 Everything is in percent: mCE on ImageNet-C, where lower is better, and top-1 elsewhere.
 """
@@ -16,7 +16,7 @@ _PEERS = {
     'caformer_m36.sail_in1k': 85.2,
 }
 
-# The table of robustness of PolyNeXt's paper, peers included, as the authors' release repeats it
+# The robustness table of PolyNeXt's paper, peers included, as the authors' release repeats it
 # (github.com/jjwang8/PolyNeXt, docs/index.html; without the peers, robustness/README.md).
 _BENCHMARKS = ('imagenet-c', 'imagenet-a', 'imagenet-r', 'imagenet-sketch')
 _ROBUSTNESS = {
@@ -39,7 +39,7 @@ def published_figures(name: str) -> dict[str, float]:
     """Return the published figures of a network, by the option of the benchmark.
 
     Args:
-        name: An arch, followed by ``_bn`` where it is fully polynomial, or timm's name of a peer.
+        name: An arch, followed by ``_bn`` if it is fully polynomial, or timm's name for a peer.
 
     Returns:
         In percent. Benchmarks without a published figure are left out.

@@ -34,7 +34,7 @@ class Subject:
 
     Args:
         name: Of the network.
-        model: In eval mode; 1000 logits.
+        model: In eval mode, with 1000 logits.
         transform: How images are prepared, as arguments of ``timm.data.create_loader``.
         published: Figures in percent by the option of the benchmark: mCE on ImageNet-C, top-1
             elsewhere.
@@ -62,7 +62,7 @@ def load_subject(source: str) -> Subject:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If there is no such network, or it is no classifier of ImageNet-1K.
+        CheckpointError: If there is no such network, or it is not an ImageNet-1K classifier.
     """
     subject = _timm_subject(source) if source.startswith(_TIMM) else _polynext(source)
     subject.model.eval().requires_grad_(False)
@@ -136,7 +136,7 @@ class ImageError(OSError):
 class _Images(Dataset):
     """The images of a folder, read by timm.
 
-    This raises an error for a damaged image, where timm's own data set silently uses the next one.
+    A damaged image raises an error; timm's own data set would silently use the next one.
 
     Args:
         folder: The folder, with a subfolder for each class.
@@ -273,7 +273,7 @@ class Result:
 def measure(
     subject: Subject, benchmark: Benchmark, folders: Sequence[Path], conditions: Conditions
 ) -> Result:
-    """Measure a classifier on a benchmark, whose folders are those of :func:`find_images`."""
+    """Measure a classifier on a benchmark, in the folders from :func:`find_images`."""
     if benchmark.option != 'imagenet-c':
         return Result(benchmark, score(subject, benchmark, folders[0], conditions, benchmark.name))
     errors, total = {}, Score()
@@ -292,7 +292,7 @@ def measure(
 
 
 def table(subject: Subject, results: Sequence[Result]) -> str:
-    """Lay out what was measured beside what is published."""
+    """Lay out measured figures beside published ones."""
     lines = [
         f'{"percent":<18}{"images":>9}{"published":>11}{"top-1":>9}{"top-5":>9}'
         f'{"published":>11}{"mCE":>9}'

@@ -40,7 +40,7 @@ def archs() -> list[list[str]]:
 
 
 def configs() -> list[list[str]]:
-    """Return the tables of configs/README.md as one, with configs that are in none."""
+    """Return the tables of configs/README.md as one, plus the configs that are in none."""
     lines = (folder('configs') / 'README.md').read_text(encoding='utf-8').splitlines()
     table = [
         [re.sub(r'\[(.+?)\]\(.+?\)', r'\1', cell.strip()) for cell in line.strip('|').split('|')]
@@ -82,7 +82,7 @@ def files() -> list[list[str]]:
 
 
 def _megabytes(size: int | None, path: Path) -> str:
-    """Return the size of a published file, or of its download; '?' if neither is there."""
+    """Return the size of a published file, or of its download; '?' if neither is known."""
     size = path.stat().st_size if size is None and path.is_file() else size
     return '?' if size is None else f'{size / 1e6:.0f}'
 

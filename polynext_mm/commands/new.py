@@ -1,4 +1,4 @@
-"""Write the config of a training on a folder: ``polynext-mm new segmentation|detection FOLDER``."""
+"""Write a config to train on a folder: ``polynext-mm new segmentation|detection FOLDER``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 from .arguments import positive
 
-# Memory of a GPU that a training step of UperNet with CPolyNeXt-S takes for an image of 512x512,
-# bfloat16, with what is allocated once, in GB: rounded up, so that the first batch fits.
+# GPU memory in GB for a training step of UperNet with CPolyNeXt-S in bfloat16, per 512x512 image
+# and allocated once: rounded up, so that the first batch fits.
 _GB_PER_IMAGE, _GB_ONCE = 1.6, 3.0
 
 
 class Machine(NamedTuple):
-    """What a training fits.
+    """The machine that a training must fit.
 
     Attributes:
         name: As printed.
@@ -41,7 +41,7 @@ class Machine(NamedTuple):
         return cls(f'{os.cpu_count()} CPU cores, no GPU', None)
 
     def batch_size(self, pixels: int, number: int) -> int:
-        """Return the images of ``pixels`` in a batch, a power of two, at most a quarter of all."""
+        """Return how many images of ``pixels`` make a batch: a power of 2, at most 1/4 of all."""
         if self.memory is None:
             most = 4
         else:
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.exists() and not args.force:
         sys.exit(f'{config} exists: use --out for another file, or --force to replace it')
     machine = Machine.this()
-    # beside the config, so that the data stay as they are
+    # beside the config, so that the data folder is unchanged
     files = config.with_name(f'{config.stem}_files').resolve()
     write = segmentation if args.task == 'segmentation' else detection
     try:
@@ -154,7 +154,7 @@ def segmentation(root: Path, files: Path, machine: Machine, args: argparse.Names
         share = values.pixels[value] / total
         print(f'    {what:<24}{shown!s:>16}{share:>9.2%}{values.images[value]:>7} images')
 
-    # where labels are read from: as they are, or as ids in a folder of ours
+    # where labels are read from: as they are, or converted to ids in a folder of ours
     folders = {key: str(pairs.labels) for key, pairs in found.items()}
     suffixes = {key: pairs.label_suffix for key, pairs in found.items()}
     if values.coloured:
@@ -165,7 +165,7 @@ def segmentation(root: Path, files: Path, machine: Machine, args: argparse.Names
                 masks.write_ids(path, folder / f'{name}.png', ids, coloured=True)
         say('wrote', f'labels with ids: {files / "labels"}')
 
-    # which are trained on
+    # the split to train on
     start = 'train' if 'train' in found else None
     source = found.get(start) or next(iter(found.values()))
     lists: dict[str, str] = {}
@@ -287,7 +287,7 @@ def classes_of(root: Path, values, given: Sequence[str] | None) -> tuple[list, d
         ignored = there[-1] == masks.IGNORED and (len(there) < 3 or there[-2] < 128)
         used = there[:-1] if ignored else there
         number = len(names) or len(used)
-        # names of all classes, of which some may not occur, or as many ids as there are
+        # ids index the named classes, some of which may not occur, or are nearly consecutive
         counted = used[-1] < number or (not names and used[-1] < 2 * len(used) and not used[0])
         if counted:
             names = names or [f'class_{i}' for i in range(used[-1] + 1)]
@@ -316,7 +316,7 @@ def check_number(names: Sequence, number: int) -> None:
 
 
 def colour_of(index: int, number: int) -> tuple[int, int, int]:
-    """Return a colour for a class: black for the first, and then around the circle of hues."""
+    """Return a colour for a class: black for the first, then hues around the colour wheel."""
     if index == 0:
         return 0, 0, 0
     red, green, blue = colorsys.hsv_to_rgb((index - 1) / max(number - 1, 1), 0.75, 0.9)
@@ -423,7 +423,7 @@ def detection(root: Path, files: Path, machine: Machine, args: argparse.Namespac
 def planned(machine: Machine, pixels: int, number: int, args: argparse.Namespace) -> dict:
     """Return arch, batch size and schedule for a machine and a number of training images."""
     batch = machine.batch_size(pixels, number)
-    # about 100 times each image, within what a night of a GPU or ten minutes of a CPU allow
+    # each image about 100 times, but no longer than a night on a GPU or ten minutes on a CPU
     least, most = (2000, 40000) if machine.memory else (200, 400)
     iterations = args.iterations or int(min(max(100 * number // batch, least), most))
     return dict(
@@ -458,7 +458,7 @@ def told(groups: Sequence[Sequence[int]]) -> str:
 
 
 def lines_of(values: Sequence, brackets: str = '()') -> str:
-    """Return a list as one line, or one of several, as ruff would format it."""
+    """Return a list in one line or several, as ruff would format it."""
     one = ', '.join(map(repr, values)) + (',' if len(values) == 1 else '')
     if len(one) <= 80:
         return brackets[0] + one + brackets[1]
@@ -476,7 +476,7 @@ def init_of(args: argparse.Namespace) -> str:
 
 
 def rate_of(args: argparse.Namespace) -> str:
-    """Return the learning rate of 16 images: of the published recipes, or higher from scratch."""
+    """Return the learning rate for 16 images: as published, or higher from scratch."""
     return '2e-3' if args.from_scratch else '1e-4'
 
 
@@ -488,7 +488,7 @@ def heads_of(args: argparse.Namespace) -> str:
 
 
 def clip_of(arch: str, wrapper: bool = False) -> str:
-    """Return the clips of the recipe of an A network: of each cell's gradient, and of all."""
+    """Return the gradient clips of an A network's recipe: for each cell, or for all parameters."""
     if not arch.startswith('apolynext'):
         return ''
     return ', clip_grad=dict(max_norm=5.0, norm_type=2)' if wrapper else 'grad_clip_norm=5.0, '

@@ -1,4 +1,4 @@
-"""Draw the logs of one or several trainings: ``polynext-mm plot WORK_DIR ...``."""
+"""Draw the logs of one or more trainings: ``polynext-mm plot WORK_DIR ...``."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def read_runs(args: argparse.Namespace) -> list[Run]:
     """Return the runs that the command line names.
 
     Raises:
-        UsageError: If an option does not fit.
+        UsageError: If an option does not apply.
         ScalarsError: If a run cannot be read.
     """
     if args.names is not None and len(args.names) != len(args.runs):

@@ -1,7 +1,7 @@
 """Draw a model's predictions: ``polynext-mm predict INPUT... WORK_DIR``.
 
 INPUT is an image, a folder, a pattern such as ``'photos/*.jpg'``, a video or the number of a
-camera. The model is a segmentor or a detector: a work dir, or a config and a checkpoint. Images
+camera. The model, a segmentor or detector, is a work dir, or a config and a checkpoint. Images
 that cannot be read are named and left out, and the exit code is then 1.
 
 :class:`polynext_mm.Predictor` does the work; this module handles arguments, files and progress.
@@ -108,7 +108,7 @@ def _fraction(text: str) -> float:
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], str, str | None]:
-    """Tell inputs, config or work dir, and checkpoint apart.
+    """Separate the inputs, the config or work dir, and the checkpoint.
 
     Raises:
         UsageError: If there are too few.

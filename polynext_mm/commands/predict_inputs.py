@@ -72,7 +72,7 @@ def frames_per_second(capture: cv2.VideoCapture) -> float:
 
 
 def frame_count(capture: cv2.VideoCapture) -> int:
-    """Return how many frames a video says it has; 0 for a camera."""
+    """Return how many frames a video claims to have; 0 for a camera."""
     import cv2
 
     return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
@@ -98,7 +98,7 @@ def find_inputs(inputs: Sequence[str], out: Path | None) -> list[Picture | Clip]
         out: File for a single image, video or camera, else folder; None for ``predictions/``.
 
     Raises:
-        UsageError: If something does not exist, or ``out`` is not of the kind that is written.
+        UsageError: If something does not exist, or ``out`` is not the kind of file to write.
     """
     if len(inputs) == 1:
         return _find_one(inputs[0], out)
@@ -162,13 +162,13 @@ def _clip_to(clip: Clip, out: Path | None, several: bool) -> Clip:
 
 
 def sources(found: Sequence[Picture | Clip]) -> list[Path]:
-    """Return the files that are read, cameras excepted."""
+    """Return the files that are read, except cameras."""
     paths = (one.path if isinstance(one, Picture) else one.source for one in found)
     return [Path(path) for path in paths if not isinstance(path, int)]
 
 
 def label_stems(found: Sequence[Picture | Clip]) -> dict[Picture | Clip, str]:
-    """Return the names of label maps in their folder: those of the inputs, without suffix."""
+    """Return the names of the label maps: those of the inputs, without suffix."""
     if len(found) == 1:
         return {found[0]: found[0].name}
     top = os.path.commonpath([one.target.parent for one in found])

@@ -92,7 +92,7 @@ class Writer:
 
     def write(self, inputs: Sequence[Picture | Clip]) -> list[str]:
         """Draw and write everything; return the errors of inputs that cannot be read."""
-        Image.MAX_IMAGE_PIXELS = None  # large pictures are intended here
+        Image.MAX_IMAGE_PIXELS = None  # large pictures are allowed here
         broken = self._write_pictures([one for one in inputs if isinstance(one, Picture)])
         for clip in inputs:
             if isinstance(clip, Clip):
@@ -110,10 +110,10 @@ class Writer:
         def load() -> Iterator[Loaded]:
             for picture in pictures:
                 try:
-                    if not picture.path.is_file():  # a pipe would be waited for
+                    if not picture.path.is_file():  # reading a pipe would block
                         raise DataError(file_fault(picture.path).what)
                     loaded = self.predictor.load(picture.path)
-                    # OpenCV reads truncated files partially
+                    # OpenCV reads truncated files in part
                     fault = file_fault(picture.path) if _pillow_reads(picture.path) else None
                     if fault is not None:
                         raise DataError(fault.what)
@@ -211,7 +211,7 @@ class Writer:
 
 
 def _pillow_reads(path: Path) -> bool:
-    """Return whether Pillow knows the format; others only the pipeline's decoder can check."""
+    """Return whether Pillow knows the format; only the pipeline's decoder can check others."""
     try:
         with Image.open(path):
             return True
@@ -220,7 +220,7 @@ def _pillow_reads(path: Path) -> bool:
 
 
 class Progress:
-    """How many of a number of inputs are done, while a terminal shows it; nothing without one."""
+    """Shows in a terminal how many inputs are done; does nothing without one."""
 
     def __init__(self, total: int | None):
         self.total, self.done = total, 0

@@ -1,7 +1,7 @@
 """Run a script with polynext_mm imported first: ``polynext-mm run SCRIPT ARGS...``.
 
-For scripts of other projects, such as mmdet's tools/test.py, that import mmcv's operators before
-they read a config, where mmcv has no compiled ones.
+It is for scripts of other projects, such as mmdet's tools/test.py, that import mmcv's operators
+before they read a config, if mmcv has no compiled ones.
 """
 
 from __future__ import annotations

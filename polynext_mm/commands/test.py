@@ -95,7 +95,7 @@ def require_results_apart(cfg: Config, args: argparse.Namespace) -> str | None:
 
 
 def _require_utf8(images: Sequence[str]) -> None:
-    """Check that pictures can be named after images: OpenCV crashes with other encodings."""
+    """Check that image names are UTF-8, as pictures are named after them: OpenCV crashes if not."""
     for image in images:
         try:
             image.encode()

@@ -1,16 +1,16 @@
-"""Accuracy of a classifier on ImageNet-1K, and its robustness: ``polynext-mm validate-imagenet``.
+"""Measure accuracy on ImageNet-1K, and robustness: ``polynext-mm validate-imagenet``.
 
-The networks of the authors' release, in any file that :func:`polynext_mm.weights.read` reads, and
-timm's models. Images are resized, cropped and normalized by timm as the published figures were
-measured, and these are printed beside what is measured. The benchmarks beside ImageNet-1K are those
-of the paper's table of robustness:
+It takes the networks of the authors' release, in any file that :func:`polynext_mm.weights.read`
+reads, and timm's models. timm resizes, crops and normalizes images as for the published figures,
+which are printed beside those measured. The benchmarks besides ImageNet-1K are those of the paper's
+robustness table:
 
 - ImageNet-A (arXiv 1907.07174) and ImageNet-R (arXiv 2006.16241) have 200 of the classes, and a
-  prediction is the best of these, as their authors evaluate.
+  prediction is the best of these, as in their authors' evaluation.
 - ImageNet-Sketch (arXiv 1905.13549) has all classes.
 - ImageNet-C (arXiv 1903.12261) has 15 corruptions in five severities. A corruption error is the
   mean error over the severities relative to AlexNet's, and mCE the mean of the 15. Its images are
-  crops of 224x224 already, so they are only resized where the input of the model has another size.
+  already 224x224 crops, so they are resized only if the model's input has another size.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f'--device: {error}')
     conditions = Conditions(device, getattr(torch, args.dtype), args.batch_size, args.workers)
     try:
-        if args.json is not None:  # not after hours of measuring
+        if args.json is not None:  # fail now, not after hours of measuring
             args.json.parent.mkdir(parents=True, exist_ok=True)
         require_timm()
         found = [

@@ -1,7 +1,7 @@
 """mmdet's reader of COCO annotations, for data sets and metrics, with three fixes.
 
-- A box without ``iscrowd`` is no crowd, as in mmdet's data set; pycocotools would raise KeyError in
-  the first evaluation.
+- A box without ``iscrowd`` is not a crowd, as in mmdet's data set; pycocotools would raise KeyError
+  in the first evaluation.
 - Annotations may have any ids. pycocotools takes a match with id 0 for no match, so that a perfect
   detection counts as wrong, and it cannot compare strings.
 - Classes are matched by name in any order: label ``i`` is the ``i``-th of the requested names.

@@ -11,10 +11,10 @@ from types import ModuleType
 
 
 def when_imported(name: str, action: Callable[[], object], failure: str) -> None:
-    """Call ``action`` right after a module was executed.
+    """Call ``action`` right after a module is executed.
 
-    If the module is imported already, ``action`` runs now and its errors propagate. If it runs
-    later, during somebody else's import, that must not fail: an error of ``action`` is then logged
+    If the module is already imported, ``action`` runs now and its errors propagate. If it runs
+    later, during another import, that import must not fail: an error of ``action`` is then logged
     in one line, and it is not tried again.
 
     Args:
@@ -60,8 +60,7 @@ class _Finder:
                 sys.meta_path.remove(self)
                 self._act()
 
-        # An attribute of this loader alone, which otherwise stays what it is for whoever asks it
-        # for source or resources.
+        # Set on this loader alone, which otherwise still provides source and resources.
         spec.loader.exec_module = exec_module
 
     def _act(self) -> None:

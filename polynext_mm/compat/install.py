@@ -1,4 +1,4 @@
-"""Put the stand-in for mmcv's compiled extension in place, where there is no such extension."""
+"""Install the stand-in for mmcv's compiled extension if there is no such extension."""
 
 import ast
 import importlib
@@ -19,7 +19,7 @@ def install_mmcv_ops() -> None:
     changes nothing.
 
     Raises:
-        ImportError: If mmcv is installed and cannot be imported itself.
+        ImportError: If mmcv is installed but cannot itself be imported.
     """
     try:
         import mmcv
@@ -39,7 +39,7 @@ def install_mmcv_ops() -> None:
 def _load_stand_in(why: str) -> ModuleType:
     """Return ``mmcv_ext.py``, executed as the module ``mmcv._ext``.
 
-    It is loaded under that name rather than aliased, so that its spec, which is what
+    It is loaded under that name rather than aliased, so that its spec, which
     ``importlib.util.find_spec`` and mmcv's ``check_ops_exist`` look at, is that of ``mmcv._ext``.
     """
     spec = importlib.util.spec_from_file_location(

@@ -1,4 +1,4 @@
-"""Lines that are printed where the console is quiet, and what mm prints that nobody needs."""
+"""Print lines on a quiet console, and suppress what mm prints that nobody needs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, TextIO
 
-# of mm about itself: no user can act on it
+# mm's messages about itself, on which no user can act
 NOISE = (
     'The prefix is not set in metric class',
     'will be deprecated in future',
     'does not match exactly',
     'Could not import OneDL',
-    'Loads checkpoint by ',  # what was loaded is said
+    'Loads checkpoint by ',  # we say what was loaded
     # pycocotools
     'loading annotations into memory',
     'Done (t=',
@@ -37,7 +37,7 @@ def say(text: str, level: int = logging.INFO) -> None:
 
 @contextlib.contextmanager
 def without_noise() -> Iterator[None]:
-    """Print what is printed within, without what mm says when imported."""
+    """Pass on what is printed within, except what mm prints when imported."""
     filtered = _Filtered(sys.stdout)
     try:
         with contextlib.redirect_stdout(filtered):  # type: ignore[type-var]
@@ -47,7 +47,7 @@ def without_noise() -> Iterator[None]:
 
 
 class _Filtered:
-    """A stream that leaves out lines of mm; a log handler that is made within may keep it."""
+    """A stream that leaves out mm's lines; a log handler that is created within may keep it."""
 
     def __init__(self, stream: TextIO):
         self._stream, self._line = stream, ''
@@ -68,7 +68,7 @@ class _Filtered:
 
 
 def import_quietly(name: str) -> ModuleType:
-    """Import a module of mm without what it prints about what it lacks."""
+    """Import a module of mm without printing its messages about what it lacks."""
     if name in sys.modules:
         return sys.modules[name]
     with without_noise():
@@ -76,7 +76,7 @@ def import_quietly(name: str) -> ModuleType:
 
 
 class LiveLine:
-    """A line at the bottom of a terminal that is written again and again; nothing elsewhere."""
+    """A line at the bottom of a terminal that is rewritten in place; does nothing elsewhere."""
 
     _PAUSE = 0.1  # seconds
 
@@ -85,7 +85,7 @@ class LiveLine:
         self._last = 0.0
 
     def show(self, text: str) -> None:
-        """Replace the line, unless the last time was just now."""
+        """Replace the line, unless it was replaced just now."""
         now = time.monotonic()
         if now - self._last < self._PAUSE or not _is_terminal():
             return
@@ -111,6 +111,6 @@ def _is_terminal() -> bool:
 
 
 def bar(done: int, total: int, width: int = 20) -> str:
-    """Return how much is done as a bar of text."""
+    """Return a text progress bar."""
     full = width * done // max(total, 1)
     return f'[{"=" * full}{" " * (width - full)}]'

@@ -1,7 +1,7 @@
 """A stand-in for ``mmcv._ext``, the compiled extension behind ``mmcv.ops``.
 
 :func:`polynext_mm.compat.install_mmcv_ops` loads this file under the name ``mmcv._ext``. Operators
-and their arguments are named as in the compiled extension, and as there most results are written
+and their arguments are named as in the compiled extension, and most results are likewise written
 into tensors that the caller passes in. The operators that detectors and segmentors need for
 training and prediction are built from torchvision's kernels and plain torch, and run on any device
 that these support. Every other operator exists too, so that ``mmcv.ops`` can be imported, and
@@ -204,7 +204,7 @@ def _overlap(box: Tensor, boxes: Tensor, offset: int) -> Tensor:
     low = torch.maximum(box[:2], boxes[:, :2])
     high = torch.minimum(box[2:4], boxes[:, 2:4])
     shared = (high - low + offset).clamp(min=0).prod(dim=1)
-    # Two boxes without area do not overlap: 0 rather than 0 / 0.
+    # Two empty boxes do not overlap: 0 rather than 0 / 0.
     return (shared / (box[4] + boxes[:, 4] - shared)).nan_to_num(nan=0.0)
 
 
@@ -373,7 +373,7 @@ def _neighbours(y: Tensor, x: Tensor, height: int, width: int) -> list[tuple[Ten
         y: Rows of the points.
         x: Columns of the points, of a shape that broadcasts with that of ``y``.
         height: Number of rows of pixels. A point up to one row outside counts as on the border;
-            one farther out gets weight zero from every pixel.
+            one farther out gets weight zero for every pixel.
         width: Number of columns of pixels, likewise.
 
     Returns:
@@ -488,7 +488,7 @@ def softmax_focal_loss_backward(
     """
     _announce()
     prob, known = _prob_of_label(input, target)
-    # Clamped, since with gamma < 1 a sample that is certain would give infinity times zero.
+    # Clamped, since with gamma < 1 a certain sample would give infinity times zero.
     rest = (1 - prob).clamp(min=_SMALLEST)
     slope = alpha * (gamma * rest ** (gamma - 1) * prob * _log(prob) - rest**gamma)
     slope = slope * known * _weights(weight, target, slope)
@@ -666,13 +666,13 @@ def deform_conv_forward(
         offset: How far each sampling point is moved, y and x, in shape
             (B, deformable_group * kH * kW * 2, h, w).
         output: Output in shape (B, N, h, w).
-        columns, ones: Memory of mmcv's kernels, not used here.
+        columns, ones: Work memory of mmcv's kernels, not used here.
         kW, kH: Size of the kernel.
         dW, dH: Strides.
         padW, padH: Zeros on each side of the map.
         dilationW, dilationH: Spacing of the kernel's points.
-        group: Groups of channels that are convolved apart from each other.
-        deformable_group: Groups of channels with offsets of their own.
+        group: Number of groups of channels that are convolved separately.
+        deformable_group: Number of groups of channels with their own offsets.
         im2col_step: Number of images that mmcv's kernel takes at a time, not used here.
     """
     settings = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
@@ -842,8 +842,8 @@ def modulated_deform_conv_backward(
 def _as_read(values: Tensor, size: Sequence[int]) -> Tensor:
     """Return offsets or factors as mmcv's kernels read those of a larger map.
 
-    DyHead gives a level the offsets of the one below. The kernels take them for a map of their own
-    size, one after the other in memory, so that networks were trained with the first of them.
+    DyHead passes a level the offsets of the larger level below. The kernels read them in memory
+    order as if they had the level's own size, so published networks were trained with the first.
     """
     count = values.shape[1] * math.prod(size)
     return values.flatten(1)[:, :count].unflatten(1, (-1, *size))
@@ -912,7 +912,7 @@ def masked_im2col_forward(
     pad_h: int,
     pad_w: int,
 ) -> None:
-    """Write what a convolution of stride 1 sees at some pixels of its output.
+    """Write the inputs that a convolution of stride 1 uses for some pixels of its output.
 
     Args:
         im: One image in shape (1, C, H, W).
@@ -943,7 +943,7 @@ def masked_col2im_forward(
         col: The values, in shape (channels, K).
         mask_h_idx: Rows of the pixels, int64 in shape (K,).
         mask_w_idx: Columns of the pixels, likewise.
-        im: Output in shape (1, channels, height, width); its other pixels stay as they are.
+        im: Output in shape (1, channels, height, width); its other pixels are unchanged.
     """
     _announce()
     im[0, :, mask_h_idx, mask_w_idx] = col.to(im.dtype)

@@ -31,7 +31,7 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
 
 
 def greater_is_better() -> tuple[str, ...]:
-    """Return parts of the names of metrics for which ``save_best`` keeps the greatest value."""
+    """Return parts of metric names for which ``save_best`` keeps the greatest value."""
     from mmengine.hooks import CheckpointHook
 
     return tuple(CheckpointHook._default_greater_keys)
@@ -101,7 +101,7 @@ def run_forward(model: BaseModel, data: Any, mode: str) -> Any:
 
 
 def accumulative_counts(wrapper: OptimWrapper) -> int:
-    """Return how many iterations accumulate gradients for a step; 1 if it is not known."""
+    """Return how many iterations accumulate gradients for a step; 1 if unknown."""
     return getattr(wrapper, '_accumulative_counts', 1)
 
 

@@ -23,8 +23,8 @@ _STACK_OF = {
 }
 
 _COMPILE_MMCV = {
-    # PyPI has only the source of onedl-mmcv. Built in pip's isolation it finds no torch and
-    # leaves its operators out, and pip would keep such a build in its cache.
+    # PyPI has only the source of onedl-mmcv. A build in pip's isolation finds no torch and leaves
+    # out the operators, and pip would keep that build in its cache.
     'onedl': (
         'pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps onedl-mmcv'
     ),
@@ -50,7 +50,7 @@ def _stack_of(distribution: Any) -> str | None:
 
 
 def stacks_in_one_place() -> list[str]:
-    """Return folders that hold packages of both sets, which overwrite each other there."""
+    """Return folders with packages of both sets, which overwrite each other there."""
     from importlib import metadata
 
     found: dict[str, set[str]] = {}
@@ -93,7 +93,7 @@ def require_mmengine() -> None:
 def _how_to_install(module: str) -> str:
     # If half of one set is installed, do not suggest installing the other over it.
     extra = stack_name() or 'onedl'
-    if (extra, module) == ('openmmlab', 'mmcv'):  # which the extra leaves to the user
+    if (extra, module) == ('openmmlab', 'mmcv'):  # the extra leaves mmcv to the user
         return (
             "run `pip install 'mmcv-lite>=2.1,<2.2'`, or, for compiled operators, "
             "`mim install 'mmcv>=2.1,<2.2'`"
@@ -108,7 +108,7 @@ def _how_to_install(module: str) -> str:
 def _packages_of(extra: str) -> list[str]:
     """Return the requirements of an extra; none if this package is not installed itself.
 
-    They come from pyproject.toml, by way of the metadata of the installed package.
+    They come from pyproject.toml, through the metadata of the installed package.
     """
     from importlib import metadata
 

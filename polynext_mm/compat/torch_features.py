@@ -1,7 +1,7 @@
 """Differences between versions of torch, from 2.1, the oldest supported one.
 
 What an older torch cannot do is a :class:`Feature`, whose absence is reported when it is needed.
-What can be done in another way is a function, which says since when torch itself does it.
+What can be done in another way is a function, which documents since when torch itself does it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Feature(NamedTuple):
     is_there: bool
 
     def what_is_missing(self) -> str:
-        """Return a line on which torch the feature needs and which is installed."""
+        """Return a line with the torch that the feature needs and the one installed."""
         return f'{self.name} needs torch {self.since} or newer, and this is {torch.__version__}'
 
 
@@ -44,9 +44,9 @@ def _from_release(name: str, since: str) -> Feature:
     return Feature(name, since, _RELEASE >= tuple(map(int, since.split('.'))))
 
 
-#: Custom operators that a compiler takes into its graph and that the FLOP counter knows.
+#: Custom operators that compilers keep in their graphs and that the FLOP counter knows.
 CUSTOM_OPERATORS = _from_release('operators for a compiler', '2.4')
-#: Before, only CPUs and CUDA have it, each with its own functions.
+#: Before that, only CPUs and CUDA have it, each with its own functions.
 AUTOCAST_BY_DEVICE = _from_release('autocast of every device', '2.4')
 #: Autocast to float16, and all operations in it.
 FLOAT16_ON_CPUS = _from_release('float16 on CPUs', '2.4')
@@ -54,7 +54,7 @@ FLOAT16_ON_CPUS = _from_release('float16 on CPUs', '2.4')
 SAFE_READER = _from_release('a safe torch.load(weights_only=True)', '2.6')
 #: The oldest release on which the Triton kernels were tested.
 TRITON_KERNELS = _from_release("this package's kernels in Triton", '2.11')
-#: Before, the compiler fails in training on maps of dynamic size.
+#: Before that, the compiler fails in training on maps of dynamic size.
 COMPILE_CELLS = _from_release('compile_cells', '2.12')
 #: Graphs for images of any size.
 EXPORT = _from_release('export', '2.14')
@@ -115,7 +115,7 @@ def autocast_dtype(device: str) -> torch.dtype | None:
 
 
 def autocast(device: str, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Return a context of autocast, empty for float32, which CPUs accept only since torch 2.4."""
+    """Return an autocast context, empty for float32, which CPUs accept only since torch 2.4."""
     return contextlib.nullcontext() if dtype is torch.float32 else torch.autocast(device, dtype)
 
 
@@ -147,10 +147,10 @@ def can_autocast_to(device: str, dtype: torch.dtype) -> bool:
 
 @functools.cache
 def has_fast_bfloat16() -> bool:
-    """Return whether this CPU has instructions for bfloat16 that torch uses, on Linux alone.
+    """Return whether this CPU has bfloat16 instructions that torch uses, on Linux only.
 
-    Without them a training step takes four to seven times as long as in float32. Read from the
-    system, since torch tells from 2.10 on.
+    Without them a training step takes four to seven times as long as in float32. This asks the
+    system, since torch itself reports it only from 2.10 on.
     """
     try:
         flags = Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace')
@@ -202,8 +202,8 @@ def has_fused_optimizers(device: str) -> bool:
 def no_fused_attention_layers() -> Iterator[None]:
     """Make torch's attention layers call separate operators instead of one fused one.
 
-    ``torch.backends.mha`` exists since torch 2.3. Before, only inputs that require a gradient have
-    that effect: in evaluation, enable gradients and let the images require one.
+    ``torch.backends.mha`` exists since torch 2.3. Before that, only inputs that require a gradient
+    have this effect: in evaluation, enable gradients and let the images require one.
     """
     if _RELEASE < (2, 3):
         with torch.enable_grad():
@@ -222,5 +222,5 @@ def register_flop_formula(operator: torch._ops.OpOverloadPacket, formula: Callab
     """Register a FLOP formula for all overloads of an operator, as torch itself does since 2.5."""
     flop_counter.register_flop_formula(operator)(formula)
     registry = flop_counter.flop_registry
-    if operator not in registry:  # which is where the counter looks
+    if operator not in registry:  # the counter looks here
         registry[operator] = registry[operator.default]

@@ -1,8 +1,8 @@
 """What a training or an evaluation prints: a few lines, while its log file has everything.
 
 mmengine prints its log: some 560 lines of hooks, build flags and config before the first iteration.
-A run of ``polynext-mm train`` or ``test`` prints warnings, the lines of ``compat.logs.say``, and
-those of :class:`ConsoleHook`.
+``polynext-mm train`` and ``test`` print only warnings, the lines of ``compat.logs.say``, and those
+of :class:`ConsoleHook`.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from torch.utils.data import DataLoader
 from ..compat.logs import LIVE, NOISE, bar, import_quietly, say, without_noise
 from . import models
 
-_FIRST = 5.0  # seconds between lines in the beginning
+_FIRST = 5.0  # seconds between lines at first
 _LAST = 60.0  # and later, from 10 minutes on
-_SHOWN = 6  # metrics in a line
+_SHOWN = 6  # metrics per line
 
 
 @contextlib.contextmanager
 def quiet(scope: str | None = None) -> Iterator[None]:
-    """Keep warnings of Python, and what mm prints when imported, from the console.
+    """Keep Python's warnings, and what mm prints when imported, off the console.
 
     Warnings go into the log file of the next :class:`QuietRunner`.
 
     Args:
-        scope: 'mmseg' or 'mmdet', which is imported.
+        scope: The package to import, 'mmseg' or 'mmdet'.
     """
     logger = logging.getLogger('py.warnings')
     handlers, propagate = logger.handlers[:], logger.propagate
     logging.captureWarnings(True)
-    # holds what comes before there is a file
+    # holds warnings until there is a file
     logger.handlers, logger.propagate = [logging.handlers.MemoryHandler(1000, logging.ERROR)], False
     try:
         if scope in ('mmseg', 'mmdet'):
@@ -61,9 +61,9 @@ def quiet(scope: str | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def few_lines() -> Iterator[None]:
-    """Print warnings of the log and what is said, and nothing else, where there is no log file."""
+    """Print only the log's warnings and the lines of ``say``, for runs without a log file."""
     shown = _OnConsole()
-    # before anything redirects the output that its handler prints to
+    # before anything redirects the stream that its handler prints to
     handlers = MMLogger.get_current_instance().handlers
     formats = [handler.formatter for handler in handlers]
     for handler in handlers:
@@ -81,7 +81,7 @@ def few_lines() -> Iterator[None]:
 
 
 class _OnConsole(logging.Filter):
-    """Passes warnings, what was said, and the tables of an evaluation where they are asked for."""
+    """Passes warnings, the lines of ``say``, and the tables of an evaluation if asked for."""
 
     with_tables = False
 
@@ -145,7 +145,7 @@ class QuietRunner(Runner):
 
 
 def _printing_into_log(evaluate: Callable[[int], dict], size: int) -> dict:
-    """Evaluate, and log what is printed, as pycocotools does, its summary by itself."""
+    """Evaluate, and log what pycocotools and others print; the summary is logged separately."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
@@ -157,10 +157,10 @@ def _printing_into_log(evaluate: Callable[[int], dict], size: int) -> dict:
 
 
 class ConsoleHook(Hook):
-    """Print a head, the first iteration, a line every few seconds, metrics, and what to do next.
+    """Print a header, the first iteration, a line every few seconds, metrics, and what to do next.
 
-    Lines have the loss, the seconds of an iteration, and how much time is left at the pace since
-    the first one, validation included. A terminal shows a bar below them.
+    Lines have the loss, the seconds per iteration, and the time left at the pace since the first
+    one, validation included. A terminal shows a bar below them.
     """
 
     priority = 'LOWEST'
@@ -180,14 +180,14 @@ class ConsoleHook(Hook):
         if not is_main_process():
             return
         before, since = self._shown
-        if done == self._first + 1:  # has loaded what later ones find loaded
+        if done == self._first + 1:  # includes one-time loading
             self._paced = now
             left = ''
         else:
             pace = (now - self._paced) / (done - self._first - 1)
             left = f'  {duration(pace * (runner.max_iters - done))} left'
         if done > self._first + 1 and done < runner.max_iters and now - since < self._pause(now):
-            # without the loss, which a GPU would have to be waited for
+            # without the loss, since reading it would wait for the GPU
             LIVE.show(f'{bar(done, runner.max_iters)} {done}/{runner.max_iters}{left}')
             return
         loss = (outputs or {}).get('loss')
@@ -261,7 +261,7 @@ class ConsoleHook(Hook):
 
 
 def _head(runner: Runner) -> Iterator[str]:
-    """Yield what a training is: its files, network, data and schedule."""
+    """Yield lines that describe a training: its files, network, data and schedule."""
     cfg: Config = runner.cfg
     model = models.unwrapped(runner.model)
     backbone = getattr(model, 'backbone', None)

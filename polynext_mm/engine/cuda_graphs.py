@@ -27,19 +27,19 @@ from .training_scope import stop_after_training
 class CUDAGraphHook(Hook):
     """Launch the forward and backward pass of a training's backbone as one CUDA graph each.
 
-    For crops of one size, where the host launches kernels more slowly than the GPU runs them. The
-    shape of the first batch is captured by ``torch.cuda.make_graphed_callables``. In evaluation, on
+    Use it for crops of one size, if the host launches kernels more slowly than the GPU runs them.
+    The first batch's shape is captured by ``torch.cuda.make_graphed_callables``. In evaluation, on
     batches of other shapes, and when a backbone is called again within an iteration (siamese
     models), kernels are launched one by one as usual. For several sizes, use
     ``compile_cells='reduce-overhead'`` of the backbone instead.
 
-    In several processes, the first batch is captured before it is trained on: the model is taken
-    out of DistributedDataParallel, captured, and wrapped again, since that must not see a capture.
+    With several processes, the first batch is captured before it is trained on: the model is taken
+    out of DistributedDataParallel, which must not see a capture, then captured and wrapped again.
 
-    Every PolyNeXt in the model that trains is captured, whatever its name.
+    Every PolyNeXt that is trained in the model is captured, whatever its name.
 
     Raises:
-        ValueError: Before the first step, for a setting that a graph cannot take.
+        ValueError: Before the first step, for a setting that graphs do not support.
     """
 
     def __init__(self):
@@ -76,13 +76,13 @@ class CUDAGraphHook(Hook):
     def _capture_unwrapped(self, runner: Runner, data_batch: Any) -> None:
         """Capture the graphs before wrapping, the order that torch requires.
 
-        What the wrapper adds to the gradients of parameters belongs to the stream it was made on,
-        and would tie that to the one of the capture.
+        The wrapper's gradient hooks belong to the stream they were made on, and would tie it to the
+        capture's stream.
         """
         model = runner.model.module
         runner.model = model
-        gc.collect()  # of the wrapper, with its hooks on gradients
-        state = random_state()  # so that training draws what it would have drawn
+        gc.collect()  # the wrapper, with its gradient hooks
+        state = random_state()  # so that training draws the same numbers as without a capture
         x = _images(model, data_batch)
         with runner.optim_wrapper.optim_context(model):
             for graphed in self._graphed:
@@ -92,7 +92,7 @@ class CUDAGraphHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         for graphed in self._graphed:
-            del graphed.backbone.forward  # which restores the method of the class
+            del graphed.backbone.forward  # restores the class's method
         self._graphed = []
 
 
@@ -110,7 +110,7 @@ class _Graphed:
         return self._replay is not None
 
     def capture(self, x: Tensor) -> None:
-        """Capture both passes for images of this shape, which are only looked at."""
+        """Capture both passes for images of the shape of ``x``, which itself is not changed."""
         self._shape, self._replay = x.shape, _capture(self.backbone, x)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -141,7 +141,7 @@ def _capture(backbone: PolyNeXt, x: Tensor) -> Callable[[Tensor], tuple[Tensor, 
     make: Callable[..., Any] = torch.cuda.make_graphed_callables
     settings = {}
     if 'capture_error_mode' in inspect.signature(make).parameters:
-        # other threads may call what this one may not: those that pin memory and watch NCCL
+        # threads that pin memory or watch NCCL may make calls that this one may not
         settings['capture_error_mode'] = 'thread_local'
     # cached casts are valid only within the autocast of this step
     cached = torch.is_autocast_cache_enabled()
@@ -153,7 +153,7 @@ def _capture(backbone: PolyNeXt, x: Tensor) -> Callable[[Tensor], tuple[Tensor, 
 
 
 def _images(model: BaseModel, data_batch: Any) -> Tensor:
-    """Return the images of a batch as a backbone gets them; the batch is left as it is."""
+    """Return the images of a batch as a backbone gets them; the batch is not changed."""
     data = model.data_preprocessor(copy.deepcopy(data_batch), training=True)
     x = data.get('inputs') if isinstance(data, dict) else None
     if not isinstance(x, Tensor) or x.ndim != 4:
@@ -168,7 +168,7 @@ def _images(model: BaseModel, data_batch: Any) -> Tensor:
 def _wrapped(runner: Runner, model: nn.Module) -> nn.Module:
     """Wrap a model as the runner did when it was built."""
     cfg = runner.cfg
-    converted = cfg.pop('sync_bn', None)  # which the layers are already
+    converted = cfg.pop('sync_bn', None)  # the layers are converted already
     try:
         return runner.wrap_model(cfg.get('model_wrapper_cfg'), model)
     finally:

@@ -43,7 +43,7 @@ class InterruptHook(Hook):
     after the same iteration. During validation, the state from before it is saved, and resuming
     validates again. A second SIGINT to a single process interrupts at once, as without this hook. A
     SIGHUP that is ignored, as under nohup, stays ignored. Outside the main thread Python cannot
-    handle signals, so there they keep their effect.
+    handle signals, so there they keep their default effect.
 
     Workers of a data loader are killed when memory runs out, for example.
 
@@ -140,7 +140,7 @@ class InterruptHook(Hook):
         tell(f'{signal.Signals(number).name}: finishing this iteration, saving, and leaving')
 
     def _defer_errors_of_workers(self) -> None:
-        """Defer errors that torch's SIGCHLD handler raises in mid-step to the end of the step."""
+        """Defer errors that torch's SIGCHLD handler raises mid-step to the end of the step."""
         torchs = signal.getsignal(signal.SIGCHLD) if hasattr(signal, 'SIGCHLD') else None
         if not callable(torchs) or torchs == self._remember_worker or not self._previous:
             return
@@ -164,7 +164,7 @@ class InterruptHook(Hook):
         """Save the state of training without waiting for other ranks."""
         if self._validates:
             for hook in runner.hooks:
-                if isinstance(hook, EMAHook):  # swap the average back for the trained weights
+                if isinstance(hook, EMAHook):  # swap the trained weights back in for the average
                     hook.after_val_epoch(runner)
         elif dist.is_distributed():
             return  # the other ranks are already in the next iteration

@@ -21,13 +21,13 @@ class KernelCheckHook(Hook):
     """Compare the Triton kernels with torch's operations before the first training on a machine.
 
     The main process does it, in float32 and in the dtype of the training; what passed is remembered
-    on disk (:mod:`polynext_mm.nn.kernel_check`). A kernel that is wrong or does not compile is a
-    warning, and the training goes on with torch's operations in its place, in all processes.
+    on disk (:mod:`polynext_mm.nn.kernel_check`). A kernel that is wrong or does not compile gives
+    a warning, and training continues with torch's operations in its place, in all processes.
     ``kernels.txt`` in the folder of the log says what was found.
 
     Args:
-        kernels: 'checked', 'unchecked' or 'off', which takes torch's operations everywhere. The
-            environment variable POLYNEXT_KERNELS is asked first.
+        kernels: 'checked', 'unchecked' or 'off', which uses torch's operations everywhere. The
+            environment variable POLYNEXT_KERNELS takes precedence.
 
     Raises:
         ValueError: For another value.

@@ -170,7 +170,7 @@ def read_config(args: argparse.Namespace) -> Config:
         ConfigError: If ``data_root`` is overridden and no data set of the config is below it.
     """
     args.config = find_config(args.config)
-    with without_noise():  # of what custom_imports import
+    with without_noise():  # from custom_imports
         cfg = Config.fromfile(args.config)
     args.file_keys = set(cfg.keys())
     _override(cfg, args.cfg_options)
@@ -182,13 +182,13 @@ def read_config(args: argparse.Namespace) -> Config:
 
 
 def load_config(name: str, cfg_options: Mapping | None) -> Config:
-    """Return the config of a name or path with settings overridden.
+    """Return the config with this name or path, with settings overridden.
 
     Raises:
         ConfigNotFoundError: If there is no such config.
         ConfigError: If ``data_root`` is overridden and no data set of the config is below it.
     """
-    with without_noise():  # of what custom_imports import
+    with without_noise():  # from custom_imports
         cfg = Config.fromfile(find_config(name))
     _override(cfg, cfg_options)
     return cfg
@@ -272,13 +272,13 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
     If a file is missing or a checkpoint does not fit, exit with only that message.
 
     Args:
-        cfg: The config; its ``runner_type`` selects another Runner than mmengine's.
+        cfg: The config; its ``runner_type`` selects a Runner other than mmengine's.
         args: Arguments of ``polynext-mm train`` or ``test``, after :func:`read_config`.
         task: The Runner's method, 'train' or 'test'.
         datasets: Names of the dataloaders whose files must exist.
     """
     check_stack()
-    # report a full disk once, where it matters, not for each line of the log
+    # report a full disk once, where it matters, not for every log line
     logging.raiseExceptions = False
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
@@ -327,8 +327,8 @@ def run(cfg: Config, args: argparse.Namespace, task: str, datasets: Sequence[str
 class _KeepsConfig:
     """Leave the config in a work dir as the training wrote it.
 
-    That of an evaluation has the model of --tta and the files of --out, and whoever names the work
-    dir means the config of the training. mmengine keeps a copy beside the log of the evaluation.
+    An evaluation's has the model of --tta and the files of --out, but whoever names the work dir
+    means the training's config. mmengine keeps a copy of the former beside the evaluation's log.
     """
 
     def dump_config(self) -> None:

@@ -1,4 +1,4 @@
-"""End a training whose loss is no longer finite, with what is needed to find out why."""
+"""End a training whose loss is no longer finite, and keep what is needed to find out why."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -27,7 +27,7 @@ class NonFiniteHook(Hook):
 
     The error names the first of these iterations, the files of its batch, and the first module
     whose output was not finite. The state is saved as ``nonfinite_iter_N.pth``, from which no run
-    resumes. A step that loss scaling skips does not count: the loss of the next one is finite.
+    resumes. A step that loss scaling skips does not count: the next one's loss is finite.
 
     If the weights themselves are not finite when a checkpoint is due, the run stops at once.
 
@@ -61,7 +61,7 @@ class NonFiniteHook(Hook):
         self._in_a_row = 0
         model = models.unwrapped(runner.model)
         self._handles = [model.register_forward_hook(self._keep_loss)]
-        # look before the step, with the weights that gave the loss: after it all may be nan
+        # look before the step, at the weights that gave the loss: afterwards all may be nan
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
         if optimizer is not None:
             self._handles.append(
@@ -118,7 +118,7 @@ class NonFiniteHook(Hook):
             runner.logger.warning(f'The loss of iteration {self._first} is not finite')
 
     def _first_module(self, runner: Runner) -> str:
-        """Find the first module with non-finite output, by computing the batch once more."""
+        """Find the first module with non-finite output, by recomputing the batch."""
         model = models.unwrapped(runner.model)
         buffers = {name: value.clone() for name, value in model.named_buffers()}
         after = random_state()

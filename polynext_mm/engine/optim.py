@@ -18,7 +18,7 @@ from ..compat.logs import say
 from ..nn import batch_norm, layers
 from . import models
 
-# 'released' follows the authors' code, which gave the published numbers; the paper exempts all
+# 'released' follows the authors' code, which produced the published numbers; the paper exempts all
 # norms from weight decay.
 _NO_DECAY = ('released', 'paper')
 _NORMS = (
@@ -145,7 +145,7 @@ def _keep_implementation(optimizer: torch.optim.Optimizer, state_dict: dict) -> 
         loaded | {key: own[key] for key in ('fused', 'foreach') if key in own}
         for loaded, own in zip(state_dict['param_groups'], optimizer.param_groups)
     ]
-    if len(groups) != len(state_dict['param_groups']):  # torch is about to report that
+    if len(groups) != len(state_dict['param_groups']):  # torch reports that
         return state_dict
     return state_dict | {'param_groups': groups}
 
@@ -198,12 +198,11 @@ class AutocastOptimWrapper(OptimWrapper):
 
     mmengine's AmpOptimWrapper refuses CPUs and scales the loss for bfloat16 too, which does not
     need it; the per-cell gradient clip would cut every scaled gradient to almost nothing. This
-    wrapper scales the loss for float16 only, and tells the backbone the factor. On a
-    GPU without bfloat16, and on a CPU without instructions for it, it trains in float32 and logs
-    that.
+    wrapper scales the loss for float16 only, and tells the backbone the factor. On a GPU or CPU
+    without native bfloat16, it trains in float32 and logs that.
 
-    With a fused optimizer, the host queues the whole step without waiting for the device. Only
-    then, with ``clip_grad``, is the norm read for the log.
+    With a fused optimizer, the host queues the whole step without waiting for the device; with
+    ``clip_grad``, the norm is read for the log only afterwards.
 
     Args:
         optimizer: The optimizer.

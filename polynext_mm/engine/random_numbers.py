@@ -27,7 +27,7 @@ def random_state() -> dict:
 
 
 def set_random_state(state: dict) -> None:
-    """Restore what :func:`random_state` returned, on whatever device its tensors are."""
+    """Restore what :func:`random_state` returned, whatever device its tensors are on."""
     version, internal, gauss_next = state['python']
     random.setstate((version, tuple(internal.tolist()), gauss_next))
     name, keys, *rest = state['numpy']
@@ -40,7 +40,7 @@ def set_random_state(state: dict) -> None:
 
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
-    """Restore the generators of the CPU after this context: data are loaded by these."""
+    """Restore the CPU's generators after this context: loading data uses these."""
     python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -52,7 +52,7 @@ def restored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Seed the generators of the CPU with ``numbers`` within this context, and restore them."""
+    """Seed the CPU's generators with ``numbers`` within this context, then restore them."""
     words = np.random.SeedSequence(numbers).generate_state(4)
     with restored():
         random.seed(int(words[0]))

@@ -1,4 +1,4 @@
-"""What a training leaves to look at: curves, a table of the classes, and some pictures."""
+"""The report of a training: curves, a table of the classes, and some pictures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .checkpoints.work_dir import REPORT
 from .checks.decoding import image_decoder
 from .processes import on_main
 
-_SCORE = 0.3  # of the detections that are drawn, as `polynext-mm predict` draws them
+_SCORE = 0.3  # lowest score of a detection that is drawn, as in `polynext-mm predict`
 _TILE = 256  # longer side of each picture
 
 
@@ -41,12 +41,12 @@ class _Picture(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What a process has seen of a validation.
+    """What one process has seen of a validation.
 
     Attributes:
         counts: Pixels, (true class, predicted class); None for detectors.
-        pictures: By their place in the data set.
-        failure: Why this is not all of it.
+        pictures: By their position in the data set.
+        failure: Why something is missing, if it is.
     """
 
     counts: np.ndarray | None
@@ -59,17 +59,17 @@ class ReportHook(Hook):
     """Write curves, a table of the classes and validation pictures into the work dir.
 
     They are in ``report/``, written after each validation whose checkpoint is the best so far, or
-    after each if none is kept as the best, so that a killed or resumed training has them:
+    after each if no best is kept, so that a killed or resumed training has them:
 
-    - ``curves.png``: loss, learning rate and validation, of all starts of the training;
+    - ``curves.png``: loss, learning rate and validation, across restarts of the training;
     - ``classes.csv``: IoU, accuracy and pixels of each class, or AP and objects of each class (the
       AP of masks if the model predicts masks), in the units of the log;
     - ``confusion.csv``, ``confusion.png``: for segmentors, how many pixels of each class (a row)
       were predicted to be of each class (a column);
     - ``pictures.png``: images from all over the validation set beside their truth and prediction.
 
-    All is taken from the validation itself. If something cannot be written, an error is logged, at
-    once and at the end, and the training goes on.
+    Everything is taken from the validation itself. If something cannot be written, an error is
+    logged, at once and again at the end, and the training continues.
 
     Args:
         pictures: Number of validation pictures.
@@ -153,10 +153,10 @@ class ReportHook(Hook):
 
     @contextlib.contextmanager
     def _going_on(self, runner: Runner) -> Iterator[None]:
-        """Let a training go on without a part of its report, and say so."""
+        """Let a training continue without a part of its report, and say so."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - no picture is worth a training
+        except Exception as error:  # noqa: BLE001 - a report must never end a training
             self._failure = f'{type(error).__name__}: {error}'
             say(f'the report is not complete: {self._failure}', logging.ERROR)
             runner.logger.info(traceback.format_exc())
@@ -224,7 +224,7 @@ class _Tally:
 
     def add(self, data_batch: Any, outputs: Iterable[Any]) -> None:
         for index, sample in enumerate(outputs):
-            # as mmengine collects results: the last batches may repeat the first images
+            # in mmengine's order of results: the last batches may repeat the first images
             place = self.seen * self.world_size + self.rank
             self.seen += 1
             if place >= len(self.dataset):
@@ -261,7 +261,7 @@ class _Tally:
             return _Picture(image, *drawn, tuple(int(i) for i in ids if i < len(self.classes)))
         if 'pred_instances' in sample:
             info = self.dataset.get_data_info(place)
-            if info.get('img_path') != sample.img_path:  # a sampler of another order
+            if info.get('img_path') != sample.img_path:  # the sampler uses another order
                 return None
             truth = [one for one in info['instances'] if not one['ignore_flag']]
             found = sample.pred_instances.cpu()
@@ -314,14 +314,14 @@ def _keeps_best(runner: Runner) -> bool:
 
 
 def _best(runner: Runner) -> Any:
-    """Return what tells whether the best checkpoint was replaced: its path, by the first metric."""
+    """Return the path of the best checkpoint by the first metric; a new best has another path."""
     hook = _checkpoints(runner)
     by_metric = getattr(hook, 'best_ckpt_path_dict', None) or {}
     return getattr(hook, 'best_ckpt_path', None) or next(iter(by_metric.values()), None)
 
 
 def _by_class(runner: Runner) -> Iterator[Any]:
-    """Let mmdet's CocoMetric compute AP by class, which costs nothing; yield the metrics."""
+    """Let mmdet's CocoMetric compute AP per class, at no cost; yield the metrics changed."""
     evaluator = getattr(runner.val_loop, 'evaluator', None)
     for metric in getattr(evaluator, 'metrics', ()):
         if type(metric).__name__ == 'CocoMetric' and not metric.classwise:
@@ -332,7 +332,7 @@ def _by_class(runner: Runner) -> Iterator[Any]:
 def _take_precisions(
     runner: Runner, metrics: Iterable[Any], values: dict[str, float]
 ) -> dict[str, float]:
-    """Take the AP of each class out of the results, which are logged and may choose the best."""
+    """Remove the AP of each class from the results, which are logged and may select the best."""
     found = {}
     for metric in metrics:
         for name in runner.val_dataloader.dataset.metainfo['classes']:

@@ -1,7 +1,7 @@
 """Make a resumed run equal the uninterrupted one: order of data, augmentation, random numbers.
 
 Each sample is augmented with its own random numbers, drawn from the seed of the run and the
-sample's position in the order of training. It therefore does not matter which worker loads it, how
+sample's position in the training order. It therefore does not matter which worker loads it, how
 many workers there are, or how often the run was interrupted. The random numbers of the model
 (dropout, drop path, sampling of regions) come from the process's generators, whose state is saved.
 """
@@ -25,7 +25,7 @@ from .random_numbers import random_state, seeded, set_random_state
 
 
 class _Numbered(int):
-    """An index into a data set with its position in the order of training."""
+    """An index into a data set with its position in the training order."""
 
     epoch: int
     number: int
@@ -39,7 +39,7 @@ class _NumberedSampler(Sampler):
         self.epoch = 0
 
     def __getattr__(self, name: str) -> Any:  # batch samplers look up attributes of their sampler
-        if name == 'sampler':  # not there yet: when unpickled
+        if name == 'sampler':  # not set yet, while unpickling
             raise AttributeError(name)
         return getattr(self.sampler, name)
 
@@ -60,7 +60,7 @@ class _NumberedSampler(Sampler):
 
 
 class _ResumedBatches(Sampler):
-    """The batches of a batch sampler, without those that the run has already seen.
+    """The batches of a batch sampler, except those that the run has already seen.
 
     Args:
         batches: The batch sampler, over a numbered sampler.
@@ -94,14 +94,14 @@ class _ResumedBatches(Sampler):
 class _SeededDataset(Dataset):
     """A data set that loads each sample with its own random numbers.
 
-    Everything else, such as a hook that replaces the pipeline, reaches the data set itself.
+    All other access, such as from a hook that replaces the pipeline, reaches the data set itself.
     """
 
     def __init__(self, dataset: Dataset, seed: int):
         self.__dict__.update(dataset=dataset, seed=seed)
 
     def __getattr__(self, name: str) -> Any:
-        if name == 'dataset':  # not there yet: when unpickled
+        if name == 'dataset':  # not set yet, while unpickling
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
@@ -128,8 +128,8 @@ class _Batches:
     """The iterator that IterBasedTrainLoop takes batches from, starting where the run resumes.
 
     Args:
-        loader: The loader, whose batch sampler has skipped already.
-        ignored: How many batches the loop will ask for only to skip them.
+        loader: The loader, whose batch sampler already skips.
+        ignored: How many batches the loop will request only to skip them.
     """
 
     def __init__(self, loader: DataLoader, ignored: int):
@@ -333,7 +333,7 @@ def _reproducible(cfg: Any, loader: DataLoader, seed: int, by_epoch: bool) -> Da
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
-        # a new iterator draws a random number: keep that out of the model's
+        # a new iterator draws a random number: do not take it from the model's generator
         generator=torch.Generator().manual_seed(seed),
         **workers,
     )

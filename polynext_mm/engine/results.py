@@ -28,7 +28,7 @@ def label_file(out: str | Path, root: str | None, image: str) -> Path:
 
     Args:
         out: Folder of all label images.
-        root: Folder of the images, whose subfolders are kept below ``out``; None keeps none.
+        root: Folder of the images; its subfolders are kept below ``out``. None keeps none.
         image: Path of the image.
     """
     name = Path(image).name if root is None else os.path.relpath(image, root)
@@ -43,7 +43,7 @@ class LabelImages(BaseMetric):
 
     Args:
         out: Folder to write to.
-        root: Folder of the images; None keeps their names alone.
+        root: Folder of the images; None keeps only their names.
     """
 
     def __init__(self, out: str, root: str | None = None):
@@ -65,7 +65,7 @@ class LabelImages(BaseMetric):
 
 @HOOKS.register_module()
 class DecodedVisualizationHook(Hook):
-    """Draw predictions of a segmentor into images as its pipeline decodes them.
+    """Draw predictions of a segmentor on images as its pipeline decodes them.
 
     mmseg's hook reads every image as 8 bits in three upright channels, whatever the pipeline does.
 
@@ -73,7 +73,7 @@ class DecodedVisualizationHook(Hook):
         color_type: As for mm's LoadImageFromFile.
         imdecode_backend: Likewise.
         show: Whether to show each picture in a window.
-        wait_time: Seconds that it is shown.
+        wait_time: For how many seconds.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ def files_of(cfg: Config, task: str, with_images: bool = True) -> tuple[list[str
 
 
 def all_files_of(cfg: Config, with_images: bool) -> list[str]:
-    """Return every file that the data sets of a config read, as far as known."""
+    """Return every known file that the data sets of a config read."""
     return [path for task in TASKS for part in files_of(cfg, task, with_images) for path in part]
 
 

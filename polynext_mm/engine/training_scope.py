@@ -14,7 +14,7 @@ from ..compat.mmengine import trains
 def around_training(
     runner: Runner, context: Callable[[], contextlib.AbstractContextManager]
 ) -> None:
-    """Run a training within a context, which is left whether the training returns or raises.
+    """Run a training within a context, which ends whether the training returns or raises.
 
     mmengine calls ``after_train`` only if nothing was raised, so in a notebook or a sweep, what a
     hook starts in ``before_train`` would outlive a failed training.
@@ -33,7 +33,7 @@ def around_training(
             with context():
                 return run()
         finally:
-            vars(loop).pop('run', None)  # which restores the method of the class
+            vars(loop).pop('run', None)  # restores the class's method
 
     loop.run = run_within
 

@@ -21,16 +21,16 @@ _PREFIX = 'polynext_watchdog'
 
 @HOOKS.register_module()
 class WatchdogHook(Hook):
-    """End the run when a rank has not moved for ``timeout`` seconds, and say which.
+    """End the run when a rank has not moved for ``timeout`` seconds, and say which one.
 
-    A rank moves when it begins or ends an iteration of training or validation. A thread of each
+    A rank moves when it begins or ends an iteration of training or validation. A thread in each
     rank reports its progress to the others. The frozen rank is the one whose thread is silent too
     (a stopped process, a dead machine) or, if all threads answer, the one that is behind. A whole
     job that was suspended (SIGSTOP, preemption) and continues is not frozen: a rank that wakes up
     much too late restarts its clock.
 
     Args:
-        timeout: In seconds; longer than the longest evaluation of metrics takes.
+        timeout: In seconds; longer than the longest evaluation of metrics.
 
     Raises:
         ValueError: For a timeout that is not positive.

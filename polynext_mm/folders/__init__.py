@@ -1,8 +1,8 @@
-"""Folders of images and annotations: what is in them, and in the form that mm reads.
+"""Inspect folders of images and annotations, and convert them to what mm reads.
 
-Nothing here needs mm: ``polynext-mm new`` and ``convert-dataset`` answer in a second.
+Nothing here needs mm, so ``polynext-mm new`` and ``convert-dataset`` start within a second.
 """
 
 
 class FolderError(ValueError):
-    """A folder that cannot be made a data set of; the message says what is there."""
+    """A folder that cannot be turned into a data set; the message says what is there."""

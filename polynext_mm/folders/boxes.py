@@ -1,9 +1,9 @@
 """Boxes and polygons of VOC, YOLO, LabelMe and COCO as one dictionary in COCO's format.
 
-The readers are ours, with the standard library and Pillow. supervision, the library that is kept
-and reads most of these, would bring PyAV and Python 3.10, expects a data.yaml beside YOLO's files,
-reads no LabelMe, and drops what VOC calls difficult, which must neither be learnt nor count as an
-error; fiftyone brings a database; labelme a window system.
+The readers are our own and need only the standard library and Pillow. supervision, the maintained
+library that reads most of these, would require PyAV and Python 3.10, expects a data.yaml beside
+YOLO's files, does not read LabelMe, and drops what VOC marks as difficult, which must neither be
+learnt nor count as an error; fiftyone requires a database, and labelme a window system.
 
 CVAT exports "COCO 1.0", "Pascal VOC 1.1", "YOLO 1.1" and "LabelMe 3.0", of which the first three
 are read here (its LabelMe is an older XML). Label Studio exports "COCO", "Pascal VOC XML" and
@@ -27,7 +27,7 @@ FORMATS = ('coco', 'voc', 'yolo', 'labelme')
 
 
 class Box(NamedTuple):
-    """An object: its class, x, y, width and height in pixels, and its outline, if there is one."""
+    """An object: its class, x, y, width and height in pixels, and its outline, if any."""
 
     name: str
     box: tuple[float, float, float, float]
@@ -88,16 +88,16 @@ def read(root: Path, kind: str, files: Sequence[Path]) -> tuple[list[Picture], l
     """Read annotations.
 
     Args:
-        root: Of the data set.
+        root: Folder of the data set.
         kind: A name in ``FORMATS``.
-        files: Of the annotations.
+        files: Annotation files.
 
     Returns:
-        tuple: The images, sorted, those without annotations too, and the classes: in the order of
-        their file where there is one, else sorted.
+        tuple: The images, sorted, including those without annotations; and the classes, in the
+        order of the file that lists them, if there is one, else sorted.
 
     Raises:
-        FolderError: For a file that cannot be read, and for annotations whose image is not there.
+        FolderError: For a file that cannot be read, and for annotations whose image is missing.
     """
     images = _Images(root)
     readers = dict(coco=_read_coco, voc=_read_voc, labelme=_read_labelme)
@@ -116,7 +116,7 @@ def read(root: Path, kind: str, files: Sequence[Path]) -> tuple[list[Picture], l
     occurring = {box.name for picture in merged.values() for box in picture.boxes}
     if names is None or not occurring <= set(names):
         names = sorted(occurring)
-    if kind != 'coco':  # whose lists may leave images out
+    if kind != 'coco':  # COCO's lists may leave out images on purpose
         for path in images.all:
             if path not in merged:
                 merged[path] = Picture(path, image_size(path), [])
@@ -124,7 +124,7 @@ def read(root: Path, kind: str, files: Sequence[Path]) -> tuple[list[Picture], l
 
 
 class _Images:
-    """Images below a folder, by what annotations call them."""
+    """Images below a folder, by the names that annotations use."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -135,7 +135,7 @@ class _Images:
                 self._by_name.setdefault(key, []).append(path)
 
     def find(self, name: str, annotation: Path) -> Path:
-        """Return the image of an annotation file: of that name, and with most folders in common.
+        """Return the image of that name that shares most folders with its annotation file.
 
         Raises:
             FolderError: If there is none.
@@ -148,7 +148,7 @@ class _Images:
         found = self._by_name.get(name) or self._by_name.get(annotation.stem) or []
         if not found:
             raise FolderError(f'{annotation}: there is no image {name or annotation.stem}')
-        # labels/val/1.txt is of images/val/1.jpg, not of images/train/1.jpg
+        # labels/val/1.txt belongs to images/val/1.jpg, not to images/train/1.jpg
         parts = set(annotation.parts)
         return max(found, key=lambda path: len(parts & set(path.parts)))
 
@@ -171,7 +171,7 @@ def _read_voc(images: _Images, files: Iterable[Path]) -> Iterator[Picture]:
                 )
             except ValueError as error:
                 raise FolderError(f'{file}: a bndbox has no numbers ({error})') from error
-            # VOC counts pixels from 1, and the last one belongs to the box
+            # VOC counts pixels from 1 and includes the last one in the box
             box = left - 1, top - 1, right - left + 1, bottom - top + 1
             name = (entry.findtext('name') or '').strip()
             boxes.append(Box(name, box, ignored=entry.findtext('difficult') == '1'))
@@ -271,12 +271,12 @@ def _around(polygon: Sequence[float]) -> tuple[float, float, float, float]:
 def to_coco(pictures: Iterable[Picture], names: Sequence[str], folder: Path) -> dict[str, list]:
     """Return COCO's dictionary.
 
-    Boxes are clipped to their image; those that are empty then are left out.
+    Boxes are clipped to their image; those that are then empty are left out.
 
     Args:
         pictures: Images of a split.
-        names: Of the classes.
-        folder: That the names of the image files are relative to.
+        names: Names of the classes.
+        folder: The folder that names of image files are relative to.
     """
     images, annotations = [], []
     numbers = {name: number for number, name in enumerate(names, 1)}
@@ -311,7 +311,7 @@ def count(pictures: Iterable[Picture]) -> Counter[str]:
 
 
 def draw_ids(picture: Picture, ids: dict[str, int]) -> Any:
-    """Return the polygons of an image as a label image, later ones above earlier ones."""
+    """Return the polygons of an image as a label image, later ones over earlier ones."""
     from PIL import Image, ImageDraw
 
     label = Image.new('L', picture.size, 0)

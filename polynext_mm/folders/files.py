@@ -1,4 +1,4 @@
-"""Image files of a folder, and what a look at some of them tells."""
+"""Find the image files of a folder, and inspect some of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SPLITS = {
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Yield all files below a folder, sorted, those that are hidden left out."""
+    """Yield all files below a folder, except hidden ones, sorted."""
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith('.'))
         yield from (Path(place) / name for name in sorted(files) if not name.startswith('.'))
@@ -44,21 +44,21 @@ def split_of(path: Path) -> str | None:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return the width and height of an image as mm reads it, turned as its EXIF data say."""
+    """Return the width and height of an image as mm reads it, rotated by its EXIF data."""
     with Image.open(path) as image:
         turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else image.size
 
 
 def spread(items: Sequence, count: int) -> list:
-    """Return ``count`` items from the first to the last, or all if there are no more."""
+    """Return ``count`` evenly spaced items, first and last included, or all if there are fewer."""
     if len(items) <= count:
         return list(items)
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
 def flatness(paths: Sequence[Path], count: int = 6) -> float:
-    """Return how many pixels equal their right neighbours in some images: nearly all in labels."""
+    """Return the share of pixels that equal their right neighbours; in labels it is near 1."""
     shares = []
     for path in spread(paths, count):
         with Image.open(path) as image:
@@ -71,13 +71,13 @@ def flatness(paths: Sequence[Path], count: int = 6) -> float:
 def fingerprints(paths: Iterable[Path]) -> np.ndarray:
     """Return 256 bits of each image, (N, 32) uint8: where brightness rises from left to right.
 
-    They change little when an image is scaled, compressed or made brighter (Krawetz, "Kind of like
-    that", 2013, for 64 bits).
+    They change little when an image is scaled, compressed or brightened (Krawetz, "Kind of like
+    that", 2013, with 64 bits).
     """
     rows = []
     for path in paths:
         with Image.open(path) as image:
-            image.draft('L', (128, 128))  # of a JPEG file, reads what is needed for that size
+            image.draft('L', (128, 128))  # decodes a JPEG no finer than needed
             small = (
                 ImageOps.exif_transpose(image).convert('L').resize((17, 16), Image.Resampling.BOX)
             )
@@ -89,11 +89,11 @@ def fingerprints(paths: Iterable[Path]) -> np.ndarray:
 def listed_splits(root: Path, stems: set[str]) -> dict[str, set[str]]:
     """Return the names in the files train.txt, val.txt and test.txt below a folder.
 
-    Those of VOC's ImageSets and of YOLO are found: an image, its path or its name in each line.
+    Those of VOC's ImageSets and of YOLO are found, with an image's path or name in each line.
 
     Args:
         root: The folder.
-        stems: Names of the images; a file that names anything else is no list of them.
+        stems: Names of the images; a file that names anything else is not a list of them.
     """
     found: dict[str, set[str]] = {}
     for path in walk(root):

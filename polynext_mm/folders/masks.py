@@ -1,4 +1,4 @@
-"""Label images whose values are colours or 0 and 255, and what they become: ids of classes."""
+"""Convert label images whose values are colours, or 0 and 255, to class ids."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from PIL import Image
 from . import FolderError
 
 IGNORED = 255
-_MOST = 200  # more values than that are no labels
+_MOST = 200  # with more values than this, images are not labels
 _TABLES = ('class_dict.csv', 'labelmap.txt', 'label_colors.txt', 'colors.txt', 'classes.csv')
 _NAMES = ('classes.txt', 'labels.txt', 'names.txt', 'obj.names')
-# files that list names or images beside data
+# comments in files that list names or colours
 _COMMENT = ('#', '//')
 
 
@@ -45,7 +45,7 @@ def read_label(path: Path) -> np.ndarray:
 
 
 def packed(pixels: np.ndarray) -> np.ndarray:
-    """Return colours (..., 3) as one number each, 0xRRGGBB; values stay as they are."""
+    """Return colours (..., 3) as one number each, 0xRRGGBB; values are unchanged."""
     if pixels.ndim == 2:
         return pixels.astype(np.int64)
     wide = pixels.astype(np.int64)
@@ -61,9 +61,9 @@ class Values(NamedTuple):
     """What label images hold.
 
     Attributes:
-        coloured: Whether it is colours, 0xRRGGBB; otherwise values of one channel.
-        pixels: Of each value, in all images.
-        images: With each value.
+        coloured: Whether values are colours, 0xRRGGBB, rather than those of one channel.
+        pixels: How many pixels have each value, over all images.
+        images: How many images have each value.
         of: Values in each image, in order.
     """
 
@@ -77,7 +77,7 @@ def count_values(paths: Iterable[Path]) -> Values:
     """Read label images and count their values.
 
     Raises:
-        FolderError: If they are no labels: there are hundreds of values, or colours in some and
+        FolderError: If they are not labels: there are hundreds of values, or colours in some and
             values in others.
     """
     paths = list(paths)
@@ -87,7 +87,7 @@ def count_values(paths: Iterable[Path]) -> Values:
         values, counts = np.unique(packed(pixels), return_counts=True)
         found.append((pixels.ndim == 3, dict(zip(values.tolist(), counts.tolist()))))
     coloured = any(is_coloured for is_coloured, _ in found)
-    if coloured:  # grey in all of one image, such as black alone
+    if coloured:  # an image of greys only, such as an all-black one, has one channel
         found = [
             (True, counts if is_coloured else {v * 0x10101: n for v, n in counts.items()})
             for is_coloured, counts in found
@@ -107,9 +107,9 @@ def count_values(paths: Iterable[Path]) -> Values:
 
 
 def colour_table(folder: Path) -> tuple[Path, list[Colour]] | None:
-    """Return a file of names and colours in a folder and its contents, if there is one.
+    """Return a folder's file of names and colours, and its contents, if there is one.
 
-    These are the tables of CVAT (labelmap.txt), CamVid (label_colors.txt) and their like: a name
+    These are the tables of CVAT (labelmap.txt), CamVid (label_colors.txt) and the like: a name
     and three numbers in each line, in any order.
     """
     for name in _TABLES:
@@ -122,7 +122,7 @@ def colour_table(folder: Path) -> tuple[Path, list[Colour]] | None:
 
 
 def parse_colours(text: str) -> list[Colour]:
-    """Return names and colours of lines such as ``road:128,64,128::`` and ``128 64 128 road``."""
+    """Parse names and colours in lines such as ``road:128,64,128::`` and ``128 64 128 road``."""
     table = []
     for line in text.splitlines():
         numbers = re.search(r'(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})', line)
@@ -134,7 +134,7 @@ def parse_colours(text: str) -> list[Colour]:
 
 
 def class_names(folder: Path) -> tuple[Path, list[str]] | None:
-    """Return a file with one name of a class in each line, if a folder has one."""
+    """Return a folder's file with one class name per line, and the names, if there is one."""
     for name in _NAMES:
         path = folder / name
         if path.is_file():
@@ -148,12 +148,12 @@ def write_ids(source: Path, target: Path, ids: Mapping[int, int], coloured: bool
 
     Args:
         source: The label image.
-        target: A PNG file; its folder is made.
-        ids: Of each value.
+        target: A PNG file; its folder is created.
+        ids: The id of each value.
         coloured: Whether values are colours, 0xRRGGBB.
 
     Raises:
-        FolderError: For a value that ``ids`` does not have, naming file and value.
+        FolderError: For a value that is not in ``ids``, naming file and value.
     """
     pixels = read_label(source)
     if coloured and pixels.ndim == 2:
@@ -171,7 +171,7 @@ def write_ids(source: Path, target: Path, ids: Mapping[int, int], coloured: bool
 def named_colours(values: Values, table: Sequence[Colour] | None) -> list[Colour]:
     """Return the classes of colours: those of a table, or those that occur, named by their colour.
 
-    Black is first where there is no table, and then the more frequent.
+    Without a table, black comes first, then the others by decreasing frequency.
     """
     if table is not None:
         return list(table)

@@ -1,4 +1,4 @@
-"""Which images and label images of a folder belong together, by their names and their looks."""
+"""Match the images and label images of a folder by their names and contents."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from . import FolderError
 from .files import flatness, images_below, split_of
 
 _HINT = re.compile(r'mask|label|annot|gt|seg|truth|target', re.IGNORECASE)
-_FLAT = 0.8  # share of pixels that equal their neighbours, in labels at least
-_ENOUGH = 0.5  # share of images with a label
+_FLAT = 0.8  # smallest share of a label's pixels that equal their neighbours
+_ENOUGH = 0.5  # smallest share of images with a label
 
 
 @dataclass
@@ -22,9 +22,9 @@ class Pairs:
     Attributes:
         images: Folder of the images, relative to the data set.
         labels: Folder of the labels.
-        image_suffix: What follows a name in the name of an image file, such as ``.jpg``.
-        label_suffix: What follows it in that of a label file, such as ``_mask.png``.
-        names: Sorted; with subfolders where there are any.
+        image_suffix: What follows a name in an image's file name, such as ``.jpg``.
+        label_suffix: What follows it in a label's file name, such as ``_mask.png``.
+        names: Names of the pairs, sorted, including any subfolders.
         unlabelled: Images without a label.
     """
 
@@ -44,7 +44,7 @@ class Pairs:
 
 @dataclass
 class _Group:
-    """Files of one folder whose names end alike."""
+    """Files of one folder whose names have the same ending."""
 
     folder: Path
     suffix: str
@@ -55,7 +55,7 @@ class _Group:
 def find_pairs(root: Path) -> dict[str | None, Pairs]:
     """Return the images and labels of each split below a folder, by 'train', 'val' and 'test'.
 
-    The key is None where no folder says so.
+    The key is None if no folder names a split.
 
     Raises:
         FolderError: If images and labels cannot be told apart or do not belong together.
@@ -101,7 +101,7 @@ def _groups(root: Path) -> list[_Group]:
 
 
 def _tail_within(names: set[str]) -> str:
-    """Return what makes the names of labels of those of images in the same folder, if anything."""
+    """Return what label names append to those of images in the same folder; '' if nothing does."""
     tails = Counter(
         name[end:] for name in names for end in range(1, len(name)) if name[:end] in names
     )
@@ -112,7 +112,7 @@ def _tail_within(names: set[str]) -> str:
 
 
 def _label_of(image: _Group, groups: list[_Group]) -> Pairs | None:
-    """Return the pairs of a group of images with the labels that fit best, if any do."""
+    """Pair a group of images with the labels that fit best; None if none do."""
     best: tuple[tuple, Pairs] | None = None
     for label in groups:
         if label is image or label.flat < _FLAT or label.flat <= image.flat:
@@ -146,7 +146,7 @@ def _label_of(image: _Group, groups: list[_Group]) -> Pairs | None:
 
 
 def _merged(pairs: list[Pairs], split: str | None) -> Pairs:
-    """Return the pairs of several folders as one, whose names have subfolders."""
+    """Merge the pairs of several folders into one, whose names include subfolders."""
     if len(pairs) == 1:
         return pairs[0]
     roots = set()

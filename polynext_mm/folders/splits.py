@@ -1,4 +1,4 @@
-"""Training and validation from one list of images, with images that are alike on one side."""
+"""Split a list of images into training and validation, keeping similar images together."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from .files import fingerprints
 
 SHARE = 0.2  # of the images, for validation
 _MOST = 1000  # images for validation
-_BITS = 10  # of 256, in which images that are alike may differ
-_AHEAD = 200  # frames and crops of one scene have names that follow each other
+_BITS = 10  # how many of 256 bits may differ between similar images
+_AHEAD = 200  # frames and crops of one scene have consecutive names
 _TRIES = 20
 
 
 def alike(paths: Sequence[Path]) -> list[list[int]]:
-    """Return groups of positions in ``paths`` whose images are nearly the same, single ones too.
+    """Group the positions in ``paths`` whose images are nearly the same; other groups are single.
 
-    Each image is compared with the 200 that follow by name, and with all that look the same to
-    the bit.
+    Each image is compared with the next 200 by name, and with all whose fingerprint is identical.
     """
     marks = fingerprints(paths)
     bits = np.unpackbits(marks, axis=1)
@@ -36,7 +35,7 @@ def alike(paths: Sequence[Path]) -> list[list[int]]:
 
     first: dict[bytes, int] = {}
     for i, mark in enumerate(marks):
-        if not mark.any():  # a flat image is like no other
+        if not mark.any():  # a flat image is similar to no other
             continue
         near = np.flatnonzero((bits[i + 1 : i + 1 + _AHEAD] != bits[i]).sum(1) <= _BITS)
         for j in (first.setdefault(mark.tobytes(), i), *(i + 1 + near)):
@@ -52,12 +51,12 @@ def split(
 ) -> tuple[list[int], list[int]]:
     """Divide groups of images into training and validation.
 
-    Of 20 random divisions, it is the first that has most classes on both sides.
+    It is the first of 20 random divisions that has the most classes on both sides.
 
     Args:
-        groups: Positions of images, each once, as of :func:`alike`.
-        classes: Of each position, the classes in the image.
-        seed: Of the random numbers.
+        groups: Positions of images, each once, as from :func:`alike`.
+        classes: The classes in the image at each position.
+        seed: Seed of the random numbers.
 
     Returns:
         tuple: Positions for training and for validation, sorted.

@@ -1,4 +1,4 @@
-"""A trained segmentor or detector that takes images of any kind."""
+"""Run a trained segmentor or detector on images of any kind."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class Predictor:
             'last'. None takes the best in the work dir, or the newest if there is no best.
         device: Such as 'cuda:0' or 'cpu'; None for a GPU if there is one, else the CPU.
         dtype: The dtype of autocast: 'bfloat16', 'float16' or torch's dtypes; None is float32.
-        batch_size: Maximum number of images at once. All in a batch have one size, so it helps only
-            with lists of images of equal size.
+        batch_size: Maximum number of images at once. A batch has images of one size, so it helps
+            only with lists of images of equal size.
         tta: Whether to average over flips and scales, by the config's ``tta_model``.
         slide: Segment images at their own size, in windows of this side that overlap by a third.
         score_thr: Detections with scores up to this are dropped.
@@ -111,7 +111,7 @@ class Predictor:
         cfg_options: Mapping[str, Any] | None = None,
     ):
         path = find_config(os.fspath(config))
-        with without_noise():  # of what custom_imports import
+        with without_noise():  # from custom_imports
             cfg = Config.fromfile(path)
         override(cfg, cfg_options)
         self.detects = _require_task(cfg, path) == 'mmdet'
@@ -195,7 +195,7 @@ class Predictor:
             info: dict[str, Any] = dict(img_path=path, img_id=0)
             try:
                 info = self._read(info)
-            except Exception as error:  # noqa: BLE001 - decoders raise anything at all
+            except Exception as error:  # noqa: BLE001 - decoders can raise anything
                 raise loading_error([path], error) from error
         else:
             path = None
@@ -338,11 +338,11 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
 
 
 def _steps(pipeline: Sequence[Any], keep_size: bool) -> list[Any]:
-    """Return the steps of a pipeline without annotations and, on request, without resizing."""
+    """Return a pipeline's steps, except those for annotations and, on request, for resizing."""
     kept = []
     for step in pipeline:
         if not isinstance(step, Mapping) or 'type' not in step:
-            kept.append(step)  # built already
+            kept.append(step)  # already built
             continue
         kind = str(step['type']).split('.')[-1]
         if kind.endswith('LoadAnnotations') or (keep_size and kind.endswith('Resize')):

@@ -1,4 +1,4 @@
-"""Results of a model for an image: plain arrays, with pictures and files made from them."""
+"""A model's results for an image: plain arrays, and pictures and files made from them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Result:
     path: str | None
 
     def draw(self, opacity: float = 0.5, legend: bool = True) -> Image.Image:
-        """Return the image with what was found drawn into it.
+        """Return the image with what was found drawn on it.
 
         Args:
             opacity: Opacity of colours over the image, from 0 to 1.
@@ -40,7 +40,7 @@ class _Result:
         raise NotImplementedError
 
     def save(self, path: str | os.PathLike, opacity: float = 0.5, legend: bool = True) -> None:
-        """Write what :meth:`draw` returns, in the format of the suffix; folders are created."""
+        """Write what :meth:`draw` returns, in the suffix's format; folders are created."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.draw(opacity, legend).save(path)
 
@@ -49,7 +49,7 @@ class _Result:
         raise NotImplementedError
 
     def to_coco(self) -> dict:
-        """Return a dict in COCO's format of this image alone: images, annotations, categories.
+        """Return a dict in COCO's format for this image alone: images, annotations, categories.
 
         Categories count from 1, in the order of ``classes``. Boxes are (x, y, width, height) in
         pixels, masks are run-length encoded.

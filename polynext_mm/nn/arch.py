@@ -26,10 +26,10 @@ class Arch:
         stacks: Number of stacks per cell, each a mixer and a PolyMLP.
         mixers: 'conv' (PolyConv) or 'attn' (PolyAttn).
         conv_ratios: Inner width of PolyConv over the width of the stage.
-        mlp_ratios: Width of PolyMLP's two projections together over the width of the stage.
+        mlp_ratios: Combined width of PolyMLP's two projections over the width of the stage.
         coarse_sizes: Kernel size of PolyConv's coarse convolution, odd.
         downsampling: How s0 and s1 are downsampled between stages (two entries): 'sep3x3', a
-            depthwise 3x3 convolution and a 1x1, or 'full3x3', a dense one.
+            depthwise 3x3 convolution and a 1x1, or 'full3x3', a dense 3x3.
         gate_init: Initial lam of every cell, one logit per gate.
         paired_gates: Whether stack i uses the gates (i, i + 1) instead of (2i, 2i + 1).
         stem_size: Kernel size of the stem's convolution, odd.
@@ -120,9 +120,9 @@ class Arch:
 
         Convolutions, matrices, gates and norms with running statistics keep the degree. The product
         of a PolyConv or a PolyMLP doubles it. A PolyAttn multiplies it by 9: q k^T has degree 2,
-        its fourth power 8, and the values add one. A branch is added to what it is computed from,
-        so the degree of the stream is the branch's; s0 is older than s1, so a cell's sum has that
-        of s1. CPolyNeXt-T has 72 doublings, degree 2^72. The ImageNet classifier doubles once more.
+        its fourth power 8, and the values add one. A branch is added to its own input, so the
+        stream takes the branch's degree; s0 is older than s1, so a cell's sum has that of s1.
+        CPolyNeXt-T has 72 doublings, so degree 2^72. The ImageNet classifier doubles once more.
         """
         degrees, degree = [], 1
         for depth, stacks, mixer in zip(self.depths, self.stacks, self.mixers):
@@ -172,7 +172,7 @@ def _archs() -> dict[str, Arch]:
         for family, mixers in families.items()
         for size, (width, depths, stacks, downsampling, gate_init, paired_gates) in sizes.items()
     }
-    # for small images; its lam starts at the values that T has after the sigmoid
+    # for small images; its lam starts at the values that T's has after the sigmoid
     archs['cpolynext_lr'] = Arch(
         widths=(72, 144, 288),
         depths=(2, 3, 3),

@@ -1,8 +1,8 @@
 """The norms of fully polynomial networks (``norm='bn'``), which are constants in inference.
 
 Source: the paper and its authors' release. Each norm has weights and running statistics for every
-position of a map, so they belong to one size of image. Here they work for any other size: they are
-resized bilinearly to the map in use, and row sums also scaled by the ratio of token numbers.
+position of a map, so they belong to one image size. Here they also work for any other size: they
+are resized bilinearly to the map in use, and row sums are also scaled by the ratio of token counts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NORM_SIZE = 224  # of the released fully polynomial networks
 
 
 def map_size(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Return the height and the width of the map of an image at a stride."""
+    """Return the height and the width of an image's map at a stride."""
     height, width = image_size
     return math.ceil(height / stride), math.ceil(width / stride)
 
@@ -40,8 +40,8 @@ def map_size(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
 class PositionNorm(nn.Module):
     """Base of the norms of a fully polynomial network: tables with a value for every position.
 
-    In training on maps of another size, the tables are resized to the map, and its statistics are
-    resized to the tables.
+    In training on maps of another size, the tables are resized to the map, and the map's statistics
+    are resized to the tables.
 
     Args:
         stride: Stride of the maps.
@@ -90,7 +90,7 @@ class PositionNorm(nn.Module):
         return _resized(wide(getattr(self, name)), size)
 
     def _constants(self, size: tuple[int, int]) -> tuple[Tensor, ...]:
-        """Return the constants of inference at a size of map, cached between calls."""
+        """Return the constants of inference for a map size, cached between calls."""
         if size == self._fused_size:
             return self._fused()
         sources = [getattr(self, name) for name in self.tables]
@@ -100,7 +100,7 @@ class PositionNorm(nn.Module):
         stamp = tuple((source.data_ptr(), source._version) for source in sources)
         known_stamp, constants = self._constants_by_size.pop(size, (None, None))
         if known_stamp != stamp:
-            # not in inference mode, whose tensors could not take part in autograd later
+            # outside inference mode, whose tensors cannot be used in autograd later
             with torch.inference_mode(False), torch.no_grad():
                 constants = self._computed_constants(size)
         self._constants_by_size[size] = (stamp, constants)  # most recently used last
@@ -119,7 +119,7 @@ class PositionNorm(nn.Module):
 
     @torch.no_grad()
     def fuse(self, size: tuple[int, int]) -> None:
-        """Keep the constants of one size of map as buffers, so that an export holds only those."""
+        """Keep the constants of one map size as buffers, so that an export holds only those."""
         for name in self._fused_names():
             delattr(self, name)
         self._constants_by_size.clear()
@@ -156,7 +156,7 @@ class ChannelBatchNorm(PositionNorm):
         channels: C.
         size: (H, W) of the maps that the statistics are for.
         stride: Of these maps.
-        over_processes: As of :class:`PositionNorm`.
+        over_processes: As for :class:`PositionNorm`.
     """
 
     tables = ('position_weight', 'running_mean', 'running_var')
@@ -234,7 +234,7 @@ class RowSumNorm(PositionNorm):
         heads: Number of attention heads.
         size: (H, W) of the maps that the statistics are for.
         stride: Of these maps.
-        over_processes: As of :class:`PositionNorm`.
+        over_processes: As for :class:`PositionNorm`.
     """
 
     tables = ('weight', 'running_sum')
@@ -296,7 +296,7 @@ class BatchNorms:
     Args:
         image_size: Height and width of the images that the statistics are for.
         stride: Of the stage's maps.
-        over_processes: As of :class:`PositionNorm`.
+        over_processes: As for :class:`PositionNorm`.
     """
 
     image_size: tuple[int, int]
@@ -316,12 +316,12 @@ class BatchNorms:
 
 
 class NormSizes(nn.Module):
-    """The methods of a network for the image size that its ``norm='bn'`` norms belong to.
+    """A network's methods for the image size that its ``norm='bn'`` norms belong to.
 
     Attributes:
         norm: 'ln' or 'bn'.
-        given_norm_size: Height and width of the images that norms are made for, which trainings in
-            several processes keep; None for 'ln'.
+        given_norm_size: Height and width of the images that norms are made for, which training in
+            several processes keeps; None for 'ln'.
     """
 
     arch: Arch
@@ -330,7 +330,7 @@ class NormSizes(nn.Module):
         """Choose the norms to make; see :class:`polynext_mm.nn.PolyNeXt`.
 
         Raises:
-            ValueError: For a value that is not valid, or a size with ``norm='ln'``.
+            ValueError: For an invalid value, or a size with ``norm='ln'``.
         """
         self.norm = norm
         self.given_norm_size = checked_norm_size(norm, norm_size, sync_norm)
@@ -354,7 +354,7 @@ class NormSizes(nn.Module):
         return height * norm.stride, width * norm.stride
 
     def position_shapes(self, image_size: tuple[int, int]) -> dict[str, torch.Size]:
-        """Return the shapes of a state dict's per-position entries at a size of image."""
+        """Return the shapes of a state dict's per-position entries at an image size."""
         return {
             f'{name}.{table}': torch.Size(
                 (*getattr(norm, table).shape[:-2], *map_size(image_size, norm.stride))
@@ -393,8 +393,8 @@ class NormSizes(nn.Module):
     def settle_norm_size(self, images: Tensor) -> None:
         """Give the norms the size of the first batch of a training, once.
 
-        Several processes keep the given size, since DistributedDataParallel recorded the shapes of
-        parameters when it wrapped them.
+        With several processes, the given size is kept, since DistributedDataParallel recorded the
+        shapes of parameters when it wrapped them.
         """
         if not self.training or self._norm_size_is_settled or is_compiling():
             return

@@ -1,4 +1,4 @@
-"""The parts of a network: stacks in cells, cells and downsampling in stages."""
+"""The parts of a network: stacks make up cells; cells and downsampling make up stages."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class Stack(nn.Module):
         Args:
             x: (B, H, W, C).
             gates: sigmoid(lam) of the mixer and of the PolyMLP, scalars, or None for 1.
-            keep: Factors of drop path of both, (2, B, 1, 1, 1), or None for 1.
-            out: Where the results may be written, as of :meth:`Branch.forward`.
-            weights: Of both for their kernels, likewise.
+            keep: Drop path factors of both, (2, B, 1, 1, 1), or None for 1.
+            out: Where the results may be written, as for :meth:`Branch.forward`.
+            weights: For the kernels of both, likewise.
             stream: Likewise.
         """
         keeps = (None, None) if keep is None else keep.unbind()
@@ -64,7 +64,7 @@ class Stack(nn.Module):
         return x
 
     def fuse(self, gates: tuple[Tensor, Tensor]) -> None:
-        """Fold gates and scales of both branches into their weights, irreversibly."""
+        """Fold both branches' gates and scales into their weights, irreversibly."""
         self.mixer.fuse(gates[0])
         self.mlp.fuse(gates[1])
 
@@ -80,7 +80,7 @@ class Cell(nn.Module):
     Args:
         arch: The network's.
         stage: Which of its stages, from 0.
-        drop_path_rate: Of every branch.
+        drop_path_rate: The rate of every branch.
         norm: Makes the norms.
     """
 
@@ -110,9 +110,9 @@ class Cell(nn.Module):
         Args:
             s0: The older map of the pair, (B, H, W, C).
             s1: The newer one.
-            keep: Factors of drop path of all branches, (2 * stacks, B, 1, 1, 1), of a stage that
-                drew them for all of its cells; by default the cell does so itself.
-            weights: For the kernels, likewise of the stage.
+            keep: Drop path factors of all branches, (2 * stacks, B, 1, 1, 1), if the stage drew
+                them for all of its cells; by default the cell draws its own.
+            weights: For the kernels, likewise from the stage.
         """
         if weights is not None and not dispatch.kernels_allowed():
             weights = None
@@ -122,7 +122,7 @@ class Cell(nn.Module):
             (keep,) = draw_keeps([self], x)
         keeps = [None] * len(self.stacks) if keep is None else keep.to(x.dtype).split(2)
         overwritten = by_kernel and x.device.type == 'cpu' and not torch.is_grad_enabled()
-        # On CPUs inference takes .96 of the time if all kernels write into one map (C-S and A-S at
+        # On CPUs, inference takes 96% of the time if all kernels write into one map (C-S and A-S at
         # 512x512, two cores).
         out = x if overwritten and self._is_unseen() else None
         if weights is not None:
@@ -136,7 +136,7 @@ class Cell(nn.Module):
     def _start(
         self, s0: Tensor, s1: Tensor, ready: CellWeights | None, stream: NarrowStream | None
     ) -> tuple[Tensor, bool]:
-        """Return ``LN(a0 * s0 + a1 * s1)``, and whether a kernel made it."""
+        """Return ``LN(a0 * s0 + a1 * s1)``, and whether a kernel computed it."""
         if ready is not None:
             narrow = None if stream is None else stream.room(s1)
             a0, a1, weight = ready.norm
@@ -150,14 +150,14 @@ class Cell(nn.Module):
         return ops.norm_of_pair(s0, s1, self.scale0, self.scale1, weights[0]), True
 
     def _stream(self, s0: Tensor, s1: Tensor) -> NarrowStream | None:
-        """Return what hands narrow copies from kernel to kernel, if that is of use."""
+        """Return what passes narrow copies from kernel to kernel, if that is useful."""
         dtype = torch.promote_types(s1.dtype, self.scale0.dtype)
         readers = [b.reads_narrow for stack in self.stacks for b in (stack.mixer, stack.mlp)]
         stream = narrow_stream(s1, dtype, readers)
         return stream if stream is not None and self._is_unseen() else None
 
     def _is_unseen(self) -> bool:
-        """Return whether no hook sees the maps between branches, which may then change later.
+        """Return whether no hook sees the maps between branches, so that these may be overwritten.
 
         A hook might also change them itself.
         """
@@ -170,16 +170,16 @@ class Cell(nn.Module):
         )
 
     def _gates(self) -> list[tuple[Tensor | None, Tensor | None]]:
-        """Return sigmoid(lam) of every stack's branches; None where it was fused."""
+        """Return sigmoid(lam) of every stack's branches; None for those that were fused."""
         if self.gate_logits is None:
             return [(None, None)] * len(self.stacks)
         gates = self.gate_logits.sigmoid().unbind()
         return [(gates[mixer], gates[mlp]) for mixer, mlp in self._gate_indices]
 
     def stock_weights(self) -> list[Sequence[Tensor | None]] | None:
-        """Return the sources of the weights: of the cell itself, and of every branch.
+        """Return the tensors that weights are made from: of the cell itself, and of every branch.
 
-        None where a kernel cannot stand in for all parts, or a hook may change them before they are
+        None if kernels cannot stand in for all parts, or a hook may change them before they are
         used.
         """
         if type(self) is not Cell or not calls_its_own_forward(self):
@@ -199,7 +199,7 @@ class Cell(nn.Module):
         return found
 
     def gate_places(self) -> list[tuple[int, int]]:
-        """Return the places in lam of every stack's mixer and PolyMLP."""
+        """Return the indices into lam of every stack's mixer and PolyMLP."""
         return self._gate_indices
 
     @torch.no_grad()
@@ -224,13 +224,13 @@ class Cell(nn.Module):
 
 
 def draw_keeps(cells: Sequence[Cell], x: Tensor) -> list[Tensor | None]:
-    """Draw the factors of drop path (stochastic depth) for all branches of cells.
+    """Draw the drop path (stochastic depth) factors for all branches of cells.
 
-    A branch is dropped for whole samples, and scaled for the others.
+    A branch is dropped for whole samples, and scaled up for the others.
 
     Args:
-        cells: Of one stage.
-        x: A map of it, (B, H, W, C).
+        cells: The cells of one stage.
+        x: A map of that stage, (B, H, W, C).
 
     Returns:
         For every cell (2 * stacks, B, 1, 1, 1), or None for 1.
@@ -242,7 +242,7 @@ def draw_keeps(cells: Sequence[Cell], x: Tensor) -> list[Tensor | None]:
     rates = [1 - cell.drop_path_rate for cell in drawn]
     keeps = torch.rand(sum(counts), len(x), 1, 1, 1, dtype=wide_dtype(x), device=x.device)
     of_cells = keeps.split(counts)
-    torch._foreach_add_(of_cells, rates)  # 1 or more with a probability of the rate
+    torch._foreach_add_(of_cells, rates)  # at least 1 with the rate as probability
     keeps.floor_()
     torch._foreach_div_(of_cells, [rate or 1.0 for rate in rates])
     found = iter(of_cells)
@@ -253,7 +253,7 @@ class Downsample(nn.Module):
     """Halve the resolution of (B, H, W, C), rounding up, and change its width.
 
     Args:
-        kind: 'sep3x3', a depthwise 3x3 convolution and a 1x1, or 'full3x3', a dense one.
+        kind: 'sep3x3', a depthwise 3x3 convolution and a 1x1, or 'full3x3', a dense 3x3.
         in_channels: C.
         out_channels: The width of the next stage.
     """

@@ -50,12 +50,12 @@ class PolyNeXtClassifier(PolyNeXt):
     """PolyNeXt with the released ImageNet classifier, to check the published accuracy.
 
     Args:
-        arch: As of :class:`PolyNeXt`.
+        arch: As for :class:`PolyNeXt`.
         num_classes: Of the logits.
-        in_channels: As of :class:`PolyNeXt`.
-        drop_path_rate: As of :class:`PolyNeXt`.
-        norm: As of :class:`PolyNeXt`.
-        norm_size: As of :class:`PolyNeXt`.
+        in_channels: As for :class:`PolyNeXt`.
+        drop_path_rate: As for :class:`PolyNeXt`.
+        norm: As for :class:`PolyNeXt`.
+        norm_size: As for :class:`PolyNeXt`.
     """
 
     def __init__(

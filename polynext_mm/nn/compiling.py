@@ -21,8 +21,8 @@ def compile_stacks(stacks: Iterable[nn.Module], mode: str) -> None:
             f'{COMPILE_CELLS.what_is_missing()}: upgrade torch, or leave compile_cells out'
         )
     require_compiler('torch.compile', ' or turn compilation off')
-    # All stacks are one function to Dynamo. Its default of 8 versions is too few for four stages,
-    # with and without drop path, in training and evaluation, and what exceeds the limit runs
+    # To Dynamo, all stacks are one function. Its default of 8 versions is too few for four stages,
+    # with and without drop path, in training and evaluation, and beyond that limit code runs
     # uncompiled.
     dynamo = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, 128)

@@ -25,7 +25,7 @@ def initialize(network: nn.Module, weight_init: str) -> None:
     """Initialize every layer of a network in place.
 
     Args:
-        network: With the layers of this package.
+        network: A network of this package's layers.
         weight_init: A key of :data:`WEIGHT_INITS`.
     """
     inside, elsewhere = WEIGHT_INITS[weight_init]

@@ -1,9 +1,9 @@
 """Check the Triton kernels on this machine before relying on them.
 
-A compiler or a driver may be the first of its version that meets them. So every kernel is compared
-with torch's operations on small maps, in both directions, and where one differs by more than
-rounding or does not compile, torch's operations are taken in its place. What passed is remembered
-on disk, for this kind of GPU, this torch, this Triton and these kernels.
+The kernels may never have run with this machine's compiler or driver. So every kernel is compared
+with torch's operations on small maps, forward and backward; if one differs by more than rounding or
+does not compile, torch's operations replace it. What passed is remembered on disk, for this kind of
+GPU, this torch, this Triton and these kernels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .ops.precision import matmul_dtype
 from .ops.stream import NarrowStream
 
 CHANNELS = 72
-SIZE = (9, 14)  # of maps, several blocks of any kernel
+SIZE = (9, 14)  # of maps: several blocks for any kernel
 TOKENS = 196
 MODULES = (
     'norms_triton',
@@ -37,7 +37,7 @@ MODULES = (
     'residual_triton',
     'poly_attention_triton',
 )
-# Beyond this a difference is none of rounding; float32 is added up in another order.
+# Differences beyond this are not due to rounding; float32 is summed in another order.
 LEAST = {torch.float32: 1e-5}
 
 Operation = Callable[..., Tensor]
@@ -49,7 +49,7 @@ class Finding(NamedTuple):
     Args:
         kernel: What it computes.
         module: The module of :mod:`polynext_mm.nn.ops` that it is in.
-        reason: In a line.
+        reason: Why, in one line.
     """
 
     kernel: str
@@ -64,27 +64,27 @@ class Result(NamedTuple):
     """What a check found.
 
     Args:
-        findings: The kernels that are not to be used; none where all is well.
-        text: How the check went, in a line, for a log.
+        findings: The kernels that must not be used; empty if all is well.
+        text: How the check went, in one line for a log.
     """
 
     findings: tuple[Finding, ...]
     text: str
 
     def refused(self) -> list[str]:
-        """Return the modules that torch's operations stand in for: kernels share code in them."""
+        """Return the modules to replace by torch's operations: kernels in a module share code."""
         return sorted({finding.module for finding in self.findings})
 
 
 def check(device: torch.device, dtypes: Iterable[torch.dtype]) -> Result:
     """Compare all kernels with torch's operations, unless that was done on such a machine before.
 
-    Only what passed is remembered: a machine that was mended is believed at the next start. The
-    states of random generators are left as they are.
+    Only passes are remembered, so a machine that was fixed is checked again at the next start. The
+    states of random generators are unchanged.
 
     Args:
         device: A GPU that Triton runs on.
-        dtypes: Of products and convolutions; half precision is autocast's.
+        dtypes: Of products and convolutions; half precision is through autocast.
 
     Raises:
         RuntimeError: If a kernel has left the device unusable, or there is no memory for the check.
@@ -106,13 +106,13 @@ def check(device: torch.device, dtypes: Iterable[torch.dtype]) -> Result:
         if not found:
             try:
                 _remember(*files[dtype])
-            except OSError as error:  # such as a home that cannot be written
+            except OSError as error:  # such as a home directory that cannot be written
                 text += f'; that cannot be remembered: {error}'
     return Result(tuple(findings), text)
 
 
 def available(device: torch.device) -> bool:
-    """Return whether kernels in Triton may run on a device."""
+    """Return whether Triton kernels may run on a device."""
     if dispatch.triton_module('triton_operators') is None or dispatch.kernel_mode() == 'off':
         return False
     from .ops import triton_operators
@@ -140,7 +140,7 @@ def _poly_conv():
 
 
 def _two_branches():
-    """Run two branches, of which the second reads the copy that the first writes."""
+    """Run two branches, the second of which reads the copy that the first writes."""
     layer = PolyMLP(CHANNELS, 2)
     call = _calling(layer)
 
@@ -210,7 +210,7 @@ def _calling(layer: torch.nn.Module) -> Operation:
 def _inputs(shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     noise = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    # matrices and kernels keep the scale of what they are applied to
+    # matrices and convolutions preserve the scale of their inputs
     return [
         t / t[0].numel() ** 0.5 if t.ndim == 2 or (t.ndim == 4 and t.shape[1] == 1) else t
         for t in noise
@@ -222,7 +222,7 @@ def _inputs(shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 
 def _compare(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
     for case in CASES:
-        with torch.random.fork_rng(devices=[]):  # which the layers draw from
+        with torch.random.fork_rng(devices=[]):  # the layers draw from this generator
             op, shapes = case.make()
         inputs = _inputs(shapes)
         exact = _run(op, inputs, device, torch.float64, MODULES)
@@ -232,7 +232,7 @@ def _compare(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
             ours = _errors(_run(op, inputs, device, dtype, others), exact)
         except torch.cuda.OutOfMemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever Triton, its compiler or a driver raise
+        except Exception as error:  # noqa: BLE001 - Triton, its compiler or a driver may raise any
             require_working(device, case, error)
             first = next(iter(str(error).strip().splitlines()), '')
             yield Finding(
@@ -243,7 +243,7 @@ def _compare(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
             continue
         for place, (own, reference) in enumerate(zip(ours, theirs)):
             least = LEAST.get(dtype, 2 * torch.finfo(dtype).eps)
-            if not own <= 1.5 * reference + least:  # which nan is not, either
+            if not own <= 1.5 * reference + least:  # true for nan as well
                 what = 'its result' if place == 0 else f'its gradient {place}'
                 yield Finding(
                     case.kernel,
@@ -256,7 +256,7 @@ def _compare(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
 
 @contextlib.contextmanager
 def _untuned_convolutions() -> Iterator[None]:
-    """Let cuDNN take any algorithm: to search for the fastest takes longer than a comparison."""
+    """Let cuDNN take any algorithm: searching for the fastest takes longer than a comparison."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
     try:
         yield
@@ -271,7 +271,7 @@ def _run(
     dtype: torch.dtype,
     refused: Iterable[str],
 ) -> list[Tensor]:
-    """Return the result and the gradients of all inputs, without the kernels of some modules."""
+    """Return the result and all inputs' gradients, without the kernels of some modules."""
     half = dtype.itemsize == 2
     leaves = [t.to(device, torch.float32 if half else dtype).requires_grad_() for t in inputs]
     amp = torch.autocast(device.type, dtype) if half else contextlib.nullcontext()
@@ -288,7 +288,7 @@ def _run(
 
 
 def _errors(actual: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
-    """Return relative errors, the larger of those of the norm and of the largest element."""
+    """Return relative errors: the larger of the norm's and of the largest element's."""
     errors = []
     for a, b in zip(actual, exact):
         off = a - b
@@ -298,7 +298,7 @@ def _errors(actual: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
 
 
 def require_working(device: torch.device, case: Case, error: Exception) -> None:
-    """Check that the device survived a kernel: an illegal access ends all work on it."""
+    """Check that a kernel left the device usable: an illegal access ends all work on it."""
     if device.type != 'cuda':
         return
     try:
@@ -320,7 +320,7 @@ def folder() -> Path:
 
 
 def record(device: torch.device, dtype: torch.dtype) -> tuple[Path, dict[str, str]]:
-    """Return the file of a result and what it holds, on which the result depends."""
+    """Return the file for a result, and its content: everything that the result depends on."""
     import triton
 
     gpu = str(device)

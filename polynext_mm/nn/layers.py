@@ -5,13 +5,12 @@ residual stream x and return ``x + keep * gate * F(x)``, where F is the paper's 
 name:
 
 - ``gate``, a scalar, is the branch's sigmoid(lam), or None for 1.
-- ``keep``, (B, 1, 1, 1), is the factor of drop path, or None for 1.
+- ``keep``, (B, 1, 1, 1), is the drop path factor, or None for 1.
 
-``forward`` is the paper's equation in calls of the branch's own layers. Beside it stands a kernel
-of :mod:`polynext_mm.nn.ops` that computes the same without calling them. It runs where every layer
-is exactly the one made here (:mod:`polynext_mm.nn.stock`), so whatever replaces a layer or hooks
-into it works, and only its own branch goes without the kernel. Compilers and exports take the
-equation too.
+``forward`` is the paper's equation in calls of the branch's own layers. A kernel in
+:mod:`polynext_mm.nn.ops` computes the same without calling them. It runs if every layer is exactly
+the one made here (:mod:`polynext_mm.nn.stock`), so whatever replaces a layer or hooks into it
+works, and only that branch goes without its kernel. Compilers and exports use the equation too.
 
 Every branch takes its kind of norm as ``norm``: :class:`LayerNorm`, or a maker of the norms of a
 fully polynomial network (:class:`~polynext_mm.nn.batch_norm.BatchNorms`), which have no kernels.
@@ -40,7 +39,7 @@ HEAD_WIDTH = 32
 
 
 class LayerNorm(nn.Module):
-    """LN over the channels of (B, H, W, C), eps 1e-5, with a weight and no bias, never in half."""
+    """LN over the channels of (B, H, W, C), never in half precision; with a weight, but no bias."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -55,13 +54,13 @@ class LayerNorm(nn.Module):
 
     @torch.no_grad()
     def fold_forward(self, following: nn.Linear) -> None:
-        """Move the weight into the columns of the matrix that follows."""
+        """Move the weight into the columns of the following matrix."""
         if self.weight is not None:
             following.weight.mul_(self.weight)
         self.weight = None
 
 
-#: LayerNorm, or another maker of a norm for a number of channels.
+#: LayerNorm, or another function that makes a norm for a number of channels.
 MakeNorm = Callable[[int], 'LayerNorm | ChannelBatchNorm']
 
 
@@ -92,14 +91,14 @@ class DilatedConv(DepthwiseConv):
 class Branch(nn.Module):
     """Base of the three branches: their arguments, and the choice of their kernel."""
 
-    #: The layers that the kernel stands in for, with their classes, in the order of its weights.
+    #: The layers that the kernel replaces, with their classes, in the order of its weights.
     kinds: ClassVar[Mapping[str, type[nn.Module]]] = {}
     #: The layer whose weight the gate is folded into for the kernel and in deployment. It is the
     #: smallest weight at the end of the branch, so that the gate scales neither a map nor a matrix.
     gated: str
-    #: Whether the kernel reads the residual stream in the dtype of products alone.
+    #: Whether the kernel reads the residual stream only in the dtype of products.
     reads_narrow: ClassVar[bool] = True
-    #: A layer whose weight has other factors, on equal parts: see :meth:`logit_of_scale`.
+    #: A layer with a factor on each equal part of its weight: see :meth:`logit_of_scale`.
     scaled: ClassVar[str | None] = None
 
     def forward(
@@ -116,17 +115,17 @@ class Branch(nn.Module):
         Args:
             x: (B, H, W, C).
             gate: A scalar, or None for 1.
-            keep: The factor of drop path, (B, 1, 1, 1), or None for 1.
-            out: Where a kernel may write the result without gradients: contiguous, like ``x`` or
-                ``x`` itself. By default a new map is returned.
-            weights: For the kernel, of a stage that made all of its branches' ready; by default
-                the branch does so itself.
+            keep: The drop path factor, (B, 1, 1, 1), or None for 1.
+            out: Where a kernel may write the result if no gradient is needed: contiguous, like
+                ``x`` or ``x`` itself. By default a new map is returned.
+            weights: For the kernel, if the stage has prepared those of all its branches; by default
+                the branch prepares its own.
             stream: Where kernels leave narrow copies of the residual stream, or None.
         """
         raise NotImplementedError
 
     def stock_weights(self) -> list[Tensor | None] | None:
-        """Return the weights of ``kinds``, or None where the layers are to be called instead."""
+        """Return the weights of ``kinds``, or None if the layers must be called instead."""
         return kernel_weights(self, self.kinds)
 
     def wanted(
@@ -136,7 +135,7 @@ class Branch(nn.Module):
         gate: Tensor | None,
         scale: Tensor | None,
     ) -> list[Wanted | None]:
-        """Return the weights with what the kernel wants of them on ``x``.
+        """Return the weights and the forms in which the kernel needs them on ``x``.
 
         Args:
             weights: Of ``kinds``.
@@ -153,7 +152,7 @@ class Branch(nn.Module):
     def kernel_weights(
         self, x: Tensor, gate: Tensor | None, ready: Sequence[Tensor | None] | None
     ) -> Sequence[Tensor | None] | None:
-        """Return what the kernel takes, or None where the layers are to be called instead."""
+        """Return what the kernel takes, or None if the layers must be called instead."""
         if ready is not None and dispatch.kernels_allowed():
             return ready
         weights = self.stock_weights()
@@ -165,7 +164,7 @@ class Branch(nn.Module):
         return made_ready(self.wanted(weights, x, gate, scale))
 
     def logit_of_scale(self) -> Tensor | None:
-        """Return what the factors of ``scaled`` are the sigmoids of, or None for 1."""
+        """Return the logits whose sigmoids are the factors of ``scaled``, or None for 1."""
         return None
 
     @torch.no_grad()
@@ -182,7 +181,7 @@ class PolyMLP(Branch):
 
     Args:
         channels: C.
-        ratio: Width of the two projections together, over C; ``int(C * ratio)`` is even.
+        ratio: Combined width of the two projections, over C; ``int(C * ratio)`` is even.
         norm: Makes the norm.
     """
 
@@ -284,7 +283,7 @@ class PolyAttn(Branch):
     }
     gated = 'smooth'
     scaled = 'q_conv'
-    reads_narrow = False  # but its norm
+    reads_narrow = False  # its norm reads the wide stream
 
     def __init__(self, channels: int, norm: MakeNorm = LayerNorm):
         super().__init__()
@@ -345,10 +344,10 @@ class PolyAttn(Branch):
 def wanted_by(
     kind: type[nn.Module], x: Tensor | Like, weight: Tensor, factor: Tensor | None = None
 ) -> Wanted:
-    """Return a weight with what a kernel on ``x`` wants of it, which depends on its layer."""
+    """Return a weight and the form in which a kernel needs it on ``x``, depending on its layer."""
     dtype = weight.dtype if kind is LayerNorm else matmul_dtype(x)
     copies = 0
-    if kind is LayerNorm and dtype is torch.float32:  # that of the sums
+    if kind is LayerNorm and dtype is torch.float32:  # the dtype of the sums
         copies = copies_of_norm(x, len(weight))
     elif kind is DilatedConv:
         copies = copies_of_conv(x, weight, DilatedConv.dilation)
@@ -358,7 +357,7 @@ def wanted_by(
 
 
 def made_ready(wanted: Sequence[Wanted | None]) -> list[Tensor | None]:
-    """Return the weights that are wanted; None stays None."""
+    """Return the prepared weights; None stays None."""
     made = iter(ready([w for w in wanted if w is not None]))
     return [None if w is None else next(made) for w in wanted]
 
@@ -366,6 +365,6 @@ def made_ready(wanted: Sequence[Wanted | None]) -> list[Tensor | None]:
 def kept(x: Tensor, out: Tensor | None) -> Tensor:
     """Return ``x``, or a copy if a later kernel may overwrite it (``out``).
 
-    Layers and their hooks may keep their inputs.
+    Layers and their hooks may hold on to their inputs.
     """
     return x.clone() if x is out else x

@@ -45,7 +45,7 @@ class ChannelNorm(nn.Module):
 class RunningNorm(nn.Module):
     """A norm of a fully polynomial network, with statistics for every position of one map.
 
-    Training uses the statistics of the batch and updates the running ones; inference uses those.
+    Training uses the batch's statistics and updates the running ones, which inference uses.
     """
 
     num_batches_tracked: Tensor

@@ -31,17 +31,17 @@ class PolyNeXt(NormSizes):
         drop_path_rate: Drop path rate of the last cell; rates rise linearly from 0 at the first.
         with_cp: Checkpoint every cell in training: less memory, more time.
         grad_clip_norm: Per-cell clip of the gradient in backward (the authors' A recipe: 5).
-        weight_init: Where training from scratch starts. 'imagenet': as the paper's ImageNet
+        weight_init: How training from scratch starts. 'imagenet': as in the paper's ImageNet
             training, Kaiming normal in PolyConv, PolyMLP and downsampling, PyTorch's default
-            elsewhere. 'trunc_normal': as the release's dense-prediction code before it loads a
+            elsewhere. 'trunc_normal': as in the release's dense-prediction code before it loads a
             checkpoint, std .02; PolyConv branches then start close to zero.
         norm: 'ln', or 'bn' for the paper's fully polynomial network, whose inference is additions
             and multiplications: ChannelBatchNorm instead of LN, and attention divided by a running
             average of its row sums.
         norm_size: For 'bn', the side, or height and width, of the images that the norms' weights
-            and statistics are for; 224 by default. Loading a state dict changes it to that of the
-            weights. For images of other sizes they are resized. The first batch of a training
-            changes it to the size of its images, except in several processes.
+            and statistics are for; 224 by default. For images of other sizes they are resized.
+            Loading a state dict changes it to that of the weights. The first batch of a training
+            changes it to the size of its images, except with several processes.
         sync_norm: For 'bn', take statistics over the batches of all processes in training.
 
     Raises:
@@ -97,7 +97,7 @@ class PolyNeXt(NormSizes):
 
     def reset_parameters(self) -> None:
         """Initialize for training from scratch, matrices and kernels by ``weight_init``."""
-        if not self.stem.weight.is_meta:  # torch is slow in drawing numbers that are not there
+        if not self.stem.weight.is_meta:  # torch is slow to draw numbers even for meta tensors
             initialize(self, self.weight_init)
 
     def norm_maker(self, stage: int) -> MakeNorm:
@@ -155,13 +155,13 @@ class PolyNeXt(NormSizes):
     def fuse(self, size: int | Sequence[int] | None = None) -> PolyNeXt:
         """Fold gates, attention scales and scales of norms into neighbouring weights, in place.
 
-        For deployment: outputs are the same up to rounding; it cannot be undone, and the network
-        cannot be trained afterwards.
+        This is for deployment: outputs are the same up to rounding; it cannot be undone, and the
+        network cannot be trained afterwards.
 
         With ``norm='bn'``, norms are then a multiplication and an addition per position. The
-        constants of one size of image are kept as buffers, and a graph exported at this size
-        consists of additions and multiplications only. For images of other sizes they are still
-        resized, and not folded.
+        constants of one image size are kept as buffers, and a graph exported at this size consists
+        of additions and multiplications only. For images of other sizes they are still resized, and
+        not folded.
 
         Args:
             size: With ``norm='bn'``, the side, or height and width, of these images; by default

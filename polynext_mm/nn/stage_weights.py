@@ -1,11 +1,11 @@
 """Prepare the weights of all cells of a stage for their kernels at once.
 
-One function of autograd for a stage, and not for a network: its gradients are complete when those
-of the stage are, so that gradients are exchanged between processes while backward goes on.
+There is one autograd function per stage rather than per network: its gradients are complete when
+the stage's are, so that processes can exchange them while backward continues.
 
-Where no gradient is needed they are kept until a weight changes. What is noticed: another tensor or
-other memory in its place, and every change by an operation of torch but those on ``weight.data``;
-``train()``, ``eval()`` and what moves or casts a module forget them in any case.
+If no gradient is needed, prepared weights are cached until a weight changes. Detected changes are
+another tensor or other memory in its place, and every torch operation except those on
+``weight.data``; ``train()``, ``eval()``, and moving or casting a module always clear the cache.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class StageWeights:
         self._kept: tuple[Any, Any, list[CellWeights | None]] | None = None
 
     def __getstate__(self) -> dict:
-        return {'_kept': None}  # a copy has weights of its own
+        return {'_kept': None}  # a copy has its own weights
 
     def forget(self) -> None:
         self._kept = None
@@ -59,7 +59,7 @@ class StageWeights:
         Args:
             cells: Of the stage.
             x: The map that the stage begins with.
-            keep: Whether to keep them, if no gradient is needed.
+            keep: Whether to cache them, if no gradient is needed.
         """
         if not dispatch.kernels_allowed():
             return [None] * len(cells)
@@ -73,7 +73,7 @@ class StageWeights:
         key += [id(raw) if raw is None else len(raw) for raw in found]
         key += [x.dtype, matmul_dtype(x), dispatch.triton_choice()]
         if self._kept is None or self._kept[0] != key:
-            # keep the tensors alive, so that no other tensor reuses the id of one
+            # keep the tensors alive, so that no other tensor reuses one's id
             self._kept = key, tensors, _made(cells, found, x)
         return self._kept[2]
 
@@ -90,7 +90,7 @@ def _made(
     present = [(cell, raw) for cell, raw in zip(cells, found) if raw is not None]
     if not present:
         return [None] * len(cells)
-    # all sigmoids at once: the gates of every cell, one by one, and the scales of every attention
+    # all sigmoids at once: the gates of every cell, split singly, and every attention's scales
     logits = [logit for _, raw in present for *_, logit in raw if logit is not None]
     sizes: list[int] = []
     for _, raw in present:

@@ -16,7 +16,7 @@ from torch.nn.modules import module as hooks
 
 from .ops import dispatch
 
-# FakeTensor stands for a Tensor where kernels are counted or compiled without memory.
+# FakeTensor stands for a Tensor when kernels are counted or compiled without memory.
 PLAIN_TENSORS = frozenset((nn.Parameter, Tensor, FakeTensor))
 # Attributes of a module that change its call, or that a kernel would bypass.
 HOOKS = ('_forward_pre_hooks', '_forward_hooks', '_backward_pre_hooks', '_backward_hooks')
@@ -45,7 +45,7 @@ def kernel_weights(
 
 
 def is_stock(layer: nn.Module) -> bool:
-    """Return whether a layer has its own ``forward``, no hooks, and a dense weight and no bias."""
+    """Return whether a layer has its own ``forward``, a dense weight, no hooks and no bias."""
     own = layer.__dict__
     for name in HOOKS:
         if own[name]:
@@ -64,7 +64,7 @@ def is_stock(layer: nn.Module) -> bool:
 
 
 def hooked_globally() -> bool:
-    """Return whether hooks on all modules are registered."""
+    """Return whether any hooks are registered for all modules."""
     return bool(
         hooks._global_forward_pre_hooks
         or hooks._global_forward_hooks

@@ -500,6 +500,7 @@ def evaluated_and_trained(compile_cells, dtype, autocast, arch=TINY_ARCH):
     return [*evaluated, *features, gradient]
 
 
+@pytest.mark.heavy
 def test_compiled_cells_compute_the_same(graphs):
     """In both directions, with paths dropped."""
     expected, actual = (
@@ -522,6 +523,7 @@ def test_compiled_cells_are_as_exact_under_autocast(graphs):
         assert (a - c).norm() <= 1.2 * (b - c).norm() <= 0.06 * c.norm()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('train', some_slow([False, True], [True]))
 def test_equal_stacks_share_code_for_any_size(train, graphs):
     arch = dict(TWO_STAGES, depths=(2, 1), stacks=(2, 1))

@@ -70,6 +70,7 @@ def sample():
 DETECTORS = ['mask-rcnn_r50_fpn', 'cascade-mask-rcnn_r50_fpn', 'retinanet_r50_fpn']
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('name', some_slow(DETECTORS, ['cascade-mask-rcnn_r50_fpn']))
 def test_a_detector_trains_and_predicts(name):
     from torchvision.ops import box_iou

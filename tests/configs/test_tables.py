@@ -14,6 +14,7 @@ WRITTEN = GENERATOR['costs_as_written']()
 FEW = ('upernet_cpolynext_s_ade20k', 'retinanet_apolynext_t_coco_1x')
 
 
+@pytest.mark.heavy
 def test_every_file_is_what_its_generator_writes():
     for path, text in GENERATOR['contents'](WRITTEN).items():
         assert path.read_text(encoding='utf-8') == text, f'{path}: run `make tables`'

@@ -39,7 +39,7 @@ EXCEPTIONS = {
         'vpd': 'a diffusion model',
     },
     'mmdet': {
-        'bytetrack': 'needs the package lap; it trains its YOLOX alone',
+        'bytetrack': 'needs the package lap; only its detector, YOLOX, is trained',
         'carafe': "needs mmcv's compiled operators (`carafe`)",
         'centripetalnet': 'its head takes the two outputs of an hourglass network',
         'clrnet': 'a lane detector whose code lies elsewhere',
@@ -52,7 +52,7 @@ EXCEPTIONS = {
         'mm_grounding_dino': 'needs a language model',
         'lad': 'needs scikit-learn',
         'misc': 'detectors of detectron2',
-        'ocsort': 'needs the package lap; it trains its YOLOX alone',
+        'ocsort': 'needs the package lap; only its detector, YOLOX, is trained',
         'paa': 'needs scikit-learn',
         'queryinst': 'trains; the masks of untrained boxes cannot be pasted, so not tested',
         'reid': 'needs mmpretrain',

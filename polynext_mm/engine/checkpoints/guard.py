@@ -26,19 +26,19 @@ class CheckpointGuardHook(Hook):
     """Check that checkpoints fit the whole model, and that images are normalized for them.
 
     The backbone checks its own weights wherever it is loaded; mm merely warns about other weights
-    that do not fit, and this hook makes that an error. A file without heads, such as an ImageNet
-    backbone, may start training but cannot be evaluated. If ``load_from`` or a resumed checkpoint
-    provides the backbone's weights, those of ``init_cfg`` are not downloaded.
+    that do not fit, and this hook makes that an error. Training may start from a file without
+    heads, such as an ImageNet backbone, but evaluation may not. If ``load_from`` or a resumed
+    checkpoint provides the backbone's weights, those of ``init_cfg`` are not downloaded.
 
     A ``data_preprocessor`` that normalizes images differently than the published weights expect is
     an error where those weights are used directly: when training starts from ``init_cfg``, and when
-    a file in the authors' names is loaded. If a checkpoint of another training replaces the weights
-    of ``init_cfg``, it is a warning.
+    a file with the authors' parameter names is loaded. If a checkpoint of another training replaces
+    the weights of ``init_cfg``, it is a warning.
 
     Args:
-        reset_mismatched_heads: Whether layers of the heads that have another shape in the
-            checkpoint (for another number of classes) keep their initialization instead.
-        allow_other_normalization: Whether another normalization is intended.
+        reset_mismatched_heads: Whether layers of the heads whose shape differs in the checkpoint
+            (for a different number of classes) keep their initialization instead.
+        allow_other_normalization: Whether a different normalization is intended.
 
     Raises:
         CheckpointError: If the checkpoint or the normalization does not fit.

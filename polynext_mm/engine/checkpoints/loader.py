@@ -1,4 +1,4 @@
-"""mmengine's ``CheckpointLoader``, through which mm reads files and urls, made to read safely."""
+"""Make mmengine's ``CheckpointLoader``, through which mm reads files and urls, read safely."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...weights.errors import CheckpointError
 from ...weights.reading import UNSAFE, read_as_it_is
 
 _STORES = {'pavi://': 'load_from_pavi', 's3://': 'load_from_ceph', 'petrel://': 'load_from_ceph'}
-# as mmengine registers them; the first two are regular expressions of its own
+# as mmengine registers them; the first two are its own regular expressions
 _OF_MMENGINE = (
     *(r'(\S+\:)?s3://', r'(\S+\:)?petrel://', 'pavi://', 'http://', 'https://', ''),
     *('modelzoo://', 'torchvision://', 'open-mmlab://', 'openmmlab://', 'mmcls://'),
@@ -21,9 +21,9 @@ _OF_MMENGINE = (
 def install_loader() -> None:
     """Let mmengine's loader read every file with torch's restricted reader.
 
-    Nothing in a file is executed then, whichever of mmengine's functions loads it and whatever it
-    is loaded into. A file that needs more must be named as ``unsafe:SOURCE``. ``polynext://NAME``
-    stands for a published file. A second call changes nothing.
+    Then nothing in a file is executed, whichever of mmengine's functions loads it and whatever it
+    is loaded into. A file that needs code to run must be named as ``unsafe:SOURCE``.
+    ``polynext://NAME`` stands for a published file. A second call changes nothing.
 
     Raises:
         ImportError: If mmengine is not installed; the message says what to install.
@@ -31,7 +31,7 @@ def install_loader() -> None:
     require_mmengine()
     from mmengine.runner.checkpoint import CheckpointLoader
 
-    # mmengine logs what follows load_from_ in the name of a loader
+    # mmengine logs the part of a loader's name after load_from_
     def load_from_polynext_mm(filename: str, map_location: Any = None) -> Any:
         return _read(filename, map_location)
 

@@ -54,10 +54,10 @@ def folders(runner: Runner) -> list[Path]:
 
 
 def keep_files_inside(checkpoint: Mapping, within: Iterable[Path]) -> None:
-    """Restrict the files that a checkpoint names to files of those names in the run's folders.
+    """Restrict the files that a checkpoint lists to those with the same names in the run's folders.
 
     mmengine removes such files: the previous best checkpoint, and those beyond the number to keep.
-    A damaged best checkpoint is forgotten, so that the next validation saves another.
+    A damaged best checkpoint is dropped, so that the next validation saves another.
     """
     within = list(within)
     hub = checkpoint['message_hub']
@@ -88,7 +88,7 @@ def keep_files_inside(checkpoint: Mapping, within: Iterable[Path]) -> None:
 
 
 def _inside(path: Any, within: list[Path]) -> Path | None:
-    """Return the file with the name of a path in one of a run's folders, if there is one."""
+    """Return the file in one of a run's folders with the same name as a path, if there is one."""
     name = Path(path).name if isinstance(path, str) and '\0' not in path else ''
     if not name.endswith('.pth'):
         return None
@@ -113,12 +113,12 @@ def settings_of(runner: Runner) -> dict[str, int]:
 class Continuation:
     """Resume a run with the settings of its own config, even where the checkpoint's differ.
 
-    Learning rates, weight decay and schedules come from the config. If the checkpoint has the same
-    ones, its state is used unchanged; otherwise the config's schedule is replayed up to the
+    Learning rates, weight decay and schedules come from the config. If the checkpoint's are the
+    same, its state is used unchanged; otherwise the config's schedule is replayed up to the
     iteration or epoch of the checkpoint.
 
     Args:
-        runner: About to resume, with optimizer and schedulers of its config.
+        runner: About to resume, with the optimizer and schedulers of its config.
         checkpoint: The checkpoint to resume from; what the config decides is changed in place.
         source: The file, for messages.
         saved: What :func:`settings_of` returned when it was saved.

@@ -1,4 +1,4 @@
-"""Checkpoints that survive the machine: written whole or not at all, and found again.
+"""Checkpoints that survive crashes: written completely or not at all, and found again.
 
 A checkpoint is written to a temporary file in its folder, flushed to disk and renamed; only then
 does ``last_checkpoint`` name it, and only then are older ones removed. At any moment the work dir
@@ -35,7 +35,7 @@ from .. import models
 from ..processes import on_main
 from .resuming import Continuation, folders, keep_files_inside, require_training, settings_of
 
-# the key under which our checkpoints hold what mmengine's do not
+# the key in our checkpoints for everything that mmengine's do not hold
 RESUME = 'polynext_resume'
 INTERRUPTED = 'interrupted_iter_{}.pth'
 NONFINITE = 'nonfinite_iter_{}.pth'
@@ -45,7 +45,7 @@ _PARTIAL = re.compile(r'\..+\.\d+\.part')
 
 
 class NonFiniteError(ArithmeticError):
-    """A training whose loss or weights are no longer numbers."""
+    """A training whose loss or weights are no longer finite."""
 
 
 # ------------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def _listed(problems: dict[Path, str]) -> str:
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    """Return the name in ``last_checkpoint``, which is used in the log alone."""
+    """Return the name in ``last_checkpoint``, which is used only in the log."""
     path = folder / 'last_checkpoint'
     if not path.is_file():
         return None
@@ -231,7 +231,7 @@ def _time_and_iteration(path: Path, size: int, changed: int) -> tuple[float, int
 
 
 # ------------------------------------------------------------------------------------------------
-# What the reader reads
+# What the restricted reader accepts
 # ------------------------------------------------------------------------------------------------
 
 
@@ -262,7 +262,7 @@ def require_readable(path: Path, checkpoint: dict) -> None:
     """Check that a checkpoint that was just written can be read.
 
     Raises:
-        CheckpointError: If it cannot, naming the entries that are in the way.
+        CheckpointError: If it cannot, naming the entries that prevent it.
     """
     try:
         containers.load(path)
@@ -369,7 +369,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         ours = checkpoint.setdefault(RESUME, {})
-        # never older than an existing checkpoint, even if the clock was set back
+        # never earlier than an existing checkpoint's, even if the clock was set back
         self._saved_at = max(time.time(), math.nextafter(self._saved_at, math.inf))
         ours.update(
             saved_at=self._saved_at, validated=self._validated, settings=settings_of(runner)
@@ -464,7 +464,7 @@ class AtomicCheckpointHook(CheckpointHook):
         return [path for path in self.best_ckpt_path_dict.values() if path]
 
     def _remove_superseded_best(self, folder: Path) -> None:
-        """Remove best files that a killed run had replaced and not removed yet."""
+        """Remove best files that a killed run had replaced but not yet removed."""
         for best in map(Path, self._best_paths()):
             prefix, step = _prefix_and_step(best.name)
             if step is None:
@@ -479,7 +479,7 @@ class AtomicCheckpointHook(CheckpointHook):
         bad = on_main(lambda: _nonfinite_weights(runner.model))
         if not bad:
             return
-        # NonFiniteHook knows when it began
+        # NonFiniteHook knows when the loss stopped being finite
         runner.call_hook('weights_not_finite', iteration=iteration)
         path = save_nonfinite(runner, self.folder(runner), iteration, dict(weights=bad[:10]))
         more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''

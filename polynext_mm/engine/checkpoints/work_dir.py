@@ -36,7 +36,7 @@ LOCK = '.lock'
 REPORT = 'report'
 # raised by file systems without POSIX locks: some NFS and FUSE, Lustre without -o flock
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
-# lock files of this process by work dir, open as long as they are locked
+# lock files of this process by work dir, open while they are locked
 _locks: dict[str, int] = {}
 
 
@@ -94,8 +94,8 @@ def lock(work_dir: str | os.PathLike) -> None:
 def _take(file: int) -> None:
     """Lock an open file without waiting.
 
-    Linux's locks of open file descriptions stay when code in this process opens and closes the
-    file, as a backup of the work dir does; a POSIX lock is lost then. Each keeps the other out.
+    Linux's open file description locks survive when code in this process opens and closes the
+    file, as a backup of the work dir does; a POSIX lock would be lost. Each excludes the other.
     """
     command = getattr(fcntl, 'F_OFD_SETLK', None)
     if command is not None:
@@ -104,7 +104,7 @@ def _take(file: int) -> None:
             fcntl.fcntl(file, command, whole_file)
             return
         except OSError as error:
-            if error.errno != errno.EINVAL:  # the file system has none
+            if error.errno != errno.EINVAL:  # EINVAL: the file system has none
                 raise
     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -134,7 +134,7 @@ def _resolved(folder: str | os.PathLike) -> Path:
 
 
 def keep_aside(folder: Path, templates: Iterable[str] = ()) -> Path | None:
-    """Move checkpoints and report of an earlier training in a folder into a new one inside it.
+    """Move an earlier training's checkpoints and report into a new folder inside theirs.
 
     Args:
         folder: Where the checkpoints are.
@@ -164,8 +164,8 @@ class WorkDirHook(Hook):
     A second training is refused if it uses the work dir or the checkpoint folder of a running one.
     Half-written files of killed runs are removed. Resuming without a named file takes the newest
     whole checkpoint, whatever ``last_checkpoint`` says, and logs which one, why, and which others
-    were passed over; without any, training starts afresh. A training that does not resume moves
-    the checkpoints of earlier ones aside.
+    were passed over; if there is none, training starts afresh. A training that does not resume
+    moves the checkpoints of earlier ones aside.
     """
 
     # before any hook looks for the checkpoint to resume from

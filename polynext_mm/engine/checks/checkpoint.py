@@ -1,4 +1,4 @@
-"""Checkpoints tried before the data is read, which takes a minute for COCO."""
+"""Check checkpoints before the data is read, which takes a minute for COCO."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _try(
     if prefixes != [BACKBONE] and not all(
         any(key.startswith(prefix) for key in state_dict) for prefix in prefixes
     ):
-        return  # models such as SoftTeacher rename keys as they load; the backbone checks them then
+        return  # some models, such as SoftTeacher, rename keys on loading; the backbone checks then
     if guard is not None and '' not in backbones:
         reset = guard.reset_mismatched_heads
         loading.check(model, state_dict.copy(), source, reset, evaluation, backbones)

@@ -1,7 +1,7 @@
 """An annotation file in COCO's format, checked against its images and a config's classes.
 
-mmdet silently skips what it cannot use: boxes without extent, unknown categories, classes whose
-name it does not find, images that ``filter_cfg`` excludes. Here they are counted.
+mmdet silently skips what it cannot use: empty boxes, unknown categories, classes whose name it does
+not find, images that ``filter_cfg`` excludes. Here they are counted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from .findings import DataError, Finding, listed
 
-# fraction of boxes without extent that is ignored: large sets have a few
+# fraction of empty boxes that is tolerated: large sets have a few
 _TOLERATED = 0.001
 _PIXELS = 2.0  # how far boxes may reach beyond the image, from rounding
 _SECTIONS = ('images', 'annotations', 'categories')
@@ -31,10 +31,10 @@ class CocoAudit:
     Attributes:
         path: The file.
         images: How many images it lists.
-        kept: How many of them are left by ``filter_cfg``.
+        kept: How many of them ``filter_cfg`` keeps.
         boxes: How many boxes it has.
-        usable: Boxes that training will use, of each class.
-        with_class: Images that have a usable box, of each class.
+        usable: Boxes of each class that training will use.
+        with_class: Images with a usable box of each class.
         findings: What is wrong.
         image_ids: Ids of the images.
         files: Width and height of each image, by its name in the folder of images.
@@ -55,7 +55,7 @@ def read_coco(path: str | os.PathLike) -> dict:
     """Read an annotation file.
 
     Raises:
-        DataError: If it is not whole JSON, or not in COCO's format.
+        DataError: If it is not complete JSON, or not in COCO's format.
     """
     name = f'{path} ({os.path.getsize(path)} bytes)'
     try:
@@ -87,13 +87,13 @@ def audit_coco(
 
     Args:
         path: The file.
-        classes: Names of the classes that are trained; those of the file by default.
+        classes: Names of the classes to train on; the file's by default.
         image_folder: Where the images should be; not looked for by default.
-        with_mask: Whether masks are trained.
+        with_mask: Whether masks are trained on.
         filter_cfg: The setting by which a training data set leaves out images.
 
     Raises:
-        DataError: If the file cannot be read at all, or lacks what every entry has.
+        DataError: If the file cannot be read at all, or lacks what every entry needs.
     """
     content = read_coco(path)
     images, annotations, categories = (content[section] for section in _SECTIONS)
@@ -366,7 +366,7 @@ def _geometry(path, annotations: list, boxes: np.ndarray, sizes: dict) -> Iterat
 
 
 def _are_corners(boxes: np.ndarray, area: np.ndarray, outside: np.ndarray) -> bool:
-    """Return whether boxes look like two corners: the second is always beyond the first."""
+    """Return whether boxes look like two corners: the second is nearly always beyond the first."""
     x, y, right, bottom = boxes.T
     if ((right > x) & (bottom > y)).mean() < 0.99:
         return False

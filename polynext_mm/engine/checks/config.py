@@ -62,7 +62,7 @@ _READ_BY_TOOLS = (
     'tta_model',
     'tta_pipeline',
 )
-# Settings of older releases that nothing reads any more, and what replaced them.
+# Settings of older releases that nothing reads anymore, and what replaced them.
 _RENAMED = {
     'resume_from': 'resume=True and load_from',
     'checkpoint_config': 'default_hooks.checkpoint',
@@ -103,14 +103,14 @@ _DATALOADER_OPTIONS = {'dataset', 'num_batch_per_epoch', 'disable_subprocess_war
 def override(cfg: Config, options: Mapping | None) -> None:
     """Merge settings of a command line into a config, in place.
 
-    A setting that is None takes options, as an empty dict does; an ``init_cfg`` is then one of
+    A setting that is None takes options, as an empty dict does; an ``init_cfg`` then gets the
     type Pretrained.
 
     Args:
-        options: Keys with dots; numbers are places in lists.
+        options: Dotted keys; numbers are indices into lists.
 
     Raises:
-        ConfigError: If a key leads beyond a list, or into what holds no settings.
+        ConfigError: If a key leads past the end of a list, or into what holds no settings.
     """
     for key, value in (options or {}).items():
         *outer, _ = key.split('.')
@@ -149,16 +149,16 @@ def read_keys() -> set[str]:
 def check_config(
     cfg: Config, file_keys: Collection[str] | None = None, overrides: Mapping | None = None
 ) -> None:
-    """Check everything that can be told from a config alone.
+    """Check everything that the config alone determines.
 
     Args:
         cfg: As it will be run.
         file_keys: Top-level names in the config file itself, without those that the command line
             added; all names in ``cfg`` by default.
-        overrides: Settings of the command line, with dotted keys.
+        overrides: Settings from the command line, with dotted keys.
 
     Raises:
-        ConfigError: If a setting names nothing, or an option or number of classes cannot be right.
+        ConfigError: If nothing reads a setting, or an option or number of classes cannot be right.
     """
     # the checks below look into these settings
     problems = [*_unwritable_names(cfg), *_wrong_kinds(cfg)] or [
@@ -186,10 +186,10 @@ def check_config(
 
 
 def _unwritable_names(cfg: Config) -> Iterator[str]:
-    """Yield names that mmengine cannot write into the config of a work dir, which is UTF-8."""
+    """Yield names that mmengine cannot write into a work dir's config, which is UTF-8."""
     for path, value in (('the config', cfg.filename), *_texts(settings_of(cfg))):
         try:
-            # with LANG=C, names in UTF-8 are not decoded
+            # with LANG=C, Python does not decode UTF-8 names
             str(value).encode(errors='surrogateescape').decode()
         except UnicodeError:
             yield f'{path}={value!a}: the name is not UTF-8; rename the file or folder'
@@ -256,7 +256,7 @@ def _words(value: Any) -> bool:
 
 
 def _impossible_numbers(cfg: Config) -> Iterator[str]:
-    """Yield numbers with which loading, drawing or the optimizer would fail only later."""
+    """Yield numbers that would make loading, drawing or the optimizer fail only later."""
     for task in TASKS:
         path, loader = f'{task}_dataloader', cfg.get(f'{task}_dataloader')
         if not isinstance(loader, Mapping):
@@ -308,7 +308,7 @@ def _impossible_rates(path: str, settings: Any) -> Iterator[str]:
 def _unknown_overrides(
     cfg: Config, file_keys: Collection[str], overrides: Mapping
 ) -> Iterator[str]:
-    """Yield settings of the command line that neither the file has nor mm reads."""
+    """Yield settings from the command line that are not in the file and that mm does not read."""
     known = read_keys()
     for key, value in overrides.items():
         name = key.split('.')[0]
@@ -325,7 +325,7 @@ def _unknown_overrides(
 
 
 def _misspelt_keys(cfg: Config, overrides: Mapping) -> Iterator[str]:
-    """Yield names that the file does not use and that resemble, but are not, what mm reads."""
+    """Yield names that the file does not use and that resemble a name that mm reads."""
     known = read_keys()
     given = {key.split('.')[0] for key in overrides}
     words = _uses(cfg)
@@ -338,12 +338,12 @@ def _misspelt_keys(cfg: Config, overrides: Mapping) -> Iterator[str]:
 
 
 def _uses(cfg: Config) -> list[str]:
-    """Return the words of a config file and of those that it inherits from, without comments."""
+    """Return the words of a config file and of those it inherits from, without comments."""
     return re.findall(r'\w+', re.sub('#.*', '', cfg.text or ''))
 
 
 def _places(name: str, cfg: Config) -> str:
-    """Say which settings a variable of that name most likely went into."""
+    """Say which settings a variable of that name was most likely used in."""
     inside = [path for path in _paths(cfg) if path.split('.')[-1] == name and path != name]
     if not inside:
         return 'set what is made from it, or change it in the file'
@@ -390,7 +390,7 @@ def _inner_paths(node: Any, path: str, depth: int = 5) -> Iterator[str]:
 def accepted(factory: Any) -> set[str] | None:
     """Return the names of the arguments that a class or function takes.
 
-    Those of its bases are included as long as keywords are passed on. None if that is not known.
+    Those of its bases are included as far as keywords are passed on. None if they are not known.
     """
     if not inspect.isclass(factory):
         parameters = inspect.signature(factory).parameters.values()
@@ -461,7 +461,7 @@ def _wrong_types(path: str, options: Mapping, factory: Any) -> Iterator[str]:
 
 
 def _is_no_period(option: str, value: float) -> bool:
-    # hooks of mm take -1 for never
+    # mm's hooks take -1 to mean never
     return value != int(value) or (value < 1 and not (option == 'interval' and value == -1))
 
 
@@ -471,6 +471,6 @@ def _annotation(factory: Any, option: str) -> Any:
         if init is not None and option in inspect.signature(init).parameters:
             try:
                 return typing.get_type_hints(init).get(option)
-            except (NameError, TypeError):  # annotations that only a type checker resolves
+            except (NameError, TypeError):  # annotations that only a type checker can resolve
                 return None
     return None

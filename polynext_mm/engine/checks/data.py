@@ -1,6 +1,6 @@
 """Checks of data and checkpoints before the first step, to report mistakes in the first minute.
 
-`tools/train.py` and `tools/test.py` call :func:`check_before_data`; for mm's own tools
+`tools/train.py` and `tools/test.py` call :func:`check_before_data`. With mm's own tools,
 DataCheckHook, in the custom_hooks of our base configs, does the same as soon as mmengine calls a
 hook.
 """
@@ -44,9 +44,9 @@ from .model import channel_fault, input_channels
 from .sizes import size_findings
 from .survey import spread
 
-# Samples read from each data set before the first step, spread over all of it: tenths of a second.
+# Samples read from each data set before the first step, evenly spread; takes tenths of a second.
 SAMPLES = 32
-_BINARY = 1000  # as many labels are read where all of SAMPLES look like binary masks
+_BINARY = 1000  # labels to read if those of all SAMPLES look like binary masks
 _SCALING = ('Albu', 'Normalize')
 _PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 _TASKS = dict(train=('train', 'val'), val=('val',), test=('test',))
@@ -57,10 +57,10 @@ _checked: weakref.WeakSet[Runner] = weakref.WeakSet()
 class DataCheckHook(Hook):
     """Check config and data before the first step, and every sample as it is loaded.
 
-    For tools other than ours. mmengine calls hooks only after data sets are built, so a file that
-    cannot be read at all raises mm's own error. Upstream's IterBasedTrainLoop starts its workers
-    even earlier: there, samples are checked before the first step and in validation, but not in
-    those workers.
+    It is for tools other than ours. mmengine calls hooks only after data sets are built, so a file
+    that cannot be read at all raises mm's own error. Upstream's IterBasedTrainLoop starts its
+    workers even earlier: there, samples are checked before the first step and in validation, but
+    not in those workers.
     """
 
     priority = 'VERY_HIGH'
@@ -146,7 +146,7 @@ def check_sources(cfg: Config, tasks: Iterable[str]) -> None:
 
 
 def inspect_sources(cfg: Config, tasks: Iterable[str]) -> tuple[list[str], list[Finding]]:
-    """Return lines to print on what the data sets of some loaders hold, and findings."""
+    """Return lines to print about what the data sets of some loaders hold, and findings."""
     lines: list[str] = []
     findings: list[Finding] = [*class_findings(cfg), *scale_findings(cfg)]
     for task in tasks:
@@ -178,7 +178,7 @@ def lazily_built(cfg: Config, settings: Mapping, place: str) -> Any:
     None if it is not checked: neither mmseg's nor in COCO's format, or not on a local disk.
 
     Raises:
-        DataError: If it refuses its classes.
+        DataError: If it rejects its classes.
     """
     with DATASETS.switch_scope_and_registry(cfg.get('default_scope') or 'mmengine') as registry:
         kind = settings.get('type')
@@ -210,7 +210,7 @@ def lazily_built(cfg: Config, settings: Mapping, place: str) -> Any:
 def _is_coco(source: Any) -> bool:
     """Return whether a data set reads its file as CocoDataset does.
 
-    Those that read it otherwise (LVIS, panoptic) expect other content.
+    Those that read it differently (LVIS, panoptic) expect other content.
     """
     from mmdet.datasets import CocoDataset
 
@@ -326,7 +326,7 @@ def _unread(
         and path not in known
         and not (beside and path.endswith(suffix))
     ]
-    # a longer suffix such as _image.png selects pictures on purpose
+    # a longer suffix such as _image.png selects images on purpose
     if images and others and source.img_suffix.lower() in _PICTURES:
         kinds = Counter(os.path.splitext(path)[1] for path in others)
         counts = listed(f'{count} {kind}' for kind, count in kinds.most_common())
@@ -357,7 +357,7 @@ def _files_below(folder: str) -> Iterator[str]:
 
 
 def _absent(paths: Sequence[str]) -> list[str]:
-    """Return the missing paths, by listing folders: probing each file is slow on file servers."""
+    """Return the missing paths, by listing folders, since probing files is slow on file servers."""
     folders = defaultdict(list)
     for path in paths:
         folders[os.path.dirname(path)].append(path)
@@ -369,7 +369,7 @@ def _absent(paths: Sequence[str]) -> list[str]:
 
 
 def _evaluator_findings(cfg: Config, task: str, audits: Sequence[CocoAudit]) -> Iterator[Finding]:
-    """Find an evaluator that reads other annotations than its data set."""
+    """Find an evaluator that does not read the annotations of its data set."""
     evaluators = cfg.get(f'{task}_evaluator') if task != 'train' else None
     evaluators = [evaluators] if isinstance(evaluators, Mapping) else evaluators or []
     for evaluator in evaluators:
@@ -396,7 +396,7 @@ def _evaluator_findings(cfg: Config, task: str, audits: Sequence[CocoAudit]) -> 
 def class_findings(cfg: Config) -> Iterator[Finding]:
     """Find data sets whose classes differ in name or order, and names that occur twice.
 
-    Labels are indices into this list, so another list gives the same labels another meaning.
+    Labels are indices into this list, so another list gives the same labels a different meaning.
     """
     model = cfg.get('model')
     if isinstance(model, Mapping) and 'tracker' in model:  # a tracker is tested on another data set
@@ -419,7 +419,7 @@ def class_findings(cfg: Config) -> Iterator[Finding]:
             first = first or (place, classes)
             if len(classes) != len(
                 first[1]
-            ):  # a different number is reported by comparing with the heads, which says more
+            ):  # comparing with the heads reports a different number, and says more
                 continue
             other = next((pair for pair in zip(first[1], classes) if pair[0] != pair[1]), None)
             if other:
@@ -433,7 +433,7 @@ def class_findings(cfg: Config) -> Iterator[Finding]:
 
 
 def scale_findings(cfg: Config) -> Iterator[Finding]:
-    """Find mean and std meant for pixels in 0..1 where the pipeline gives pixels in 0..255."""
+    """Find mean and std meant for pixels in 0..1 if the pipeline returns pixels in 0..255."""
     model = cfg.get('model')
     preprocessor = model.get('data_preprocessor') if isinstance(model, Mapping) else None
     if not isinstance(preprocessor, Mapping):
@@ -476,11 +476,11 @@ def check_samples(loader: DataLoader, cfg: Config | None = None) -> None:
 
     Args:
         loader: Its workers have not started.
-        cfg: Whose model takes the samples; by default their channels are not compared with it.
+        cfg: Config of the model that takes the samples; by default, channels are not compared.
 
     Raises:
-        DataError: For the first sample that no model can learn from, or whose channels are not the
-            network's.
+        DataError: For the first sample that no model can learn from, or whose number of channels
+            is not the network's.
     """
     unchecked = [
         leaf for leaf in leaves(loader.dataset) if not isinstance(_pipeline(leaf), CheckedPipeline)
@@ -489,7 +489,7 @@ def check_samples(loader: DataLoader, cfg: Config | None = None) -> None:
     for leaf in unchecked:
         pipeline = _pipeline(leaf)
         if isinstance(pipeline, CheckedPipeline):
-            with restored():  # what follows draws the same numbers
+            with restored():  # so that later code draws the same numbers
                 _load_some(leaf, pipeline)
     wanted = None if cfg is None else input_channels(cfg)
     if wanted is not None and unchecked and len(loader.dataset):
@@ -531,7 +531,7 @@ def _load_some(leaf: Any, pipeline: CheckedPipeline) -> None:
 
 
 def _ids_of(leaf: Any, trial: CheckedPipeline, positions: Sequence[int]) -> set[int]:
-    """Load samples; return the ids in their labels, if they have some."""
+    """Load samples; return the ids in their labels, if they have any."""
     ids: set[int] = set()
     for position in positions:
         data = trial(leaf.get_data_info(position))
@@ -541,7 +541,7 @@ def _ids_of(leaf: Any, trial: CheckedPipeline, positions: Sequence[int]) -> set[
 
 
 def _tell_of_pixels(leaf: Any, positions: Sequence[int], decoder: Decoder) -> None:
-    """Warn about the first image of which the decoder drops bits."""
+    """Warn about the first image that loses bits in decoding."""
     for position in positions:
         path = leaf.get_data_info(position).get('img_path')
         if not is_local(path):

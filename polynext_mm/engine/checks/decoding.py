@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 _ORIENTATION = 274  # the tag of EXIF and TIFF
-_BITS = 258  # the tag of TIFF: bits of each sample
+_BITS = 258  # the tag of TIFF: bits per sample
 _TURNING = ('color', 'grayscale')  # flags with which mmcv obeys EXIF
 _BITS_OF_MODES = {'I': 32, 'F': 32}
 
@@ -38,7 +38,7 @@ class Decoder(NamedTuple):
         return mmcv.imfrombytes(content, flag=self.flag, backend=self.backend)
 
     def picture(self, content: bytes) -> Image.Image:
-        """Return the decoded image as a picture to look at: the first three of many channels."""
+        """Return the decoded image as a picture to look at; of many channels, the first three."""
         pixels = self.decode(content)
         if pixels.ndim == 3:
             pixels = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0]
@@ -58,12 +58,12 @@ class Header(NamedTuple):
     """What the header of a file says.
 
     Attributes:
-        size: Width and height as the decoder gives them.
-        stored: Width and height of the pixels as they are stored.
-        orientation: EXIF orientation, as far as the decoder obeys it; 1 is upright.
-        mode: Pillow's name of the mode, with the bits per sample if there are more than 8.
+        size: Width and height as the decoder returns them.
+        stored: Width and height of the pixels as stored.
+        orientation: EXIF orientation if the decoder obeys it, else 1, which is upright.
+        mode: Pillow's name for the mode, with the bits per sample if there are more than 8.
         bits: Bits per sample.
-        format: Pillow's name of the format.
+        format: Pillow's name for the format.
     """
 
     size: tuple[int, int]
@@ -75,7 +75,7 @@ class Header(NamedTuple):
 
     @property
     def may_be_turned(self) -> bool:
-        """Whether EXIF turns or mirrors the picture in a way that its size does not show."""
+        """Whether EXIF turns or mirrors the picture without changing its size."""
         return self.orientation != 1 and self.size == self.stored
 
 
@@ -104,7 +104,7 @@ def _orientation(image: Image.Image, content: bytes, decoder: Decoder) -> int:
         decoder.flag not in _TURNING
         or decoder.backend not in ('cv2', 'pillow')
         or image.format not in obeyed  # all decoders rotate TIFF, and report the rotated size
-        # to find it, Pillow would decode all of a PNG
+        # Pillow would decode a whole PNG to find the EXIF data
         or (image.format == 'PNG' and b'eXIf' not in content)
     ):
         return 1
@@ -113,7 +113,7 @@ def _orientation(image: Image.Image, content: bytes, decoder: Decoder) -> int:
 
 
 def is_turned_by_exif(path: str | os.PathLike, size: tuple[int, int]) -> bool:
-    """Return whether EXIF made a decoder exchange width and height, which gave an image its size.
+    """Return whether ``size`` is that of a decoder that swapped width and height due to EXIF.
 
     Decoders differ: OpenCV does not obey EXIF in WebP, for example.
     """
@@ -128,7 +128,7 @@ def allow_large_images() -> None:
 
 
 def image_decoder(steps: Iterable[Any]) -> Decoder | None:
-    """Return how a pipeline decodes images; None if not by mm's LoadImageFromFile."""
+    """Return how a pipeline decodes images; None if not with mm's LoadImageFromFile."""
     return _decoder(steps, 'LoadImageFromFile', 'color', 'cv2')
 
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a file, each in one line with its name, size, mode and a remedy."""
+"""What can be wrong with a file, each in one line with the file's name, size, mode and a remedy."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 class DataError(ValueError):
-    """Data that cannot be trained on or evaluated with. One line for each problem."""
+    """Data that cannot be used for training or evaluation. One line for each problem."""
 
     def __init__(self, message: str):
-        # torch re-raises a worker's error with its traceback as the text; the last line is the
-        # message
+        # torch re-raises a worker's error with its traceback as the text, and the message in the
+        # last line
         if message.startswith('Caught '):
             message = message.rpartition('DataError: ')[2].strip()
         super().__init__(message)
@@ -69,7 +69,7 @@ def described(path: str | os.PathLike) -> str:
     try:
         with Image.open(path) as image:
             facts += [image.format, f'{image.width}x{image.height}', f'mode {image.mode}']
-    except UNREADABLE:  # file_fault reports files that are no images
+    except UNREADABLE:  # file_fault reports files that are not images
         pass
     return f'{path} ({", ".join(facts)})'
 
@@ -103,7 +103,7 @@ def file_fault(path: str | os.PathLike) -> Finding | None:
 
 
 def _strange_tiff(path: str | os.PathLike, again: str) -> Finding:
-    """Return what to do with a TIFF that Pillow does not know: of five channels, or of floats."""
+    """Return what to do with a TIFF that Pillow cannot read: with five channels, or floats."""
     try:
         shape = require('tifffile').imread(path).shape
     except MissingPackageError:
@@ -112,7 +112,7 @@ def _strange_tiff(path: str | os.PathLike, again: str) -> Finding:
             "`pip install tifffile`, and set imdecode_backend='tifffile' in every "
             'LoadImageFromFile (docs/own_data.md)',
         )
-    except Exception as error:  # noqa: BLE001 - tifffile raises anything at all
+    except Exception as error:  # noqa: BLE001 - tifffile can raise anything
         return Finding(f'{path} is a TIFF that is cut short or damaged ({error})', again)
     return Finding(
         f'{path} is a TIFF of shape {shape} that neither Pillow nor OpenCV can read',
@@ -159,11 +159,11 @@ def label_fault(
     """Return what is wrong with a label image, without the name of the file.
 
     Args:
-        label: As it was loaded, with zero reduced and classes mapped, in shape (H, W).
+        label: As loaded, (H, W), after ``reduce_zero_label`` and with classes mapped.
         size: Height and width of the image; None if unknown.
         num_classes: Of the data set; None if it does not say.
-        ignored: Ids that are no class and are ignored by the loss.
-        reduce_zero_label: Whether ids of the file were counted down by one.
+        ignored: Ids that are no class and that the loss ignores.
+        reduce_zero_label: Whether the file's ids were lowered by one.
     """
     if label.ndim < 2:  # mmseg drops dimensions of 1
         return Finding(
@@ -200,7 +200,7 @@ def label_fault(
 
 
 def id_remedy(ids: Collection[int], num_classes: int, reduce_zero_label: bool) -> str:
-    """Return what to do about ids in the file that are no class."""
+    """Return what to do about ids in the file that stand for no class."""
     if list(ids) == [num_classes] and not reduce_zero_label:
         return (
             'if ids count from 1, set reduce_zero_label=True in the data set; if '
@@ -234,10 +234,10 @@ def times(size: Sequence[int]) -> str:
 
 
 def storage_fault(path: str | os.PathLike, decoder: Decoder = LABELS) -> Finding | None:
-    """Return why mmseg reads other ids than a label file holds: JPEG, or more than 8 bits."""
+    """Return why mmseg reads ids that a label file does not hold: JPEG, or more than 8 bits."""
     with open(path, 'rb') as file:
         head = file.read(26)
-    # PNG says the bits of a sample in the 25th byte
+    # a PNG's 25th byte is its bits per sample
     if head.startswith(b'\x89PNG') and head[24] <= 8:
         return None
     if head.startswith(b'\xff\xd8'):
@@ -295,7 +295,7 @@ def binary_fault(ids: Collection[int], num_classes: int | None) -> Finding | Non
 
 
 def bits_finding(path: str | os.PathLike, bits: int) -> Finding:
-    """Return a finding for an image of which the pipeline keeps only 8 bits per sample."""
+    """Return a finding for an image that the pipeline reduces to 8 bits per sample."""
     with open(path, 'rb') as file:
         content = file.read()
     stored = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -1,4 +1,4 @@
-"""Samples checked as they are loaded, in training and validation, in the worker that loads them."""
+"""Check samples as they are loaded, in training and validation, in the worker that loads them."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from .findings import (
     storage_fault,
 )
 
-# After so many samples in a row with every pixel ignored, raise: single ones are common.
+# Raise after this many samples in a row with every pixel ignored: single ones are common.
 PATIENCE = 50
 
 
 class CheckedPipeline(Compose):
     """The pipeline of a data set, with checks on what its loading steps return.
 
-    If a step whose name begins with ``Load`` fails, or returns what no model can learn from, an
-    error of one line names the file. All other steps run unchanged. A check costs a hundredth of
-    decoding.
+    If a step whose name begins with ``Load`` fails, or returns what no model can learn from, a
+    one-line error names the file. All other steps run unchanged. A check takes a hundredth of the
+    time of decoding.
 
     Args:
         pipeline: The pipeline to replace; its steps are shared, not copied.
-        num_classes: Classes of the data set; None if it does not say.
+        num_classes: Number of classes of the data set; None if it does not say.
         is_segmentation: Whether label images hold classes of the data set.
-        reduce_zero_label: Whether the data set counts ids down by one, for messages.
-        patience: Number of samples in a row without a pixel to learn from that is an error.
+        reduce_zero_label: Whether the data set lowers ids by one, for messages.
+        patience: How many samples in a row without a pixel to learn from are an error.
         ignore_index: An id that is ignored besides 255.
         has_boxes: Whether ``height`` and ``width`` are the image size that boxes refer to.
     """
@@ -75,7 +75,7 @@ class CheckedPipeline(Compose):
                 paths = paths[:1] if name == 'LoadImageFromFile' else paths[1:]
             try:
                 data = transform(data)
-            except Exception as error:  # noqa: BLE001 - decoders raise anything at all
+            except Exception as error:  # noqa: BLE001 - decoders can raise anything
                 raise loading_error(list(filter(None, paths)), error) from error
             if data is None:
                 return None
@@ -136,7 +136,7 @@ class CheckedPipeline(Compose):
         if not self.patience or self.num_classes is None:
             return
         if (label < self.num_classes).any():
-            self.patience = 0  # some label has classes, so later ones may be empty
+            self.patience = 0  # one label has classes, so later ones may be empty
             return
         self._ignored_in_a_row += 1
         if self._ignored_in_a_row >= self.patience:
@@ -185,7 +185,7 @@ def check_loading(dataset: Any) -> list[Any]:
     """Make a data set check what it loads from now on; its class is unchanged.
 
     Args:
-        dataset: Of a data loader whose workers have not started; wrappers are looked through.
+        dataset: Of a data loader whose workers have not started; it may be wrapped.
 
     Returns:
         list: The data sets inside that were not checked before.

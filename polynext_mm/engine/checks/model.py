@@ -1,4 +1,4 @@
-"""Heads that fit the classes of the data, and layers that fit what they are given."""
+"""Check that heads fit the data's classes, and that layers fit their inputs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ...weights.downloads import PUBLISHED_SCHEME
 from .findings import Finding
 from .walk import TASKS, ConfigError, datasets_of, find_type, parts
 
-_OTHER_HEADS = ('STDCHead',)  # of edges
+_OTHER_HEADS = ('STDCHead',)  # predicts edges
 
 # Classes
 
 
 def class_problems(cfg: Config) -> Iterator[str]:
-    """Compare the number of classes of the data of every loader with that of every head."""
+    """Compare the number of classes of every loader's data with that of every head."""
     yield from _wrong_rpn(cfg)
     heads = list(heads_of(cfg))
     told = set()
@@ -45,7 +45,7 @@ def class_problems(cfg: Config) -> Iterator[str]:
 
 
 def metainfo_of(cfg: Config, dataset: Mapping) -> dict[str, Any]:
-    """Return the metainfo of a data set (``classes``), as far as it is known before it is built.
+    """Return the metainfo of a data set (``classes``), as far as known before it is built.
 
     Raises:
         ConfigError: If ``metainfo`` or ``classes`` is invalid, such as a single string, whose
@@ -147,7 +147,7 @@ def channel_problems(cfg: Config) -> Iterator[str]:
 
 
 def start_problems(cfg: Config) -> Iterator[str]:
-    """Compare the published weights that a training starts from with the arch of its backbone."""
+    """Check that the published weights that a training starts from have its backbone's arch."""
     model = cfg.get('model')
     backbone = model.get('backbone') if isinstance(model, Mapping) else None
     if not isinstance(backbone, Mapping) or cfg.get('load_from') or cfg.get('resume'):
@@ -191,11 +191,11 @@ def input_channels(cfg: Config) -> int | None:
 
 
 def channel_fault(channels: int, wanted: int, model: Mapping) -> Finding | None:
-    """Return what is wrong with the number of channels of images, as the pipeline gives them.
+    """Return what is wrong with the number of channels of images as the pipeline returns them.
 
     Args:
-        channels: Of an image.
-        wanted: Those that the backbone takes.
+        channels: How many an image has.
+        wanted: How many the backbone takes.
         model: Settings of the model.
     """
     mean = (model.get('data_preprocessor') or {}).get('mean')
@@ -205,7 +205,7 @@ def channel_fault(channels: int, wanted: int, model: Mapping) -> Finding | None:
             f'have {channels} channels, and model.data_preprocessor.mean has {means} numbers',
             'write one number for each channel in mean and std, or one for all',
         )
-    channels = max(channels, means)  # a gray image is spread over the channels of mean
+    channels = max(channels, means)  # a gray image is broadcast to the channels of mean
     if channels != wanted:
         return Finding(
             f'have {channels} channels, and the backbone takes {wanted}',
@@ -284,7 +284,7 @@ def _roi_problems(roi_head: Any, widths: list[int], source: str) -> Iterator[str
                 yield _to_set(f'{path}.in_channels', given, source, widths[0])
 
 
-# Weights of classes, and their colours
+# Class weights and colours
 
 _MORE_CLASSES = ('SideAdapterCLIPHead',)  # heads whose losses have a weight for the background
 
@@ -301,7 +301,7 @@ def weight_problems(cfg: Config) -> Iterator[str]:
             continue
         for place, loss in _one_or_more(head.get('loss_decode'), f'{path}.loss_decode'):
             outputs = head.get('out_channels') or classes
-            # a single logit has one weight, for the class that it predicts
+            # a single logit has a single weight, for the class that it predicts
             yield from _wrong_weights(place, loss, outputs)
         loss = head.get('loss_cls')
         if isinstance(loss, Mapping) and not loss.get('use_sigmoid'):

@@ -8,8 +8,8 @@ give features that look plausible but are wrong. In mm's configs::
         mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True
     )
 
-The files of the low-resolution network, of CIFAR-10, SVHN and Tiny-ImageNet, expect
-those of CIFAR-10 instead; all are in :mod:`polynext_mm.normalization`.
+The files of the low-resolution network (CIFAR-10, SVHN, Tiny-ImageNet) expect CIFAR-10's values
+instead; all are in :mod:`polynext_mm.normalization`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ...normalization import IMAGENET, LOW_RESOLUTION
 from .. import models
 
 _TOLERANCE = 1.0  # some configs round to integers
-# by package and name, since importing mmseg takes seconds and it may not be installed
+# by package and name: importing mmseg takes seconds, and it may not be installed
 _KNOWN_KINDS = (('mmengine', 'ImgDataPreprocessor'), ('mmseg', 'SegDataPreProcessor'))
 
 
@@ -50,15 +50,15 @@ class Mismatch:
 def find_mismatch(model: nn.Module) -> Mismatch | None:
     """Find a normalization that is not the one of the published weights.
 
-    Images that are stacked along their channels, such as the two of change detection, repeat the
-    three values of the mean and of the standard deviation.
+    For images that are stacked along their channels, such as the two of change detection, the three
+    values of the mean and of the standard deviation are repeated.
 
     Args:
         model: A model of an mm package, without wrappers.
 
     Returns:
         The difference. None if there is none, if the data preprocessor has no mean and standard
-        deviation to look at, or if the backbone takes other channels than RGB.
+        deviation to look at, or if the backbone takes channels other than RGB.
     """
     backbones = models.backbones(model).values()
     if any(backbone.stem.weight.shape[1] != 3 for backbone in backbones):

@@ -1,4 +1,4 @@
-"""Schedules that fit the length of the training, and checkpoints that are saved at all."""
+"""Check that schedules fit the length of the training, and that checkpoints are saved at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LENGTHS = {
     'IterBasedTrainLoop': ('iterations', 'max_iters'),
     'EpochBasedTrainLoop': ('epochs', 'max_epochs'),
 }
-# Part of a training after the end of its schedule that is not worth reporting.
+# Share of a training after the end of its schedule that is too small to report.
 _TAIL = 0.01
 _HOOK = 'default_hooks.checkpoint'
 
@@ -74,7 +74,7 @@ def _ends_at_zero(settings: Mapping) -> bool:
 
 
 def _is_short_cycle(settings: Mapping, total: int) -> bool:
-    """Return whether a one-cycle schedule is asked for more steps than it has."""
+    """Return whether a training needs more steps than its one-cycle schedule has."""
     steps, end = settings.get('total_steps'), settings.get('end', math.inf)
     return (
         str(settings.get('type')).startswith('OneCycle')
@@ -129,7 +129,7 @@ def _never_saved(cfg: Config, hook: Mapping) -> Iterator[str]:
         return
     unit, total = length
     save_best, begin = hook.get('save_best'), cfg['train_cfg'].get('val_begin', 1)
-    # who leaves validation out (val_cfg=None) means it, and keeps the save_best of a base config
+    # val_cfg=None leaves out validation on purpose; save_best may come from a base config
     too_late = isinstance(begin, int) and begin > total
     if save_best is not None and cfg.get('val_cfg') is not None and too_late:
         yield (
@@ -159,7 +159,7 @@ def _never_saved(cfg: Config, hook: Mapping) -> Iterator[str]:
 
 
 def _without_rule(cfg: Config, hook: Mapping) -> Iterator[str]:
-    """Report a ``save_best`` without a known rule, by building the hook, which knows the rules."""
+    """Report a ``save_best`` without a known rule, by building the hook, which has the rules."""
     kind = hook.get('type', DEFAULT_HOOKS['checkpoint'])
     factory = find_type(HOOKS, kind, cfg) if isinstance(kind, str) else kind
     if not (isinstance(factory, type) and issubclass(factory, CheckpointHook)):
@@ -187,7 +187,7 @@ def _unknown_metrics(cfg: Config, save_best: Any) -> Iterator[str]:
 
 
 def metric_names(evaluators: Any) -> list[str] | None:
-    """Return the names that IoUMetric and CocoMetric report; None with any other metric."""
+    """Return the names that IoUMetric and CocoMetric report; None if there are other metrics."""
     evaluators = [evaluators] if isinstance(evaluators, Mapping) else evaluators
     names: list[str] = []
     for evaluator in evaluators or ():

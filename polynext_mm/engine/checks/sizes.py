@@ -1,4 +1,4 @@
-"""Sizes of the images that a segmentor is evaluated on, as far as its pipeline tells them."""
+"""Sizes of the images that a segmentor is evaluated on, where its pipeline determines them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .findings import Finding, listed
 
 Size = tuple[int, int]  # width, height
 
-# Of an image, in bytes a pixel, measured with UperNet on CPUs: mmseg has the logits of every class
-# twice, and a head that sees the whole image needs so much for each of its channels.
+# Memory per pixel of an image, in bytes, measured with UperNet on CPUs: mmseg holds the logits of
+# every class twice; a head that sees the whole image needs the second number per channel.
 _LOGITS = 8
 _UPERNET = 2.7
 
@@ -23,8 +23,8 @@ _UPERNET = 2.7
 def size_findings(cfg: Config, task: str, settings: Mapping, paths: Sequence[str]) -> list[Finding]:
     """Find images too small for the network or too large for memory, and batches of mixed sizes.
 
-    Only headers are read, in tenths of a millisecond each. Nothing is reported if the effect of a
-    step of the pipeline on sizes is not known, nor for small images that are padded.
+    Only headers are read, in tenths of a millisecond each. Nothing is reported if a pipeline step
+    has an unknown effect on sizes, nor for small images that are padded.
 
     Args:
         cfg: The whole config.
@@ -64,10 +64,10 @@ def _smallest_image(model: Mapping) -> int | None:
 
 
 def _size(path: str) -> Size | None:
-    """Return an image's size as mmcv loads it; None if the file is no image."""
+    """Return an image's size as mmcv loads it; None if the file is not an image."""
     try:
         with Image.open(path) as image:
-            rotated = image.getexif().get(0x0112, 1) >= 5  # by a quarter turn
+            rotated = image.getexif().get(0x0112, 1) >= 5  # a quarter turn
             return image.size[::-1] if rotated else image.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None  # reported when samples are read
@@ -111,7 +111,7 @@ def _too_large(
         return
     path, (width, height) = max(files.items(), key=lambda item: item[1][0] * item[1][1])
     scaled = sizes[path][0] * sizes[path][1]
-    # mmseg scales them to the size of the file
+    # mmseg scales logits to the size of the file
     logits = _LOGITS * (head.get('num_classes') or 1) * max(scaled, width * height)
     features = 0.0
     whole = (model.get('test_cfg') or {}).get('mode', 'whole') == 'whole'
@@ -132,7 +132,7 @@ def _too_large(
 
 
 def _memory() -> int | None:
-    """Return the bytes of the first GPU, or of the machine; None where the system does not say."""
+    """Return the memory of the first GPU, or else of the machine, in bytes; None if unknown."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
     try:

@@ -43,7 +43,7 @@ _CHUNK = 32
 _AHEAD = 4  # how many chunks each thread may read ahead
 _SHOWN = 3
 _LISTED = 20  # files that cannot be read for the same reason
-_REDUCIBLE = 16  # sides that OpenCV can decode at an eighth
+_REDUCIBLE = 16  # smallest side that OpenCV can decode at an eighth
 _IMAGES = Decoder()
 
 
@@ -53,8 +53,8 @@ class Facts(NamedTuple):
     Attributes:
         size: Width and height of the image as training sees it.
         mode: Of the image, as Pillow names it.
-        bits: Of a sample of the image, of which training keeps 8; 0 if it keeps all.
-        may_be_turned: Whether EXIF turns or mirrors the image in a way that no size shows.
+        bits: Bits per channel of the image if training keeps only 8 of them, else 0.
+        may_be_turned: Whether EXIF turns or mirrors the image without changing its size.
         digest: Of the bytes of the image file.
         label_size: Width and height of the label.
         label_mode: Of the label.
@@ -82,18 +82,18 @@ class Survey:
         sizes: Of the images, with how often each occurs.
         modes: Of the images.
         label_modes: Of the labels.
-        pixels: Of each id, as the files have it.
+        pixels: Of each id in the files.
         images_with: Images that have each id.
         digests: Of the contents of image files, with the path of the first that has it.
-        repeated: Images of the same content.
+        repeated: Images with the same content.
         faults: Files that cannot be read.
         broken: Images that cannot be read, or whose labels cannot.
-        misfits: Labels of another size than their image.
-        misplaced: Images of another size than their annotations give.
-        deep: Images of which training loses bits, and their bits.
-        turned: Images that EXIF turns or mirrors in a way that no size shows.
+        misfits: Labels whose size is not their image's.
+        misplaced: Images whose size is not the one in their annotations.
+        deep: Images that lose bits in training, and their bits.
+        turned: Images that EXIF turns or mirrors without changing their size.
         coloured: Labels with more than one channel.
-        only: Labels with one or two ids, and these.
+        only: Labels with one or two ids, and these ids.
         examples: Of each id, a file that has it.
     """
 
@@ -128,7 +128,7 @@ class Survey:
             image: Its file.
             label: Its label file, if there are labels.
             facts: What was read of them.
-            listed_size: Width and height that the annotations give the image.
+            listed_size: Width and height of the image according to the annotations.
         """
         self.samples += 1
         if facts.digest:
@@ -176,7 +176,7 @@ def examine(
     Args:
         image: Its path.
         label: Its label's path.
-        decoder: Of the image; None if training reads it in a way that is not known.
+        decoder: Of the image; None if it is not known how training reads it.
         label_decoder: Of the label.
     """
     allow_large_images()
@@ -200,7 +200,7 @@ def _image_facts(image: str, content: bytes, decoder: Decoder | None) -> Facts:
     if decoder is None:
         return Facts(header.size, header.mode) if header else Facts()
     if header and decoder == _IMAGES and min(header.size) >= _REDUCIBLE:
-        # decoding at an eighth of the resolution takes a quarter of the time and still reads it all
+        # decoding at an eighth of the resolution takes a quarter of the time, and still reads all
         reduced = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
         if reduced is None:
             return Facts(fault=file_fault(image) or opencv_fault(image) or _unreadable(image))
@@ -208,7 +208,7 @@ def _image_facts(image: str, content: bytes, decoder: Decoder | None) -> Facts:
     else:
         try:
             pixels = decoder.decode(content)
-        except Exception as error:  # noqa: BLE001 - decoders raise anything at all
+        except Exception as error:  # noqa: BLE001 - decoders can raise anything
             return Facts(fault=file_fault(image) or _unreadable(image, error))
         if pixels is None:
             return Facts(fault=file_fault(image) or opencv_fault(image) or _unreadable(image))
@@ -225,7 +225,7 @@ def _label_facts(label: str, decoder: Decoder) -> dict:
         with open(label, 'rb') as file:
             content = file.read()
         pixels = decoder.decode(content)
-    except Exception as error:  # noqa: BLE001 - decoders raise anything at all
+    except Exception as error:  # noqa: BLE001 - decoders can raise anything
         return dict(fault=file_fault(label) or _unreadable(label, error))
     if pixels is None:
         return dict(fault=file_fault(label) or opencv_fault(label) or _unreadable(label))
@@ -240,7 +240,7 @@ def _label_facts(label: str, decoder: Decoder) -> dict:
     pixels = pixels.squeeze()
     if pixels.ndim > 2:
         return found
-    # integers beyond 8 bits are counted, and reported as ids that are no class
+    # integers beyond 8 bits are counted, and reported as ids that are not classes
     fault = label_fault(pixels, None, None)
     if fault is None and pixels.dtype.kind == 'f':
         fault = value_fault(pixels)
@@ -276,10 +276,10 @@ def survey(
 
     Args:
         pairs: Paths of images and of their labels (None: there are none).
-        workers: Threads to read with; 0 reads in this one.
+        workers: Threads to read with; 0 reads in the calling thread.
         progress: Called with how many samples were read since the last call.
-        sizes: Width and height that the annotations give each image.
-        decoder: Of the images; None if training reads them in a way that is not known.
+        sizes: Width and height of each image according to the annotations.
+        decoder: Of the images; None if it is not known how training reads them.
         label_decoder: Of the labels.
     """
     sizes = sizes or {}
@@ -386,7 +386,7 @@ def label_findings(
 
 
 def _faults(found: Survey) -> Iterator[Finding]:
-    """Yield files that cannot be read; of many for the same reason, the first ones."""
+    """Yield files that cannot be read; if many have the same reason, the first ones."""
     counts = Counter(fault.remedy for fault in found.faults)
     shown: Counter = Counter()
     for fault in found.faults:
@@ -482,7 +482,7 @@ def _reduce_zero_label_advice(
 
 
 def duplicates(first: Survey, second: Survey) -> list[tuple[str, str]]:
-    """Return images of the same content in two splits."""
+    """Return images with the same content in two splits."""
     shared = first.digests.keys() & second.digests.keys()
     return sorted((first.digests[digest], second.digests[digest]) for digest in shared)
 

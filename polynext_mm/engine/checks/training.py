@@ -24,12 +24,12 @@ from ..optim import AutocastOptimWrapper
 from .walk import ConfigError
 
 
-# older configs have the second name
+# older configs use the second name
 @HOOKS.register_module(name=['TrainingCheckHook', 'MachineHook'])
 class TrainingCheckHook(Hook):
     """Stop a training that cannot work before its first optimizer step.
 
-    - A batch of one image per process, even if only the last of an epoch, where batch
+    - A batch of one image per process, even if only the last one of an epoch, where batch
       normalization needs more.
     - A per-cell gradient clip (``grad_clip_norm``) under an optimizer wrapper that scales the loss
       without telling the backbone.
@@ -122,7 +122,7 @@ def _normalizes_single_pixels(module: nn.Sequential) -> bool:
 
 
 def _spread_class_weights(model: nn.Module) -> None:
-    """Let mmseg's binary cross entropy weigh the classes of (B, C, H, W), not the columns."""
+    """Let mmseg's binary cross entropy weight the classes of (B, C, H, W), not the columns."""
     for module in model.modules():
         criterion = getattr(module, 'cls_criterion', None)
         weights = getattr(module, 'class_weight', None)
@@ -136,7 +136,7 @@ def _spread_class_weights(model: nn.Module) -> None:
 
 
 def _allow_ignored_batches(model: nn.Module) -> None:
-    """Let a single logit learn nothing from a batch without labels, where mmseg raises."""
+    """Let a single logit learn nothing from a batch without labels, for which mmseg raises."""
     for module in model.modules():
         criterion = getattr(module, 'cls_criterion', None)
         if getattr(criterion, '__module__', '').startswith('mmseg.') and module.use_sigmoid:
@@ -150,7 +150,7 @@ def _unless_all_ignored(criterion: Callable, pred: Tensor, label: Tensor, *args,
 
 
 def _report_unused_outputs(model: nn.Module, optimizer: Optimizer) -> None:
-    """Look for outputs that no gradient comes back from, between backward and step."""
+    """Look for outputs that get no gradient, between backward and step."""
     stops = isinstance(model, DistributedDataParallel) and not (
         model.find_unused_parameters or model.static_graph
     )

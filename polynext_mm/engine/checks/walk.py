@@ -113,7 +113,7 @@ def loop_type(task: str, loop: Mapping) -> Any:
 
 
 def find_type(registry: Registry, kind: str, cfg: Config) -> Any:
-    """Return a class by its name in a config's scope; None if unknown, which mm reports itself."""
+    """Return a class by its name in a config's scope; None if unknown: mm reports that itself."""
     scope = cfg.get('default_scope') or 'mmengine'
     with without_noise(), registry.switch_scope_and_registry(scope) as scoped:
         return scoped.get(kind)

@@ -1,6 +1,6 @@
-"""The kernels of a PolyNeXt, a module for each operation. Maps are (B, H, W, C).
+"""The kernels of a PolyNeXt, one module per operation. Maps are (B, H, W, C).
 
-A branch or the beginning of a cell is computed by the kernel here or by the equation in the layer;
+A branch or the start of a cell is computed either by its kernel here or by the layer's equation;
 smaller operations have a plain form in torch beside their kernel.
 :mod:`~polynext_mm.nn.ops.dispatch` decides whether kernels run.
 """

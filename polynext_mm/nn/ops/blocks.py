@@ -1,7 +1,7 @@
 """Building blocks of kernels: blocks and bands of maps, sums in place.
 
-On a CPU a kernel takes a map in parts small enough that its intermediates stay in cache. Maps are
-(B, H, W, C); a block of positions is (positions, C). ``keep`` is the factor of drop path on a
+On a CPU a kernel processes a map in parts small enough that its intermediates stay in cache. Maps
+are (B, H, W, C); a block of positions is (positions, C). ``keep`` is the drop path factor of a
 branch, (B, 1, 1, 1), or None for 1.
 """
 
@@ -18,7 +18,7 @@ from .precision import wide
 
 residual_triton = dispatch.triton_module('residual_triton')
 
-# Elements of the widest map of a part: 2 MiB in float32.
+# Elements of the widest map in a part: 2 MiB in float32.
 CPU_BLOCK = 1 << 19
 
 
@@ -31,12 +31,12 @@ def blocks(
 
     Args:
         width: Channels of the widest intermediate.
-        keep: The factor of drop path, or None for 1.
+        keep: The drop path factor, or None for 1.
         first: The first map.
-        others: More of the same positions, or None.
+        others: More maps of the same positions, or None.
 
     Yields:
-        The factor and the maps. The factor is (B, 1, 1) for all positions, else (positions, 1).
+        The factor and the maps. The factor is (B, 1, 1) for one block, else (positions, 1).
     """
     maps, count = (first, *others), len(first)
     size = max(1, CPU_BLOCK // width)
@@ -56,9 +56,9 @@ def blocks(
 def bands(width: int, x: Tensor) -> Iterator[tuple[slice, slice]]:
     """Cut a map (B, H, W, C) into bands of rows, for operations on neighbourhoods.
 
-    Bands overlap by what the operation looks at, so a map not much larger than a block stays whole,
-    as it does on devices other than CPUs. In bands, CPolyNeXt-S takes .86 of the time in inference
-    at 512x512 (two cores, median of 12 interleaved runs).
+    Bands overlap by the operation's reach, so a map not much larger than a block stays whole, as it
+    does on devices other than CPUs. In bands, inference with CPolyNeXt-S at 512x512 takes 86% of
+    the time (two cores, median of 12 interleaved runs).
 
     Args:
         width: Channels of the widest intermediate.
@@ -153,7 +153,7 @@ def added(total: Tensor | None, part: Tensor | None) -> Tensor | None:
 
 
 def added_outer(total: Tensor | None, grad: Tensor, x: Tensor) -> Tensor:
-    """Return ``total + grad^T x``, written into total; on a CPU the sum is wide."""
+    """Return ``total + grad^T x``, written into total; on CPUs the sum is wide."""
     if total is None:
         outer = grad.t() @ x
         return wide(outer) if x.device.type == 'cpu' else outer

@@ -2,7 +2,7 @@
 
     y = (x - mean_p) / sqrt(var_p + 1e-5) * w_p * w_channel
 
-mean_p and var_p (biased) are over the batch and the channels. In inference they are constants, and
+mean_p and var_p (biased) are over the batch and the channels. In inference they are constants, so
 the norm is a multiplication and an addition: see :mod:`polynext_mm.nn.batch_norm`.
 
 The kernel keeps x and the moments for backward.

@@ -1,4 +1,4 @@
-"""The per-cell clip of the authors' A recipe: the identity, with another gradient::
+"""The per-cell clip of the authors' A recipe: the identity, with a modified gradient::
 
 n = |g| / scale
 g * max_norm / (n + 1e-6)  where n > max_norm,  otherwise g

@@ -1,9 +1,9 @@
 """Depthwise convolution of maps (B, H, W, C), stride 1, same padding.
 
-The kernel is torch's convolution with a gradient that is fast on CPUs too; on GPUs, dilated ones
-are kernels in Triton (:mod:`~polynext_mm.nn.ops.depthwise_triton`). As an operator of
-``torch.library`` it has no strides for a compiler to rearrange. :func:`conv` and
-:func:`conv_backward` are its two directions for kernels with a backward of their own.
+The kernel is torch's convolution with a gradient that is fast on CPUs too; on GPUs, dilated
+convolutions are Triton kernels (:mod:`~polynext_mm.nn.ops.depthwise_triton`). As a
+``torch.library`` operator it has no strides for a compiler to rearrange. :func:`conv` and
+:func:`conv_backward` are its two directions, for kernels with their own backward.
 """
 
 from typing import Any
@@ -20,12 +20,12 @@ from .ready import grad_of, one
 
 depthwise_triton = dispatch.triton_module('depthwise_triton')
 
-# Positions of the gradient that one convolution takes as its kernel.
+# Positions of the gradient that one convolution uses as its kernel.
 CPU_KERNEL = 1 << 11
 
 
 def depthwise(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
-    """Convolve every channel with a kernel of its own.
+    """Convolve every channel with its own kernel.
 
     Args:
         x: (B, H, W, C).
@@ -33,10 +33,10 @@ def depthwise(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
         dilation: Of the kernels.
 
     Returns:
-        A new map (B, H, W, C) in the dtype of convolutions on ``x``: autocast's, where it is on.
+        A new map (B, H, W, C) in the dtype of convolutions on ``x``: autocast's, if it is on.
     """
     x = x.to(matmul_dtype(x))
-    # Where cuDNN convolves, autograd's own backward is the better one, and an operator costs time.
+    # With cuDNN, autograd's own backward is better, and an operator would cost time.
     needed = (
         x.device.type == 'cpu'
         or is_compiling()
@@ -46,7 +46,7 @@ def depthwise(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
 
 
 def plain(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """Compute the same by torch's convolution."""
+    """Compute the same with torch's convolution."""
     return _channels_last(_torchs_forward(_channels_first(x), weight, dilation))
 
 
@@ -61,15 +61,15 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def copies(x: 'Tensor | Like', weight: Tensor, dilation: int) -> int:
-    """Return how many sums the gradient of a weight is made of, on a map (B, H, W, ...).
+    """Return how many partial sums make up a weight's gradient, for a map (B, H, W, ...).
 
     Args:
-        x: Of as many positions.
+        x: A map with the same number of positions.
         weight: (C, 1, S, S).
         dilation: Of the kernels.
 
     Returns:
-        Their number, or 0 where the gradient is made as a whole and the weight needs no layout.
+        Their number, or 0 if the gradient is computed as a whole and the weight needs no layout.
     """
     if not dispatch.triton_wanted(depthwise_triton):
         return 0
@@ -77,7 +77,7 @@ def copies(x: 'Tensor | Like', weight: Tensor, dilation: int) -> int:
 
 
 def conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
-    """Convolve (B, H, W, C), in the dtype of ``x``; the weight may be copies of one."""
+    """Convolve (B, H, W, C), in the dtype of ``x``; the weight may come in copies."""
     weight = one(weight, 4)
     if dispatch.by_triton(depthwise_triton, x, weight, dilation):
         return depthwise_triton.convolve(x, weight, dilation, False, None)
@@ -85,7 +85,7 @@ def conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
 
 
 def _torchs_forward(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    padding = int(dilation * (weight.shape[-1] // 2))  # of a tensor, in a trace
+    padding = int(dilation * (weight.shape[-1] // 2))  # a tensor when tracing
     y = F.conv2d(x, weight.to(x.dtype), None, 1, padding, dilation, weight.shape[0])
     return y.contiguous(memory_format=torch.channels_last)  # without cuDNN it may be (C, H, W)
 
@@ -104,7 +104,7 @@ def conv_backward(
     if x.device.type != 'cpu' or not len(x) or (weight.shape[-1] <= 3 and dilation == 1):
         grad_x, grad_weight = _torchs_backward(grad, x, weight, dilation)
     else:
-        # The gradient of x is the same convolution, with the kernels rotated by half a turn.
+        # The gradient of x is the same convolution with the kernels rotated by half a turn.
         grad_x = _torchs_forward(grad, weight.flip(2, 3), dilation)
         grad_weight = _weight_grad(grad, x, weight, dilation).to(weight.dtype)
     grad_x = _channels_last(grad_x)
@@ -113,8 +113,8 @@ def conv_backward(
 
 
 def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    # oneDNN is fast only at 3x3 without dilation. A 3x3 convolution with dilation d is d^2 of
-    # those on interleaved grids; others take a third less time as a correlation.
+    # oneDNN is fast only for 3x3 without dilation. A 3x3 convolution with dilation d is d^2 of
+    # those on interleaved grids; other sizes take a third less time as a correlation.
     if weight.shape[-1] > 3:
         return _correlation(grad, x, weight, dilation)
     grad, x = _interleaved_grids(grad, dilation), _interleaved_grids(x, dilation)
@@ -122,13 +122,13 @@ def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tens
 
 
 def conv_backward_of_x(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of the input by torch, without dilation; x is a map like it."""
+    """Return torch's gradient of the input, without dilation; x is a map like it."""
     grad, x = _channels_first(grad), _channels_first(x)
     return _channels_last(_torchs_backward(grad, x, weight, dilation=1, of_weight=False)[0])
 
 
 def conv_backward_of_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of the weight by torch, without dilation."""
+    """Return torch's gradient of the weight, without dilation."""
     grad, x = _channels_first(grad), _channels_first(x)
     return _torchs_backward(grad, x, weight, dilation=1, of_x=False)[1]
 
@@ -172,8 +172,8 @@ def _interleaved_grids(x: Tensor, step: int) -> Tensor:
 def _correlation(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
     """Return the gradient of each tap of a kernel, the sum of grad times x shifted by the tap.
 
-    That is a convolution of x with grad as its kernel and the dilation as its stride; it is taken
-    in bands of rows.
+    That is a convolution of x with grad as its kernel and the dilation as its stride, computed in
+    bands of rows.
     """
     batch, channels, height, width = grad.shape
     margin = dilation * (weight.shape[-1] // 2)

@@ -1,15 +1,15 @@
 """Dilated depthwise convolution as Triton kernels, for CUDA and ROCm devices.
 
-cuDNN has no fast kernels for dilated ones in channels-last memory: for 5x5 kernels on 8 maps of
-64x64x144 in bfloat16, a convolution took an H200 259 us and the gradient of its weights 338, where
+cuDNN's kernels for dilated convolutions in channels-last memory are slow: for 5x5 kernels on 8 maps
+of 64x64x144 in bfloat16, a convolution took an H200 259 us and the gradient of its weights 338;
 these take 26 and 52 (docs/performance.md).
 
-A map (B, H, W, C) is taken as B H rows of W C places: a tap of the kernel lies dx C places and dy
-rows away, and is outside of the map where the place is outside of the row. So no lane is lost on a
-number of channels that is no power of two. The gradient of the weights is summed over chunks of
-positions, and that of the chunks elsewhere, for many at once: no two programs write to the same
-place. Weights whose taps come first in memory (:mod:`~polynext_mm.nn.ops.ready`) are read as they
-are, others are laid out by one more launch.
+A map (B, H, W, C) is treated as B H rows of W C places: a tap of the kernel lies dx C places and dy
+rows away, and outside the map if the place is outside the row. So no lanes are wasted if the number
+of channels is not a power of two. The gradient of the weights is summed here over chunks of
+positions, and then elsewhere over the chunks of many weights at once: no two programs write to the
+same place. Weights whose taps come first in memory (:mod:`~polynext_mm.nn.ops.ready`) are read
+as they are, others are laid out by one more launch.
 """
 
 import torch
@@ -21,10 +21,10 @@ from torch.utils.flop_counter import register_flop_formula
 from . import triton_operators
 from .precision import Like
 
-SIZES = (3, 5)  # sizes of kernels that are unrolled
+SIZES = (3, 5)  # of the kernels, which are unrolled
 
 WARPS = 4
-# Of the convolution: rows and places of a program. Each thread has eight places of every row.
+# Of the convolution: rows and places of a program. Each thread has eight places in every row.
 TILE = 2, 1024
 # Of the weights' gradient: positions and channels of a step, and positions of a program
 STEP = 64, 32
@@ -32,7 +32,7 @@ MIN_CHUNK, MAX_CHUNKS = 512, 64
 
 
 def supports(x: Tensor, weight: Tensor, dilation: int) -> bool:
-    """Return whether the kernels take a convolution, and are the better choice."""
+    """Return whether the kernels support a convolution, and are the better choice."""
     size = weight.shape[-1]
     return (
         _supports(weight, dilation)
@@ -49,7 +49,7 @@ def _supports(weight: Tensor, dilation: int) -> bool:
 def parts(x: 'Tensor | Like', weight: Tensor, dilation: int) -> int:
     """Return how many chunks of (B, H, W, ...) the gradient of a weight is summed over.
 
-    0 where the kernels take no such map or weight.
+    0 if the kernels do not support such a map or weight.
     """
     if not (_supports(weight, dilation) and triton_operators.takes_like(x)):
         return 0
@@ -186,7 +186,7 @@ def convolve(
 
     Args:
         x: (B, H, W, C), contiguous.
-        weight: (C, 1, S, S) with S of SIZES.
+        weight: (C, 1, S, S) with S in SIZES.
         dilation: Of the kernels.
         rotated: Rotate the kernels by half a turn, for the gradient of the input.
         plus: A contiguous map that is added to the result, or None.
@@ -228,7 +228,7 @@ def weight_grad(grad: Tensor, x: Tensor, size: int, dilation: int) -> Tensor:
     Args:
         grad: Of the result, (B, H, W, C), contiguous.
         x: The input, of the same kind.
-        size: S, of SIZES.
+        size: S, in SIZES.
         dilation: Of the kernels.
     """
     batch, height, width, channels = x.shape

@@ -33,14 +33,14 @@ class Kernel(torch.autograd.Function):
         raise NotImplementedError
 
 
-#: What may be set: kernels in Triton are used where trainings found them right, or without a check,
-#: or not at all.
+#: The possible settings: Triton kernels are used if a training found them correct, or without a
+#: check, or not at all.
 KERNEL_MODES = ('checked', 'unchecked', 'off')
 KERNELS_VARIABLE = 'POLYNEXT_KERNELS'
 
 
 def kernel_mode(default: str = 'checked') -> str:
-    """Return one of :data:`KERNEL_MODES`: the environment's, which is asked first, or the default.
+    """Return one of :data:`KERNEL_MODES`: the environment's if it is set, or the default.
 
     Raises:
         ValueError: If it is none of them.
@@ -54,7 +54,7 @@ def kernel_mode(default: str = 'checked') -> str:
 
 _plain = False
 _triton = kernel_mode() != 'off'
-_refused: frozenset[str] = frozenset()  # modules of kernels in Triton
+_refused: frozenset[str] = frozenset()  # modules of Triton kernels
 _recomputing = False
 
 
@@ -62,9 +62,9 @@ _recomputing = False
 def plain_ops(enabled: bool = True) -> Iterator[None]:
     """Run no kernel of this package, in all threads: layers compute their equations in torch.
 
-    Try this first when a machine gives results that look wrong: if they change, a kernel is to
-    blame. The setting in forward also applies to its backward. Autograd then keeps every
-    intermediate, in attention the whole (tokens x tokens) matrix of each head.
+    Try this first if results on a machine look wrong: if they change, a kernel is to blame. The
+    setting in forward also applies to its backward. Autograd then keeps every intermediate, which
+    in attention includes the whole (tokens x tokens) matrix of each head.
 
     Args:
         enabled: False returns to the kernels inside an outer ``plain_ops()``.
@@ -82,9 +82,9 @@ def triton_ops(enabled: bool) -> Iterator[None]:
     """Choose whether kernels written in Triton may run, in all threads; by default they may, unless
     POLYNEXT_KERNELS=off is in the environment.
 
-    Without them, operations use the kernels written in torch, as on other devices. Try this when
-    :func:`plain_ops` cures wrong results on a GPU, or where Triton does not compile. The setting
-    in forward also applies to its backward.
+    Without them, operations use the kernels written in torch, as on other devices. Try this if
+    :func:`plain_ops` fixes wrong results on a GPU, or if Triton does not compile. The setting in
+    forward also applies to its backward.
 
     Args:
         enabled: True returns to Triton inside an outer ``triton_ops(False)``.
@@ -100,7 +100,7 @@ def triton_ops(enabled: bool) -> Iterator[None]:
 def triton_module(name: str) -> ModuleType | None:
     """Import a module of Triton kernels.
 
-    None without Triton, which not every platform has, and with a torch that is older than tested.
+    None without Triton, which not every platform has, or with a torch too old to be tested.
     """
     if not torch_features.TRITON_KERNELS.is_there or importlib.util.find_spec('triton') is None:
         return None
@@ -116,10 +116,10 @@ def by_triton(module: ModuleType | None, *args) -> TypeGuard[ModuleType]:
 
 
 def refuse_triton(modules: Collection[str]) -> frozenset[str]:
-    """Take torch's operations instead of some kernels in Triton, in all threads, from now on.
+    """Use torch's operations instead of some Triton kernels, in all threads, from now on.
 
     Args:
-        modules: Names of modules of kernels, as in :func:`triton_module`. It replaces what was
+        modules: Names of modules of kernels, as in :func:`triton_module`. They replace those
             refused before.
 
     Returns:
@@ -137,7 +137,7 @@ def triton_wanted(module: ModuleType | None) -> TypeGuard[ModuleType]:
 
 
 def triton_choice() -> tuple[bool, frozenset[str]]:
-    """Return what decides which kernels in Triton may run."""
+    """Return what decides which Triton kernels may run."""
     return _triton, _refused
 
 
@@ -161,14 +161,14 @@ def backward(function: Callable) -> Callable:
 
 
 def plain_wanted() -> bool:
-    """Return whether :func:`plain_ops` is in force."""
+    """Return whether :func:`plain_ops` is in effect."""
     return _plain
 
 
 def checkpoint_contexts() -> tuple[
     contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]
 ]:
-    """Return contexts in which checkpointing recomputes with the same forms (``context_fn``)."""
+    """Return contexts that let checkpointing recompute with the same forms (``context_fn``)."""
     return contextlib.nullcontext(), _computing_again(_plain, _triton)
 
 
@@ -191,7 +191,7 @@ def recomputing() -> bool:
 def exporting() -> bool:
     """Return whether a graph is being recorded that may hold only torch's own operators.
 
-    That is ``torch.export`` and ``torch.jit.trace``, and ONNX export by either.
+    That is ``torch.export`` and ``torch.jit.trace``, and ONNX export through either.
     """
     return torch_features.is_exporting() or torch.jit.is_tracing()
 
@@ -202,7 +202,7 @@ def kernels_allowed() -> bool:
 
 
 def run(plain: Callable, kernel: type[Kernel], *args):
-    """Compute an operation by its plain form or by its kernel.
+    """Compute an operation with its plain form or its kernel.
 
     Args:
         plain: The operation in ordinary torch, a function.
@@ -218,13 +218,13 @@ def run_kernel(
     weights: Sequence[Tensor | None] = (),
     out: Tensor | None = None,
 ):
-    """Compute an operation by its kernel.
+    """Compute an operation with its kernel.
 
     Args:
         kernel: The kernel, called with contiguous tensors and without autocast: dtypes are decided
-            before.
+            beforehand.
         args: Its arguments.
-        weights: Its last arguments, as they are: ready, in whatever strides.
+        weights: Its last arguments, already prepared and passed with whatever strides they have.
         out: Where ``infer`` may write the result, for kernels that take it; it may be an argument.
             Ignored if gradients are needed.
     """
@@ -237,14 +237,14 @@ def run_kernel(
 
 
 def run_operator(plain: Callable, operator: Callable, *args):
-    """Compute an operation by its plain form or by an operator of ``torch.library``.
+    """Compute an operation with its plain form or an operator of ``torch.library``.
 
-    A compiler takes the operator into its graph.
+    A compiler keeps the operator in its graph.
 
     Args:
         plain: The operation in ordinary torch, a function.
-        operator: A function over the operator.
-        args: Arguments of either.
+        operator: A function that calls the operator.
+        args: Arguments of both.
     """
     takes_operators = torch_features.CUSTOM_OPERATORS.is_there or not (
         torch_features.is_compiling() or args[0].is_meta
@@ -254,7 +254,7 @@ def run_operator(plain: Callable, operator: Callable, *args):
 
 @contextlib.contextmanager
 def _without_autocast(device: str) -> Iterator[None]:
-    """Turn autocast off, at less cost than ``torch.autocast(enabled=False)``."""
+    """Turn autocast off, at a lower cost than ``torch.autocast(enabled=False)``."""
     if torch_features.autocast_dtype(device) is None:
         yield
         return

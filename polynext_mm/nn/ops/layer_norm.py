@@ -1,6 +1,6 @@
 """Layer norm of a map, with a weight and no bias: ``LN(x)``.
 
-The kernel is Triton's, on GPUs. Elsewhere torch's own, the plain form, is as good.
+On GPUs the kernel is in Triton. Elsewhere torch's own, the plain form, is just as good.
 """
 
 from __future__ import annotations

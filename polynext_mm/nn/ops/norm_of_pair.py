@@ -1,4 +1,4 @@
-"""The beginning of a cell (paper, cell)::
+"""The start of a cell (paper, cell)::
 
     x = LN(a0 * s0 + a1 * s1)
 
@@ -34,7 +34,7 @@ def norm_of_pair(
         narrow: A map (B, H, W, C) to write a copy of the result to, or None.
 
     Returns:
-        A new map (B, H, W, C), in the dtype that the products with the scales have.
+        A new map (B, H, W, C), in the dtype of the products with the scales.
     """
     return dispatch.run_kernel(_Kernel, s0, s1, narrow, weights=(a0, a1, w_norm))
 
@@ -74,5 +74,5 @@ class _Kernel(dispatch.Kernel):
 
 
 def _shaped(rows, like):
-    # Not a view: a compiled stack would be compiled once more for an input that is one.
+    # Not a view: a compiled stack would be compiled again for an input that is a view.
     return torch.ops.aten._unsafe_view(rows, like.shape)

@@ -1,11 +1,11 @@
-"""Layer norms together with what stands next to them in a network, in both directions.
+"""Layer norms fused with what comes before or after them in a network, in both directions.
 
 These are pieces of kernels: autograd does not see them. Maps are (..., C), contiguous or parts of
 contiguous maps, and a norm is over the last dimension, without a bias. On GPUs every function is
-one kernel (:mod:`~polynext_mm.nn.ops.norms_triton`), and a sum in backward, where Triton is there
-and takes the tensors.
+one kernel (:mod:`~polynext_mm.nn.ops.norms_triton`), plus a sum in backward, if Triton is available
+and supports the tensors.
 
-A weight may come in copies (:mod:`~polynext_mm.nn.ops.ready`); its gradient then is that of copies.
+A weight may come in copies (:mod:`~polynext_mm.nn.ops.ready`); then so does its gradient.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ norms_triton = dispatch.triton_module('norms_triton')
 
 
 def copies(x: Tensor | Like, width: int) -> int:
-    """Return how many sums the gradient of a norm's weight is made of, on a map (..., C).
+    """Return how many partial sums make up the gradient of a norm's weight, for a map (..., C).
 
     Args:
-        x: Of as many positions.
+        x: A map with the same number of positions.
         width: Of the norm.
 
     Returns:
-        Their number, or 0 where it is made as a whole.
+        Their number, or 0 if the gradient is computed as a whole.
     """
     if not dispatch.triton_wanted(norms_triton):
         return 0
@@ -48,7 +48,7 @@ def norm_of_product(halves: Tensor, weight: Tensor | None) -> Tensor:
 def norm_of_product_backward(
     grad: Tensor, halves: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return ``LN(u * v)`` once more, and the gradients of the halves and of the weight."""
+    """Return ``LN(u * v)`` again, and the gradients of the halves and of the weight."""
     whole, weight = weight, one(weight, 1)
     if dispatch.by_triton(norms_triton, grad.shape[-1], [grad, halves], [weight]):
         normed, grad_halves, sums = norms_triton.norm_of_product_backward(grad, halves, weight)

@@ -1,9 +1,9 @@
-"""Layer norms and what stands next to them as Triton kernels, for CUDA and ROCm devices.
+"""Layer norms and what is next to them, fused as Triton kernels, for CUDA and ROCm devices.
 
-A program handles a few whole rows of a map (positions, C), so moments are formed in registers, and
-every map is read and written once: two to ten times faster on an H200 than torch's kernels one
-after the other (docs/performance.md). Gradients of weights are sums over all rows: every program of
-backward keeps those of its rows, and returns them; their sum is taken elsewhere, for many at once.
+A program handles a few whole rows of a map (positions, C), so moments are computed in registers and
+every map is read and written once: two to ten times as fast on an H200 as torch's separate kernels
+(docs/performance.md). Gradients of weights are sums over all rows: every program of backward
+returns the sums over its own rows, which are added up elsewhere, for many weights at once.
 
 Everything between a load and a store is float32. The functions are those of
 :mod:`~polynext_mm.nn.ops.norms`, which says what they compute.
@@ -22,7 +22,7 @@ from .precision import LN_EPS, Like
 
 MAX_WIDTH = 2048  # channels of a row in registers
 TILE = 2048  # elements of a program, at least a row
-MAX_PROGRAMS = 512  # of a backward kernel: each writes a row of partial sums
+MAX_PROGRAMS = 512  # of a backward kernel, each of which writes a row of partial sums
 WARPS = 4
 
 
@@ -36,7 +36,7 @@ def supports(
 
     Args:
         width: C, the channels of a norm.
-        maps: (..., C) or halves of that, (..., 2C), of the same positions, not all of them None.
+        maps: (..., C) or (..., 2C), as two halves, of the same positions, not all of them None.
         weights: (C,).
         keep: One factor for each of equally many rows.
     """
@@ -309,7 +309,7 @@ KERNELS = {
 
 
 def tile(width: int) -> dict[str, int]:
-    """Return what a kernel is compiled with for a number of channels."""
+    """Return the constants that a kernel is compiled with for a number of channels."""
     columns = triton.next_power_of_2(width)
     return dict(WIDTH=width, ROWS=max(1, TILE // columns), COLUMNS=columns, num_warps=WARPS)
 
@@ -329,9 +329,9 @@ def _programs(x: Tensor) -> int:
 
 
 def programs(x: 'Tensor | Like', width: int) -> int:
-    """Return the programs of a backward kernel on the rows of (..., C), for a norm of a width.
+    """Return how many programs a backward kernel runs on the rows of (..., C), for a norm's width.
 
-    0 where the kernels take no such map.
+    0 if the kernels do not support such a map.
     """
     if width > MAX_WIDTH or not triton_operators.takes_like(x):
         return 0

@@ -1,8 +1,8 @@
 """Our operations as operators of torch, or, where torch does not support that, as functions.
 
 An operator stays whole in a compiled graph and under torch's FLOP counter. torch before 2.4 gets an
-``autograd.Function`` of the same memory; there, compilers and meta tensors take ordinary operations
-(:func:`~polynext_mm.nn.ops.dispatch.run_operator`).
+``autograd.Function`` that uses as much memory; there, compilers and meta tensors use ordinary
+operations (:func:`~polynext_mm.nn.ops.dispatch.run_operator`).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def operator(
 
     Args:
         name: Of the operator.
-        fake: Makes the outputs, of the same arguments, without computing them.
-        flops: Returns the floating-point operations, of the shapes of the arguments.
+        fake: Makes the outputs, from the same arguments, without computing them.
+        flops: Returns the floating-point operations, from the shapes of the arguments.
         setup_context: As for ``torch.library.register_autograd``; None without a gradient.
         backward: Likewise.
     """

@@ -93,7 +93,7 @@ def _like_x_and_y(grad, x, y):
     _like_x_and_y,
 )
 def times_swapped_backward(grad: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x and y, and ``x * swap(y)`` once more.
+    """Return the gradients of x and y, and ``x * swap(y)`` again.
 
     They are ``grad * swap(y)`` and ``swap(grad * x)``.
     """

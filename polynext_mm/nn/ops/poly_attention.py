@@ -3,14 +3,14 @@
     a_ij  = (1 + q_i . k_j)^4
     out_i = sum_j a_ij v_j / sum_j a_ij
 
-The quotient needs no normalized matrix, so the kernel forms blocks of scores, uses them and
+The quotient needs no normalized matrix, so the kernel computes blocks of scores, uses them and
 discards them (:mod:`~polynext_mm.nn.ops.poly_attention_blocks`). For backward it keeps q, k, v, the
 output and one row sum per query. Both directions are operators of ``torch.library``: in a compiled
 graph a Python loop over blocks would be recompiled for every size, and an operator without a
-formula would count as no operations.
+formula would count as no FLOPs.
 
-On GPUs the same is done by :mod:`~polynext_mm.nn.ops.poly_attention_triton`, where Triton is there
-and takes the dtype.
+On GPUs :mod:`~polynext_mm.nn.ops.poly_attention_triton` does the same, if Triton is available and
+supports the dtype.
 """
 
 import torch
@@ -42,7 +42,7 @@ def poly_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Compute the same with the whole (tokens x tokens) matrix."""
     a = wide(q @ k.transpose(-2, -1)).add(1)
-    if q.dtype is torch.float16:  # the fourth power of 16 is its largest number
+    if q.dtype is torch.float16:  # 16 to the fourth power is about its largest number
         a = a / a.abs().amax(-1, keepdim=True).clamp_min(EPS)
     a = a.square().square()
     out = wide(a.to(v.dtype) @ v) / a.sum(-1, keepdim=True).clamp_min(EPS)
@@ -54,7 +54,7 @@ def _kernel(q, k, v):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Attend by the kernels, and return what backward needs of the row sums as well."""
+    """Attend with the kernels, and also return what backward needs of the row sums."""
     if dispatch.by_triton(poly_attention_triton, q, k, v):
         return poly_attention_triton.attend(q, k, v, EPS)
     out, row_sum = _forward_op(*map(_heads, (q, k, v)))
@@ -64,7 +64,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, row_sum: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and v, for kernels with a backward of their own."""
+    """Return the gradients of q, k and v, for kernels with their own backward."""
     if dispatch.by_triton(poly_attention_triton, q, k, v):
         return poly_attention_triton.attend_backward(grad, q, k, v, out, row_sum)
     grads = _backward_op(*map(_heads, (grad, q, k, v, out)), row_sum)

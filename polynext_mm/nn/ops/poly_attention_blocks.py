@@ -4,7 +4,7 @@
     out_i = sum_j a_ij v_j
     sum_i = sum_j a_ij
 
-Blocks are formed, used and discarded, and formed again in backward: memory is linear in the number
+Blocks are computed, used and discarded, and recomputed in backward: memory is linear in the number
 of tokens. These are pieces of kernels: autograd does not see them.
 """
 
@@ -21,9 +21,9 @@ from .precision import wide, wide_dtype
 
 EPS = 1e-12  # the smallest divisor, as in the authors' release
 
-# Elements of the block of scores held at a time. On a CPU that is for each thread: in float32 half
-# a MiB, of which backward holds two, so that a thread's share stays in its private cache. On a GPU
-# it is in all, enough to fill the device.
+# Elements of the block of scores held at a time. On a CPU this is per thread: half a MiB in
+# float32, and two of them in backward, so that a thread's share stays in its private cache. On a
+# GPU it is the total, enough to fill the device.
 THREAD_BLOCK = 1 << 17
 DEVICE_BLOCK = 1 << 26
 
@@ -36,11 +36,11 @@ def sums(q: Tensor, k: Tensor, v: Tensor, undivided: bool = False) -> tuple[Tens
     """Return the sums of values, (heads, queries, C), and of weights, (heads, queries, 1).
 
     Args:
-        q: (heads, queries, C), with any strides but the last, as are the others.
+        q: (heads, queries, C). Like the others, it may have any strides but the last.
         k: (heads, keys, C).
         v: (heads, keys, C). The sums are float32, or float64 if these are.
-        undivided: Both sums of float16 inputs are divided by the fourth power of the largest score
-            of the query, which cancels in their quotient; whether to multiply them by it again.
+        undivided: Whether to undo the scaling of float16 inputs: both sums are divided by the
+            fourth power of the query's largest score, which cancels in their quotient.
     """
     q, k, v = map(_multiplied, (q, k, v))
     cut = _Cut(q, k.shape[1])
@@ -66,8 +66,8 @@ def sums_backward(
     """Return the gradients of q, k and v, contiguous.
 
     Args:
-        grad: Of the sum of values, (heads, queries, C), not in half.
-        grad_total: Of the sum of weights, (heads, queries, 1), not in half.
+        grad: Of the sum of values, (heads, queries, C), not in half precision.
+        grad_total: Of the sum of weights, (heads, queries, 1), not in half precision.
         q: As in :func:`sums`.
         k: As in :func:`sums`.
         v: As in :func:`sums`.
@@ -79,7 +79,7 @@ def sums_backward(
     of_scores, of_slope = cut.memory(q), cut.memory(v)
     grad_q = cut.empty(q.shape[-1], q, q.dtype)
     sum_k, sum_v = _SumOverQueries(cut, k), _SumOverQueries(cut, v)
-    # The derivative by a score r_ij is 4 r_ij^3 (grad_i . v_j + grad_total_i).
+    # The derivative with respect to a score r_ij is 4 r_ij^3 (grad_i . v_j + grad_total_i).
     steep, bias = (4 * grad).to(v.dtype), 4 * grad_total
     q_and_1, steep_and_bias = _with_column(q, q.new_ones(1)), _with_column(steep, bias)
     of_queries = map(cut.padded, (q_and_1, q, steep_and_bias, bias, grad.to(v.dtype)))
@@ -118,10 +118,10 @@ def _multiplied(x: Tensor) -> Tensor:
 class _Cut:
     """The division of the scores of all heads into blocks.
 
-    Heads come in groups: several whole ones, which are one block, or a single one, whose queries
-    make several blocks. Such a block is divided into parts, one for each thread of a CPU, so that a
-    thread finds in its cache what it wrote there. Either way a block is a batch of matrices: of
-    heads or of parts.
+    Heads come in groups: either several whole heads, which are one block, or a single head, whose
+    queries make several blocks. Those blocks are divided into parts, one for each thread of a CPU,
+    so that a thread finds what it wrote in its own cache. Either way a block is a batch of
+    matrices, one per head or part.
 
     Args:
         q: The queries, (heads, tokens, C).
@@ -160,7 +160,7 @@ class _Cut:
     def memory(self, x: Tensor) -> Tensor:
         """Return memory for a block of scores in the dtype of x, shared by all blocks.
 
-        Fresh memory would cost page faults.
+        Newly allocated memory would cost page faults.
         """
         return x.new_empty(max(self.heads, self.parts), self.rows, self.keys)
 
@@ -180,14 +180,14 @@ class _Cut:
 
 
 def _with_column(x: Tensor, column: Tensor) -> Tensor:
-    """Append a column, for :func:`_product_plus`, to (heads, tokens, C); not in half."""
+    """Append a column for :func:`_product_plus` to (heads, tokens, C), except in half precision."""
     if x.dtype != wide_dtype(x):
         return x
     return torch.cat((x, column.expand(*x.shape[:2], 1)), -1)
 
 
 def _transposed_with_ones(x: Tensor) -> Tensor:
-    """Append a column of ones to (heads, keys, C), not in half, and return the transpose."""
+    """Append ones to (heads, keys, C), except in half precision, and return the transpose."""
     x = x.transpose(1, 2)
     return F.pad(x, (0, 0, 0, 1), value=1.0) if x.dtype == wide_dtype(x) else x
 
@@ -195,8 +195,8 @@ def _transposed_with_ones(x: Tensor) -> Tensor:
 def _product_plus(a: Tensor, b: Tensor, bias: Tensor | float, memory: Tensor) -> Tensor:
     """Return ``a b + bias`` in float32 or wider, for a bias per row.
 
-    The bias is one more column of a where it can be (:func:`_with_column`), which saves a pass over
-    the block. In half that would round the sum, and so it is added to the wider product.
+    If possible, the bias is one more column of a (:func:`_with_column`), which saves a pass over
+    the block. In half precision that would round the sum, so it is added to the wider product.
 
     Args:
         a: (batch, queries, C), from :func:`_with_column`.
@@ -209,7 +209,7 @@ def _product_plus(a: Tensor, b: Tensor, bias: Tensor | float, memory: Tensor) ->
 
 
 def _scores(q: Tensor, k: Tensor, memory: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return ``1 + q k`` of a block, float32 or wider, and what its rows were divided by, if so.
+    """Return ``1 + q k`` of a block, float32 or wider, and the divisors of its rows, if any.
 
     For float16 that is a row's largest magnitude, which keeps the powers within the dtype's range
     and cancels in the quotient.
@@ -232,11 +232,11 @@ class _SumOverQueries:
     def __init__(self, cut: _Cut, x: Tensor):
         dtype = wide_dtype(x)
         self.of_all = x.new_empty(x.shape, dtype=dtype)
-        # The only block of whole heads is the sum itself.
+        # A single block of whole heads is itself the sum.
         self.of_parts = None if cut.whole else x.new_empty(cut.parts, *x.shape[1:], dtype=dtype)
 
     def start(self, of_group: Tensor) -> None:
-        """Begin a group, whose part of ``of_all`` this is."""
+        """Begin a group; ``of_group`` is its part of ``of_all``."""
         self.of_group, self.is_empty = of_group, True
 
     def add(self, a: Tensor, b: Tensor) -> None:

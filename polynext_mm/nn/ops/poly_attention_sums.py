@@ -6,7 +6,7 @@
 
 A fully polynomial network divides the first not by the second but by its average over a batch, so
 both carry gradient here, whereas :mod:`~polynext_mm.nn.ops.poly_attention` returns their quotient.
-The kernel forms the same blocks of scores as there: memory is linear in the number of tokens.
+The kernel computes the same blocks of scores: memory is linear in the number of tokens.
 """
 
 import torch
@@ -37,7 +37,7 @@ def poly_attention_sums(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor
 def plain(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the same with the whole (tokens x tokens) matrix."""
     r = wide(q @ k.transpose(-2, -1)) + 1
-    if q.dtype is torch.float16:  # the fourth power of 16 is its largest number
+    if q.dtype is torch.float16:  # 16 to the fourth power is about its largest number
         top = r.detach().abs().amax(-1, keepdim=True)
         r, factor = r / top, top.square().square()
     else:

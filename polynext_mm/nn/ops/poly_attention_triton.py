@@ -8,18 +8,18 @@ With r_ij = 1 + q_i . k_j and the weights p_ij = r_ij^4 / sum_j r_ij^4, backward
     dk_j    = sum_i dr_ij q_i
     dv_j    = sum_i p_ij dout_i
 
-The weights are formed again, tile by tile, from one factor per query that forward keeps besides the
-output: c = (sum_j r_ij^4)^(-1/4), by which p = (c r)^4 and 4 p / r = 4 c (c r)^3 stay in the range
-of half precision. In float32 it is c^4, since p = c^4 r^4 rounds less often.
+The weights are recomputed, tile by tile, from one factor per query that forward keeps besides the
+output: c = (sum_j r_ij^4)^(-1/4), with which p = (c r)^4 and 4 p / r = 4 c (c r)^3 stay in the
+range of half precision. In float32 it is c^4, since p = c^4 r^4 rounds less often.
 
 Forward is one kernel. Backward is two: dq and delta with a program for each block of queries, then
 dk and dv with a program for each block of keys. No two programs write to the same place, so there
 are no atomic additions, and no matrix of (queries x keys) reaches memory.
 
 Maps are (B, tokens, heads, width) in this module, with any strides but the last, which is 1: views
-of (B, H, W, C) are read in place, and every result is laid out as (B, H, W, C). Products are taken
-in the dtype of the inputs and accumulated in float32; everything else is float32. float16 divides
-each r by the largest of its row so far, which cancels, and keeps r^4 within its range.
+of (B, H, W, C) are read in place, and every result is laid out as (B, H, W, C). Products are in the
+dtype of the inputs and accumulated in float32; everything else is float32. In float16, each r is
+divided by the largest of its row so far, which cancels and keeps r^4 within range.
 """
 
 import functools
@@ -34,7 +34,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import triton_operators
 
-WIDTHS = (16, 32, 64)  # of a head: powers of two, as tiles are, and few enough for registers
+WIDTHS = (16, 32, 64)  # of a head: powers of two, as for tiles, and small enough for registers
 
 
 class Tile(NamedTuple):
@@ -47,7 +47,7 @@ class Tile(NamedTuple):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Compute polynomial attention by the kernels.
+    """Compute polynomial attention with the kernels.
 
     Args:
         q: Queries, already multiplied by the scale, (..., tokens, width).
@@ -60,7 +60,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, eps: float) -> tuple[Tensor, Tensor]
         leading dimensions, and the factors that :func:`attend_backward` needs.
 
     Raises:
-        ValueError: If the shapes do not fit together.
+        ValueError: If the shapes do not match.
     """
     if q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1] or q.shape[-1] != k.shape[-1]:
         shapes = ', '.join(str(tuple(t.shape)) for t in (q, k, v))
@@ -75,7 +75,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, eps: float) -> tuple[Tensor, Tensor]
 def attend_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and v, in memory as the result of :func:`attend`."""
+    """Return the gradients of q, k and v, laid out as the result of :func:`attend`."""
     grads = _backward_op(*map(_map, (grad, q, k, v, out)), factor)
     grad_q, grad_k, grad_v = (_like(g, t, t) for g, t in zip(grads, (q, k, v)))
     return grad_q, grad_k, grad_v
@@ -93,7 +93,7 @@ def _like(t: Tensor, width_of: Tensor, tokens_of: Tensor) -> Tensor:
 
 
 def supports(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Return whether the kernels take these inputs on their device."""
+    """Return whether the kernels support these inputs on their device."""
     return (
         q.dtype in triton_operators.DTYPES
         and q.dtype == k.dtype == v.dtype
@@ -103,7 +103,7 @@ def supports(q: Tensor, k: Tensor, v: Tensor) -> bool:
     )
 
 
-# Kernels. Numbers of tokens change from image to image: no variants are compiled for them.
+# Kernels. Token counts change from image to image, so no variants are compiled for them.
 
 RUNTIME_ONLY = ['n_queries', 'n_keys', 'n_heads', 'work']
 
@@ -348,7 +348,7 @@ def _grad_kv_kernel(
 
 # Launching. Tiles are those that compile without spills for sm_80 and sm_90
 # (benchmarks/compile_kernels.py), for products in half precision, tf32 and float32. The fastest is
-# found on the device; the first is taken where that must not be left to chance.
+# found on the device; the first is used where the choice must be deterministic.
 
 KERNELS = {
     'forward': _forward_kernel,
@@ -375,7 +375,7 @@ TILES = {
 
 
 def tf32_allowed() -> bool:
-    """Return whether torch may take products of float32 matrices in tf32."""
+    """Return whether torch may compute products of float32 matrices in tf32."""
     if torch.version.hip is not None:  # few of its devices have tf32
         return False
     matmul = torch.backends.cuda.matmul
@@ -407,7 +407,7 @@ def _launch(kernel: str, block: str, maps: list[Tensor], others: list[Tensor], *
         block: The dimension that its programs divide, BLOCK_Q or BLOCK_K.
         maps: Its strided inputs, the last three of them q, k and v.
         others: Its contiguous inputs and outputs.
-        constants: What is compiled in, besides what follows from the inputs.
+        constants: Compile-time constants, besides those that follow from the inputs.
     """
     q, k, _ = maps[-3:]
     batch, n_queries, n_heads, width = q.shape
@@ -489,7 +489,7 @@ def _backward(ctx, grad, _):
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-# The products of the equations, not those that a kernel takes once more.
+# The products in the equations, without those that a kernel recomputes.
 
 
 @register_flop_formula(torch.ops.polynext_mm.poly_attention_triton)

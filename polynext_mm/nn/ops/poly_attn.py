@@ -6,7 +6,7 @@
 
 ``q_conv``, ``k_conv``, ``v_conv`` and ``smooth`` are depthwise convolutions.
 
-The kernel keeps what autograd would, and costs fewer calls and passes.
+The kernel keeps what autograd would, but needs fewer calls and passes.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def add_poly_attn(
     """Compute ``x + keep * smooth(poly_attention(q, k, v)) w_out^T``.
 
     Args:
-        x: The residual stream, (B, H, W, C). Weights are in the dtype of products on it, and that
-            of the norm wide; they may be copies (:mod:`~polynext_mm.nn.ops.ready`).
-        keep: The factor of drop path, (B, 1, 1, 1), or None for 1.
+        x: The residual stream, (B, H, W, C). Weights are in the dtype of products on it, except the
+            norm's, which is wide; they may be copies (:mod:`~polynext_mm.nn.ops.ready`).
+        keep: The drop path factor, (B, 1, 1, 1), or None for 1.
         heads: Of attention.
         w_norm: (C,), or None for 1.
         w_in: (2E, C), E a multiple of ``heads``.
@@ -51,7 +51,7 @@ def add_poly_attn(
         w_v: (E, 1, S, S) with S odd.
         w_smooth: (E, 1, S, S) with S odd.
         w_out: (C, E).
-        out: Where the result may be written where no gradient is needed: contiguous, like ``x`` or
+        out: Where the result may be written if no gradient is needed: contiguous, like ``x`` or
             ``x`` itself.
         stream: Where narrow copies of the residual stream come from and go to, or None.
 

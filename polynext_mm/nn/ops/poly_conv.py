@@ -6,7 +6,7 @@
 ``coarse``, ``fine`` and ``smooth`` are depthwise convolutions, the first with dilation 2; ``swap``
 exchanges partners (:func:`partner_order`).
 
-The kernel keeps x for backward, in the dtype of the products, five more maps and the moments of the
+For backward the kernel keeps x, in the dtype of the products, five more maps and the moments of the
 norm.
 """
 
@@ -40,16 +40,16 @@ def add_poly_conv(
     """Compute ``x + keep * LN(smooth(coarse(b) * swap(fine(b))) w_out^T)`` with ``b = x w_in^T``.
 
     Args:
-        x: The residual stream, (B, H, W, C). Weights are in the dtype of products on it, and those
-            of norms wide; they may be copies (:mod:`~polynext_mm.nn.ops.ready`).
-        keep: The factor of drop path, (B, 1, 1, 1), or None for 1.
+        x: The residual stream, (B, H, W, C). Weights are in the dtype of products on it, except the
+            norm's, which is wide; they may be copies (:mod:`~polynext_mm.nn.ops.ready`).
+        keep: The drop path factor, (B, 1, 1, 1), or None for 1.
         w_in: (K, C).
         w_coarse: (K, 1, S, S) with S odd; the convolution has dilation 2.
         w_fine: (K, 1, S, S) with S odd.
         w_smooth: (K, 1, S, S) with S odd.
         w_out: (C, K).
         w_norm: (C,).
-        out: Where the result may be written where no gradient is needed: contiguous, like ``x`` or
+        out: Where the result may be written if no gradient is needed: contiguous, like ``x`` or
             ``x`` itself.
         stream: Where narrow copies of the residual stream come from and go to, or None.
 
@@ -107,7 +107,7 @@ def _times_swapped(x, y, out=None):
 
 def _through_smooth(grad, x, y, weight):
     """Return the gradients of x, y and the weight in ``smooth(x * swap(y))``."""
-    if dispatch.by_triton(partners_triton, grad, x, y):  # the product is made on the way
+    if dispatch.by_triton(partners_triton, grad, x, y):  # this computes the product too
         grad = conv_backward_of_x(grad_of_smooth := grad, x, weight)
         grad_x, grad_y, product = partners_triton.times_swapped_backward(grad, x, y)
         return grad_x, grad_y, conv_backward_of_weight(grad_of_smooth, product, weight)
@@ -175,7 +175,7 @@ class _Kernel(dispatch.Kernel):
             grad_w_out = added_outer(grad_w_out, g, smooth_b)
             torch.mm(g, w_out, out=g_smooth_b)
         g_coarse, g_fine, grad_w_smooth = _through_smooth(g_smooth, coarse, fine, w_smooth)
-        del g_smooth  # before there are more maps
+        del g_smooth  # before more maps are allocated
         g, grad_w_fine = conv_backward(g_fine, b, w_fine)
         g, grad_w_coarse = conv_backward(g_coarse, b, w_coarse, dilation=2, plus=g)
         g = positions(g)

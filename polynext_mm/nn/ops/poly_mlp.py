@@ -3,7 +3,7 @@
     u, v = the halves of x W_in^T
     x + keep * LN(u * v) W_out^T
 
-The kernel keeps x, u and v for backward, in the dtype of the products, and forms the rest again.
+For backward the kernel keeps x, u and v, in the dtype of the products, and recomputes the rest.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def add_poly_mlp(
     """Compute ``x + keep * LN(u * v) w_out^T`` with u and v the halves of ``x w_in^T``.
 
     Args:
-        x: The residual stream, (B, H, W, C). Weights are in the dtype of products on it, and those
-            of norms wide; they may be copies (:mod:`~polynext_mm.nn.ops.ready`).
-        keep: The factor of drop path, (B, 1, 1, 1), or None for 1.
+        x: The residual stream, (B, H, W, C). Weights are in the dtype of products on it, except the
+            norm's, which is wide; they may be copies (:mod:`~polynext_mm.nn.ops.ready`).
+        keep: The drop path factor, (B, 1, 1, 1), or None for 1.
         w_in: (2E, C).
         w_norm: (E,), or None for 1.
         w_out: (C, E).
-        out: Where the result may be written where no gradient is needed: contiguous, like ``x`` or
+        out: Where the result may be written if no gradient is needed: contiguous, like ``x`` or
             ``x`` itself.
         stream: Where narrow copies of the residual stream come from and go to, or None.
 

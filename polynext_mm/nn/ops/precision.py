@@ -1,8 +1,8 @@
 """Dtype rules: what may be computed in half precision, and what never is.
 
 Convolutions and matrix products follow autocast, which leaves the residual stream in float32. A
-norm returns the dtype of its input. Its statistics, powers and sums are float32, or float64 where
-the input is.
+norm returns the dtype of its input. Its statistics, powers and sums are float32, or float64 if the
+input is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LN_EPS = 1e-5
 
 
 class Like(NamedTuple):
-    """What decisions need of a map that may not be there yet."""
+    """What decisions need to know about a map that may not exist yet."""
 
     device: torch.device
     dtype: torch.dtype
@@ -27,7 +27,7 @@ class Like(NamedTuple):
 
 
 def matmul_dtype(x: Tensor | Like) -> torch.dtype:
-    """Return the dtype of convolutions and matrix products on ``x``: autocast's, where it is on."""
+    """Return the dtype of convolutions and matrix products on ``x``: autocast's, if it is on."""
     device = x.device.type
     if device == 'meta':  # it stands for an accelerator
         device = 'cuda'
@@ -37,7 +37,7 @@ def matmul_dtype(x: Tensor | Like) -> torch.dtype:
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype of norms, powers and sums of ``x``: never half."""
+    """Return the dtype of norms, powers and sums of ``x``: never half precision."""
     return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 

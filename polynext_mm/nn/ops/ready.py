@@ -1,14 +1,14 @@
 """Prepare weights for kernels, many at once: scaled, narrowed, laid out.
 
-What a kernel wants of a weight is a few numbers away from the parameter: a gate is folded in, it is
-in the dtype of the products, the taps of a dilated convolution come first. For one branch that is a
+The weight that a kernel needs differs a little from the parameter: a gate is folded in, it is in
+the dtype of the products, the taps of a dilated convolution come first. For one branch that takes a
 dozen launches in both directions, so it is done for all branches of a stage together
-(:mod:`polynext_mm.nn.stage_weights`), by one function of autograd, which launches about as much as
-one branch would.
+(:mod:`polynext_mm.nn.stage_weights`), by one autograd function, which launches about as many
+kernels as one branch would.
 
 A weight whose gradient is a sum over a map may be handed out in *copies*, (copies, *shape): an
-expanded view, one for every program of a kernel. The gradient of a copy is what its program has
-summed, and the sum of these sums is taken here, for all weights of a shape at once.
+expanded view with one for every program of a kernel. The gradient of a copy is its program's
+partial sum, and the partial sums are added up here, for all weights of a shape at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Wanted(NamedTuple):
 
     Args:
         weight: The parameter.
-        dtype: What it is needed in.
+        dtype: The dtype in which it is needed.
         factor: (parts,), for as many equal parts of the weight's first dimension; None for 1.
         taps_first: Lay (C, 1, S, S) out as (S, S, C) in memory.
         copies: How many are handed out, or 0 for the weight itself.
@@ -75,12 +75,12 @@ def ready(wanted: Sequence[Wanted]) -> list[Tensor]:
 
 
 def one(weight: T, dimensions: int) -> T:
-    """Return a weight of so many dimensions, or one of its copies."""
+    """Return a weight that has this many dimensions, or one of its copies."""
     return weight[0] if weight is not None and weight.ndim > dimensions else weight
 
 
 def grad_of(weight: Tensor | None, sums: Tensor) -> Any:
-    """Return the gradient of a weight, or of its copies, of sums over parts of a map.
+    """Return the gradient of a weight, or of its copies, from sums over parts of a map.
 
     Args:
         weight: As the kernel got it.
@@ -181,7 +181,7 @@ class _Ready(dispatch.Kernel):
             elif column.copies:
                 found += rows.to(dtypes[0]).unbind()
             else:
-                # contiguous: a gradient strided unlike its weight would be copied once more
+                # contiguous: a gradient with other strides than its weight would be copied again
                 made = [
                     torch.empty_like(row, dtype=dtype, memory_format=torch.contiguous_format)
                     for row, dtype in zip(rows, dtypes)
@@ -199,7 +199,7 @@ def _parts(stacked: Tensor, column: _Column) -> Tensor:
 
 
 def _without_gaps(grads: Sequence[Tensor | None]) -> Sequence[Tensor] | None:
-    """Return gradients, zeros for those that did not arrive; None where none did."""
+    """Return gradients, with zeros for those that did not arrive; None if none did."""
     like = next((grad for grad in grads if grad is not None), None)
     if like is None:
         return None
@@ -207,7 +207,7 @@ def _without_gaps(grads: Sequence[Tensor | None]) -> Sequence[Tensor] | None:
 
 
 def _sum_copies(columns: list[_Column], grads: list) -> None:
-    """Replace the gradients of copies by the weights' own, stacked, for all of a shape at once."""
+    """Replace the copies' gradients by the weights' own, stacked, for all of a shape at once."""
     groups: dict[tuple, list[int]] = {}
     for i, (column, rows) in enumerate(zip(columns, grads)):
         if column.copies and rows is not None:

@@ -23,7 +23,7 @@ def residual(
         x: The residual stream, (B, H, W, C).
         branch: Of the same shape, in the dtype of ``x`` or a narrower one.
         gate: A scalar, or None for 1.
-        keep: The factor of drop path, (B, 1, 1, 1), or None for 1. It gets no gradient.
+        keep: The drop path factor, (B, 1, 1, 1), or None for 1. It gets no gradient.
 
     Returns:
         A new map (B, H, W, C) in the dtype of ``x``.

@@ -1,7 +1,7 @@
 """The end of a branch as a Triton kernel, for CUDA and ROCm devices: the sum, twice.
 
-``x + keep * branch`` is written as it is, and once more in the dtype of the products of the next
-branch: elsewhere that is a pass of its own over the map.
+``x + keep * branch`` is written as it is, and again in the dtype of the next branch's products,
+which would otherwise take a separate pass over the map.
 """
 
 import torch
@@ -16,7 +16,7 @@ WARPS = 4
 
 
 def supports(x: Tensor, branch: Tensor, keep: 'Tensor | None', out: Tensor, narrow: Tensor) -> bool:
-    """Return whether the kernel takes these maps (..., C), and one factor for each sample."""
+    """Return whether the kernel supports these maps (..., C), with one factor per sample."""
     return (
         triton_operators.takes(x, branch, keep, out, narrow)
         and x.numel() > 0

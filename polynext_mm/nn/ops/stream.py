@@ -1,7 +1,7 @@
 """The residual stream in half precision, from one kernel to the next.
 
-Under autocast the stream is wide, and the products of a branch take it narrow. The kernel that ends
-a branch writes both, so that no pass over a map is spent on the cast.
+Under autocast the stream is wide, but a branch's products need it narrow. The kernel that ends a
+branch writes both, so that the cast takes no extra pass over the map.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ residual_triton = dispatch.triton_module('residual_triton')
 
 
 class NarrowStream:
-    """Hands the narrow copy of a map to the branch that is called with the map.
+    """Passes the narrow copy of a map to the branch that is called with the map.
 
     Args:
         dtype: Of the copies.
-        readers: Whether each branch to come, in order, reads a narrow copy.
+        readers: Whether each of the following branches, in order, reads a narrow copy.
     """
 
     def __init__(self, dtype: torch.dtype, readers: Sequence[bool]):
@@ -32,7 +32,7 @@ class NarrowStream:
         self._copy: Tensor | None = None
 
     def room(self, x: Tensor) -> Tensor | None:
-        """Return room for the copy of a map like ``x``, if the next branch reads it."""
+        """Allocate the copy of a map like ``x``, if the next branch reads it."""
         if not next(self._readers, False):
             return None
         return torch.empty_like(x, dtype=self.dtype, memory_format=torch.contiguous_format)
@@ -41,19 +41,19 @@ class NarrowStream:
         self._map, self._copy = x, copy
 
     def take(self, x: Tensor) -> Tensor | None:
-        """Return the copy of ``x``; None if there is none, or the stream holds that of another."""
+        """Return the copy of ``x``; None if there is none, or it is that of another map."""
         copy = self._copy if self._map is x else None
         self._map = self._copy = None
         return copy
 
 
 def narrow_stream(like: Tensor, dtype: torch.dtype, readers: Sequence[bool]) -> NarrowStream | None:
-    """Return a stream for maps of a dtype; None where they are narrow, or no kernel writes copies.
+    """Return a stream for maps of a dtype; None if they are narrow, or no kernel writes copies.
 
     Args:
         like: A map on the device.
         dtype: Of the residual stream.
-        readers: As of :class:`NarrowStream`.
+        readers: As for :class:`NarrowStream`.
     """
     narrow = matmul_dtype(like)
     if narrow is dtype or not dispatch.triton_wanted(residual_triton):
@@ -70,13 +70,13 @@ def run_branch(
     out: Tensor | None,
     stream: NarrowStream | None,
 ) -> Tensor:
-    """Compute a branch by its kernel, which takes x, its narrow copy and room for that of the sum.
+    """Compute a branch with its kernel, given x, its narrow copy and memory for that of the sum.
 
     Args:
         kernel: The kernel.
         x: The residual stream.
-        args: What comes after the three.
-        weights: As of :func:`~polynext_mm.nn.ops.dispatch.run_kernel`.
+        args: The arguments after these three.
+        weights: As for :func:`~polynext_mm.nn.ops.dispatch.run_kernel`.
         out: Likewise.
         stream: Where the copies come from and go to, or None.
     """

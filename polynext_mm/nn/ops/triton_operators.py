@@ -1,9 +1,9 @@
 """Shared by the Triton kernels: the devices that run them, and their registration with torch.
 
-They are operators of torch, so that tensors without memory (meta and fake ones, a compiler's) get
-their shapes. Autograd is handled above them, in the operations that call them. So they are plain
-operators, which have less host overhead than those of ``torch.library.custom_op``, and report what
-they write into to autograd themselves (``increment_version``).
+They are operators of torch, so that shapes are known for tensors without memory (meta and fake
+ones, a compiler's). Autograd is handled above them, in the operations that call them. So they are
+plain operators, with less host overhead than those of ``torch.library.custom_op``, and tell
+autograd themselves what they write into (``increment_version``).
 """
 
 from collections.abc import Callable
@@ -23,17 +23,17 @@ def _kernel():
     pass
 
 
-INTERPRETED = not isinstance(_kernel, triton.JITFunction)  # by TRITON_INTERPRET=1
+INTERPRETED = not isinstance(_kernel, triton.JITFunction)  # with TRITON_INTERPRET=1
 
 _library = torch.library.Library('polynext_mm', 'FRAGMENT')
 
 
-@torch.compiler.assume_constant_result  # which a compiler need not look into
+@torch.compiler.assume_constant_result  # a compiler need not trace it
 def runs_on(device: torch.device) -> bool:
-    """Return whether a device runs kernels in Triton; meta tensors stand for such a device."""
+    """Return whether a device runs Triton kernels; meta tensors stand for such a device."""
     if INTERPRETED or device.type == 'meta':
         return True
-    if device.type != 'cuda':  # which ROCm devices are, too
+    if device.type != 'cuda':  # ROCm devices are 'cuda' too
         return False
     if torch.version.hip is not None or not torch.cuda.is_initialized():  # such as fake tensors
         return True
@@ -41,14 +41,14 @@ def runs_on(device: torch.device) -> bool:
 
 
 def takes_like(x: 'Tensor | Like') -> bool:
-    """Return whether kernels take contiguous maps of a dtype on a device."""
+    """Return whether kernels support contiguous maps of a dtype on a device."""
     return x.dtype in DTYPES and runs_on(x.device)
 
 
 def takes(first: Tensor, *others: Tensor | None) -> bool:
-    """Return whether kernels take these tensors: contiguous, of their dtypes, on their devices.
+    """Return whether kernels support these tensors: their layouts, dtypes and device.
 
-    The first decides on the device.
+    The device is that of the first.
     """
     return runs_on(first.device) and all(
         t is None or (t.dtype in DTYPES and t.is_contiguous()) for t in (first, *others)
@@ -60,7 +60,7 @@ def operator(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
 
     Args:
         schema: As torch writes it: ``name(Tensor x) -> Tensor``.
-        fake: Makes the outputs, of the same arguments, without computing them.
+        fake: Makes the outputs, from the same arguments, without computing them.
     """
     name = schema.partition('(')[0]
 
