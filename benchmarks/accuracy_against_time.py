@@ -3,7 +3,7 @@
     python benchmarks/accuracy_against_time.py times.json --threads 2 --rounds 20
     python benchmarks/accuracy_against_time.py times.json --draw docs/images/accuracy_time.png
     python benchmarks/accuracy_against_time.py benchmarks/ade20k_times.json --task ade20k \\
-        --threads 2 --rounds 3
+        --threads 2 --rounds 5
 
 The first command measures, and keeps what it has in times.json after every round: started again
 with the same settings, it continues up to the given number of rounds. The second draws the

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
-from torch.utils.flop_counter import flop_registry
 
 from report import Record
 from roofline import is_view
@@ -220,8 +220,8 @@ class Counter(TorchDispatchMode):
         elif name == 'native_layer_norm_backward' and args[-1][1]:
             launches = 3  # that of the weight is two more
             moved += size(args[0]) + size(args[1])
-        elif func._overloadpacket in flop_registry and func.namespace == 'polynext_mm':
-            flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+        elif func._overloadpacket in flop_counter.flop_registry and func.namespace == 'polynext_mm':
+            flops = flop_counter.flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
         if name in ('_to_copy', 'copy_'):
             name += ' of a map' if written[0].ndim > 2 and written[0].numel() > 2e5 else ''
         self.operations.append(Operation(name, launches, moved, flops))

@@ -3,9 +3,9 @@
 import dataclasses
 
 import torch
+from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
-from torch.utils.flop_counter import flop_registry
 
 from measure import measure, seconds
 from report import Record
@@ -36,7 +36,7 @@ class Roofline(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if not is_view(func) and func._schema.name not in self.UNMOVED:
-            formula = flop_registry.get(func._overloadpacket)
+            formula = flop_counter.flop_registry.get(func._overloadpacket)
             flops = formula(*args, **kwargs, out_val=out) if formula else 0
             tensors = (
                 t for t in tree_flatten((args, kwargs, out))[0] if isinstance(t, torch.Tensor)

@@ -28,6 +28,7 @@ import count
 from exported import PROGRAMS
 from measure import limit_memory, measure, seconds
 from polynext_mm.commands.arguments import image_size, positive
+from polynext_mm.compat.torch_features import CUSTOM_OPERATORS
 from report import (
     Report,
     attention_costs,
@@ -150,6 +151,11 @@ def check(args: argparse.Namespace) -> None:
         )
     check_device(args.device)
     single += args.count
+    if (args.count or args.floor is not None) and not CUSTOM_OPERATORS.is_there:
+        raise ValueError(
+            f'--floor and --count need torch {CUSTOM_OPERATORS.since} or newer, and this is '
+            f'{torch.__version__}'
+        )
     if args.count and args.dtype == 'float16':
         raise ValueError('--count is for float32 and bfloat16')
     for subject in (*args.models, *single):

@@ -29,6 +29,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ..compat.logs import LIVE, NOISE, bar, import_quietly, say, without_noise
+from ..figures import MAIN_METRICS
 from . import models
 
 _FIRST = 5.0  # seconds between lines at first
@@ -295,12 +296,14 @@ def _head(runner: Runner) -> Iterator[str]:
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:
-    shown = [
-        f'{name}: {_number(value)}'
+    shown = {
+        name: f'{name}: {_number(value)}'
         for name, value in metrics.items()
         if isinstance(value, numbers.Real) and name not in ('data_time', 'time')
-    ]
-    return ', '.join(shown[:_SHOWN])
+    }
+    main = [name for name in MAIN_METRICS if name in shown]
+    names = [*main, *(name for name in shown if name not in main)]
+    return ', '.join(shown[name] for name in names[:_SHOWN])
 
 
 def _number(value: float) -> str:

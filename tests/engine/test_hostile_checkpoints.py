@@ -83,7 +83,6 @@ def test_no_file_that_a_checkpoint_names_is_removed(trained, work_dir, tmp_path,
         assert (work_dir / 'best_notes').is_dir() and (work_dir / 'notes.pth').is_file()
         best = Path(runner.message_hub.get_info('best_ckpt'))
         assert best.parent == work_dir and best.is_file()
-        shutil.rmtree(work_dir / runner.timestamp)
 
 
 UNFIT = {

@@ -79,6 +79,7 @@ def endless(task: str, work_dir: Path) -> Config:
         work_dir,
         iters=100000,
         **{
+            'param_scheduler': [],
             'train_cfg.val_interval': 10**6,
             'default_hooks.checkpoint.interval': 10**6,
             'default_hooks.logger.interval': 1,
