@@ -43,6 +43,7 @@ import numpy as np
 import psutil
 import torch
 
+from polynext_mm.compat.torch_features import device_module
 from subjects import Setting, Subject, Workload, make_workload
 
 # For the process whose memory is measured: glibc maps blocks of 64 KiB and more one by one, and
@@ -104,7 +105,7 @@ def measure(
     variants = [variant for subject in subjects for variant in subject.variants()]
     times = _measure_times(variants, setting, rounds, warmup)
     if setting.device != 'cpu':  # for the processes that measure memory
-        torch.get_device_module(setting.device).empty_cache()
+        device_module(setting.device).empty_cache()
     results = []
     for subject in subjects:
         fitting = [variant for variant in subject.variants() if variant in times]
@@ -146,7 +147,7 @@ def _warmed_up(subject: Subject, setting: Setting, steps: int) -> Callable[[], N
 
 def seconds(step: Callable[[], None], device: str) -> float:
     """Time one step, including what it leaves a GPU to do."""
-    synchronize = torch.get_device_module(device).synchronize  # of the CPU, it does nothing
+    synchronize = device_module(device).synchronize  # of the CPU, it does nothing
     synchronize()
     start = time.perf_counter()
     step()
@@ -217,7 +218,7 @@ def _peak(subject: Subject, setting: Setting) -> tuple[int, str]:
 
 
 def _gpu_peak(work: Workload, device: str) -> tuple[int | None, str]:
-    module = torch.get_device_module(device)
+    module = device_module(device)
     if not hasattr(module, 'max_memory_allocated'):
         return None, f'torch.{device} does not count it'
     work.step()

@@ -14,6 +14,7 @@ from typing import Union
 import torch
 
 from measure import Result
+from polynext_mm.compat.torch_features import device_module
 from subjects import Setting
 
 # A row of a table: columns and their values, None where there is no value.
@@ -74,7 +75,7 @@ def machine(setting: Setting) -> str:
         f'{_cpu_name()}, {cores} cores, {setting.threads} threads used',
         'load average before: {:.2f} {:.2f} {:.2f}'.format(*load),
     ]
-    module = torch.get_device_module(setting.device)
+    module = device_module(setting.device)
     if hasattr(module, 'get_device_name'):
         lines.append(module.get_device_name())
     if load[0] > BUSY_LOAD * cores:
