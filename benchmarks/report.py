@@ -11,8 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Union
 
-import torch
-
 from measure import Result
 from polynext_mm.compat.torch_features import device_module
 from subjects import Setting
