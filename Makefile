@@ -57,11 +57,11 @@ lint: $(INSTALLED)
 
 # While working: no test that starts processes, trains, exports or interprets Triton.
 quick: $(INSTALLED)
-	echo '==> Running the quick tests (minutes)'
+	echo '==> Running the quick tests (2 to 3 minutes)'
 	$(RUN) -m pytest -n $(JOBS) -m 'not heavy and not slow and not cuda'
 
 test: lint
-	echo '==> Running the tests, slow ones excepted (about 8 minutes)'
+	echo '==> Running the tests, slow ones excepted (5 to 8 minutes)'
 	$(RUN) -m pytest -n $(JOBS) -m 'not slow and not cuda'
 
 test-slow: $(INSTALLED)
@@ -76,7 +76,7 @@ test-cuda: $(INSTALLED)
 # The environment that most users of upstream's have, torch 2.1 included. Tests of what newer torch has
 # are skipped, with the reason; benchmarks and docs are for today's.
 test-openmmlab: $(UPSTREAM_INSTALLED)
-	echo '==> Running the tests on upstream OpenMMLab and torch 2.1, slow ones excepted (about 9 minutes)'
+	echo '==> Running the tests on upstream OpenMMLab and torch 2.1, slow ones excepted (4 to 8 minutes)'
 	$(UPSTREAM)/bin/python -m pytest -n $(JOBS) -m 'not slow and not cuda' \
 	    --ignore tests/benchmarks --ignore tests/cuda --ignore tests/test_cuda_report.py \
 	    --ignore tests/docs
