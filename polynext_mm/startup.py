@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import os
 import select
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 # sysexits.h's EX_TEMPFAIL: try again later, with --resume
 RESUME_ME = 75
@@ -33,30 +35,42 @@ def tell(message: str, patience: float = 5.0) -> None:
             os.write(2, f'{message}\n'.encode())
 
 
-def keep_standard_streams() -> None:
-    """Open ``/dev/null`` for each of stdin, stdout and stderr that is closed.
+class _Output(io.FileIO):
+    """Drops what cannot be written."""
 
-    Otherwise the next file to be opened gets its descriptor, and output to stderr could end up in a
-    checkpoint.
-    """
-    for stream in range(3):
+    def write(self, data: Any) -> int:
         try:
-            os.fstat(stream)
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def keep_standard_streams() -> None:
+    """Make stdin, stdout and stderr work whatever happened to them.
+
+    ``/dev/null`` is opened for each one that is closed: otherwise the next file to be opened gets
+    its descriptor, and output to stderr could end up in a checkpoint. What cannot be printed, since
+    the disk is full or nobody reads it, is dropped without an error.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor
-
-
-def _settle_standard_streams() -> None:
-    """Flush what can be flushed: if Python cannot do that at exit, the exit code becomes 120."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
+    for name, descriptor in (('stdout', 1), ('stderr', 2)):
+        stream = getattr(sys, name)
+        if stream is not getattr(sys, f'__{name}__'):  # pytest's or a notebook's
+            continue
+        if stream is not None:
+            with contextlib.suppress(OSError):
                 stream.flush()
-        except (OSError, ValueError):
-            with contextlib.suppress(OSError, ValueError):
-                null = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(null, stream.fileno())
-                os.close(null)
+        lenient = io.TextIOWrapper(
+            io.BufferedWriter(_Output(descriptor, 'w', closefd=False)),
+            encoding='utf-8' if stream is None else stream.encoding,
+            errors='backslashreplace',
+            line_buffering=name == 'stderr' or os.isatty(descriptor),
+        )
+        setattr(sys, name, lenient)
 
 
 def end_with_launcher() -> None:
@@ -78,7 +92,7 @@ def end_with_launcher() -> None:
 def resumable_start() -> Iterator[None]:
     """Make SIGTERM end this process with exit code 75 until InterruptHook takes over.
 
-    The exit code of the block is kept even if the output cannot be written.
+    Standard streams that cannot be written to change nothing, not even the exit code.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -96,4 +110,3 @@ def resumable_start() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-        _settle_standard_streams()

@@ -38,6 +38,9 @@ def say(text: str, level: int = logging.INFO) -> None:
 @contextlib.contextmanager
 def without_noise() -> Iterator[None]:
     """Pass on what is printed within, except what mm prints when imported."""
+    if sys.stdout is None:  # closed
+        yield
+        return
     filtered = _Filtered(sys.stdout)
     try:
         with contextlib.redirect_stdout(filtered):  # type: ignore[type-var]
@@ -107,7 +110,7 @@ LIVE = LiveLine()
 
 
 def _is_terminal() -> bool:
-    return sys.stdout.isatty() and os.environ.get('TERM') != 'dumb'
+    return sys.stdout is not None and sys.stdout.isatty() and os.environ.get('TERM') != 'dumb'
 
 
 def bar(done: int, total: int, width: int = 20) -> str:

@@ -220,6 +220,17 @@ def test_a_closed_stderr_is_no_file_of_the_run():
     )
 
 
+@pytest.mark.parametrize('output', ['>&- 2>&-', '> /dev/full 2>&1'])
+@pytest.mark.parametrize('verbose', ['', '--verbose'])
+def test_a_training_without_an_output(tmp_path, output, verbose):
+    """From its first moment on, where mm prints as it is imported."""
+    options = {'default_hooks.checkpoint.interval': 1}
+    config('segmentation', tmp_path / 'work', iters=1, **options).dump(tmp_path / 'run.py')
+    command = f'"$0" -m polynext_mm train "$1" {verbose} {output}'
+    done = subprocess.run(['sh', '-c', command, sys.executable, tmp_path / 'run.py'], cwd=ROOT)
+    assert done.returncode == 0 and (tmp_path / 'work' / 'iter_1.pth').is_file()
+
+
 @pytest.mark.slow
 def test_a_second_sigint_interrupts_at_once(tmp_path):
     def twice(runner):
