@@ -84,7 +84,7 @@ def masks(args: argparse.Namespace) -> None:
     if not values.coloured:
         if args.colours:
             raise FolderError(f'the labels in {args.folder} have one channel, and no colours')
-        ids = {value: index for index, value in enumerate(sorted(values.pixels))}
+        _, ids = labels.numbered(values)
         names = {value: f'value {value}' for value in ids}
     else:
         found = labels.colour_table(args.folder)

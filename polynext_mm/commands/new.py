@@ -9,10 +9,11 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ..folders import FolderError
 from .arguments import positive
 
 # GPU memory in GB for a training step of UperNet with CPolyNeXt-S in bfloat16, per 512x512 image
@@ -88,7 +89,6 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
-    from polynext_mm.folders import FolderError
     from polynext_mm.nn import ARCHS
 
     if args.arch is not None and args.arch not in ARCHS:
@@ -105,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = Machine.this()
     # beside the config, so that the data folder is unchanged
     files = config.with_name(f'{config.stem}_files').resolve()
+    if files.exists() and not args.force:
+        sys.exit(f'{files} exists: use --out for another name, or --force to replace what is in it')
     write = segmentation if args.task == 'segmentation' else detection
     try:
         text = write(root, files, machine, args)
@@ -135,6 +137,9 @@ def segmentation(root: Path, files: Path, machine: Machine, args: argparse.Names
 
     print(f'{root}:')
     found = find_pairs(root)
+    start = 'train' if 'train' in found else None
+    if start not in found:
+        raise nothing_to_train_on(root, found)
     for key, pairs in found.items():
         say(key or 'images', f'{len(pairs.names)}, {pairs.images or "."}/*{pairs.image_suffix}')
         say('  labels', f'{pairs.labels}/*{pairs.label_suffix}')
@@ -157,25 +162,28 @@ def segmentation(root: Path, files: Path, machine: Machine, args: argparse.Names
     # where labels are read from: as they are, or converted to ids in a folder of ours
     folders = {key: str(pairs.labels) for key, pairs in found.items()}
     suffixes = {key: pairs.label_suffix for key, pairs in found.items()}
-    if values.coloured:
+    converts = values.coloured or values.has_channels
+    if converts:
         for key, pairs in found.items():
             folder = files / 'labels' / (key or '')
             folders[key], suffixes[key] = str(folder), '.png'
             for name, path in zip(pairs.names, pairs.label_paths(root)):
-                masks.write_ids(path, folder / f'{name}.png', ids, coloured=True)
+                masks.write_ids(path, folder / f'{name}.png', ids, values.coloured)
         say('wrote', f'labels with ids: {files / "labels"}')
 
     # the split to train on
-    start = 'train' if 'train' in found else None
-    source = found.get(start) or next(iter(found.values()))
+    source = found[start]
     lists: dict[str, str] = {}
     if 'val' not in found:
         names = source.names
         stems = {Path(name).name: name for name in names}
-        listed = listed_splits(root, set(stems)) if start is None else {}
+        listed = listed_splits(root, [Path(name).name for name in names]) if start is None else {}
         if listed:
             say('split', 'as listed: ' + ', '.join(f'{len(v)} {k}' for k, v in listed.items()))
             sides = {key: sorted(stems[stem] for stem in listed[key]) for key in listed}
+            others = set(stems).difference(*listed.values())
+            if others:
+                say('  left out', f'{len(others)} images that no list names')
         else:
             groups = alike(source.image_paths(root))
             held = [
@@ -183,18 +191,24 @@ def segmentation(root: Path, files: Path, machine: Machine, args: argparse.Names
             ]
             offset = labels.index(source.label_paths(root)[0])
             train, val = split(groups, {i: held[offset + i] for i in range(len(names))}, args.seed)
+            require_validation(root, val)
             sides = dict(train=[names[i] for i in train], val=[names[i] for i in val])
             say('split', f'{len(train)} train, {len(val)} val, {told(groups)}')
+    else:  # mmseg would take all files of the folders
+        sides = {
+            key: pairs.names
+            for key, pairs in found.items()
+            if key is not None and (pairs.unlabelled or pairs.images == pairs.labels)
+        }
+    for key, side in sides.items():
         files.mkdir(parents=True, exist_ok=True)
-        for key, side in sides.items():
-            lists[key] = str(files / f'{key}.txt')
-            Path(lists[key]).write_text('\n'.join(side) + '\n', encoding='utf-8')
-    key_of = {key: key if key in found and key not in lists else start for key in ('train', 'val')}
-    if 'test' in found or 'test' in lists:
-        key_of['test'] = 'test' if 'test' in found and 'test' not in lists else start
+        lists[key] = str(files / f'{key}.txt')
+        Path(lists[key]).write_text('\n'.join(side) + '\n', encoding='utf-8')
+    keys = ('train', 'val', 'test') if 'test' in found or 'test' in lists else ('train', 'val')
+    key_of = {key: key if key in found else start for key in keys}
     if len({(found[k].image_suffix, suffixes[k]) for k in key_of.values()}) > 1:
         say('note', 'files of the splits end differently: each has its suffixes in the config')
-    number = len(Path(lists['train']).read_text().splitlines()) if lists else len(source.names)
+    number = len(sides.get('train', source.names))
     side = min(512, max(64, 32 * round(median(min(size) for size in sizes) / 32)))
     side = side if machine.memory else min(side, 256)
     plan = planned(machine, side * side, number, args)
@@ -214,7 +228,7 @@ def segmentation(root: Path, files: Path, machine: Machine, args: argparse.Names
             lines.append(f'    ann_file={lists[key]!r},')
         return '\n'.join(lines)
 
-    identity = all(value == index for value, index in ids.items()) or values.coloured
+    identity = converts or all(value == index for value, index in ids.items())
     label_map = '' if identity else f'    label_map={ids!r},  # ids in the files: classes\n'
     test = 'test' if 'test' in key_of else 'val'
     text = _SEGMENTATION.format(
@@ -259,7 +273,7 @@ def classes_of(root: Path, values, given: Sequence[str] | None) -> tuple[list, d
     Raises:
         FolderError: If names do not fit the values.
     """
-    from polynext_mm.folders import FolderError, masks
+    from polynext_mm.folders import masks
 
     if values.coloured:
         table = masks.colour_table(root)
@@ -267,7 +281,7 @@ def classes_of(root: Path, values, given: Sequence[str] | None) -> tuple[list, d
             say('colours', f'named in {table[0]}')
         classes = masks.named_colours(values, table[1] if table else None)
         if given:
-            check_number(given, len(classes))
+            masks.check_number(given, len(classes))
             classes = [c._replace(name=name) for c, name in zip(classes, given)]
         ids = {(r << 16) | (g << 8) | b: i for i, (_, (r, g, b)) in enumerate(classes)}
         strange = [masks.unpacked(value) for value in values.pixels if value not in ids]
@@ -278,41 +292,11 @@ def classes_of(root: Path, values, given: Sequence[str] | None) -> tuple[list, d
             )
         return classes, ids
     listed = masks.class_names(root)
-    names = list(given or (listed[1] if listed else ()))
-    there = sorted(values.pixels)
-    if there in ([0, 255], [0, 1]):
-        names = names or ['background', 'foreground']
-        ids = {value: index for index, value in enumerate(there)}
-    else:
-        ignored = there[-1] == masks.IGNORED and (len(there) < 3 or there[-2] < 128)
-        used = there[:-1] if ignored else there
-        number = len(names) or len(used)
-        # ids index the named classes, some of which may not occur, or are nearly consecutive
-        counted = used[-1] < number or (not names and used[-1] < 2 * len(used) and not used[0])
-        if counted:
-            names = names or [f'class_{i}' for i in range(used[-1] + 1)]
-            ids = {value: value for value in range(len(names))}
-        else:
-            check_number(names or used, len(used))
-            names = names or [f'class_{value}' for value in used]
-            ids = {value: index for index, value in enumerate(used)}
-        if ignored:
-            ids[masks.IGNORED] = masks.IGNORED
-    check_number(names, len({index for index in ids.values() if index != masks.IGNORED}))
+    names, ids = masks.numbered(values, given or (listed[1] if listed else ()))
     if listed and not given:
         say('names', f'from {listed[0]}')
     colours = [colour_of(index, len(names)) for index in range(len(names))]
     return [masks.Colour(name, colour) for name, colour in zip(names, colours)], ids
-
-
-def check_number(names: Sequence, number: int) -> None:
-    from polynext_mm.folders import FolderError
-
-    if len(names) != number:
-        raise FolderError(
-            f'{len(names)} names of classes were given, and the labels hold {number} classes: '
-            'name each with --classes'
-        )
 
 
 def colour_of(index: int, number: int) -> tuple[int, int, int]:
@@ -336,10 +320,13 @@ def detection(root: Path, files: Path, machine: Machine, args: argparse.Namespac
 
     print(f'{root}:')
     kind, annotations = boxes.find_format(root)
-    pictures, names = boxes.read(root, kind, annotations)
+    pictures, names = boxes.read(root, kind, annotations, args.classes)
     if args.classes:
-        if set(args.classes) < {box.name for picture in pictures for box in picture.boxes}:
-            check_number(args.classes, len(names))
+        others = {box.name for picture in pictures for box in picture.boxes} - set(args.classes)
+        if others:
+            raise FolderError(
+                f'{root} has boxes of {", ".join(sorted(others))}: name all classes with --classes'
+            )
         names = args.classes
     say('annotations', f'{kind.upper()}, {len(annotations)} files')
     sizes = [picture.size for picture in pictures]
@@ -357,21 +344,23 @@ def detection(root: Path, files: Path, machine: Machine, args: argparse.Namespac
             key = split_of(path.relative_to(root)) or 'train'
             sides.setdefault(key, []).extend(boxes.read(root, kind, [path])[0])
     else:
-        stems = {picture.path.stem for picture in pictures}
-        listed = listed_splits(root, stems)
+        listed = listed_splits(root, [picture.path.stem for picture in pictures])
         for picture in pictures:
-            key = split_of(picture.path.relative_to(root))
+            key = split_of(picture.path.parent.relative_to(root))
             if listed:
                 key = next((k for k, names_ in listed.items() if picture.path.stem in names_), None)
                 if key is None:
                     continue
             sides.setdefault(key or 'train', []).append(picture)
+    if 'train' not in sides:
+        raise nothing_to_train_on(root, sides)
     if 'val' not in sides:
         train = sides['train']
         groups = alike([picture.path for picture in train])
         numbers = {name: i for i, name in enumerate(names)}
         held = {i: {numbers[box.name] for box in picture.boxes} for i, picture in enumerate(train)}
         first, second = split(groups, held, args.seed)
+        require_validation(root, second)
         sides |= dict(train=[train[i] for i in first], val=[train[i] for i in second])
         say('split', f'{len(first)} train, {len(second)} val, {told(groups)}')
     else:
@@ -418,6 +407,22 @@ def detection(root: Path, files: Path, machine: Machine, args: argparse.Namespac
 # ------------------------------------------------------------------------------------------------
 # What both share
 # ------------------------------------------------------------------------------------------------
+
+
+def nothing_to_train_on(root: Path, splits: Iterable[str | None]) -> FolderError:
+    there = ' and '.join(str(split) for split in splits)
+    return FolderError(
+        f'{root} has images for {there} and none for train: name the folder of those to train on '
+        'train, or give a folder without splits'
+    )
+
+
+def require_validation(root: Path, val: Sequence) -> None:
+    if not val:
+        raise FolderError(
+            f'{root} has a single image, or all look the same, so that none is left to validate '
+            'on: put some into a folder called val'
+        )
 
 
 def planned(machine: Machine, pixels: int, number: int, args: argparse.Namespace) -> dict:

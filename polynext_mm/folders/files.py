@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from . import FolderError
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif')
 _SPLITS = {
@@ -86,22 +88,46 @@ def fingerprints(paths: Iterable[Path]) -> np.ndarray:
     return np.array(rows, np.uint8).reshape(-1, 32)
 
 
-def listed_splits(root: Path, stems: set[str]) -> dict[str, set[str]]:
+def listed_splits(root: Path, stems: Collection[str]) -> dict[str, set[str]]:
     """Return the names in the files train.txt, val.txt and test.txt below a folder.
 
-    Those of VOC's ImageSets and of YOLO are found, with an image's path or name in each line.
+    Those of VOC's ImageSets and of YOLO are found, with an image's path or name in each line. Names
+    that belong to no image, such as those without a label, are left out.
 
     Args:
         root: The folder.
-        stems: Names of the images; a file that names anything else is not a list of them.
+        stems: Names of the images. A file of which less than half of the lines names one of them is
+            not a list of them.
+
+    Raises:
+        FolderError: If there are such lists, and several images of one name.
     """
+    known = set(stems)
     found: dict[str, set[str]] = {}
     for path in walk(root):
         split = _SPLITS.get(path.stem) if path.suffix == '.txt' else None
-        if split is None or path.stem in stems:
+        if split is None or path.stem in known:
             continue
-        lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
-        names = {Path(line.split()[0]).stem for line in lines if line.strip()}
-        if names and names <= stems and split not in found:
-            found[split] = names
-    return found if {'train', 'val'} <= found.keys() else {}
+        text = path.read_text(encoding='utf-8-sig', errors='replace')
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        names = [name for line in lines if (name := _listed_name(line, known)) is not None]
+        if names and len(names) >= len(lines) / 2 and split not in found:
+            found[split] = set(names)
+    if not {'train', 'val'} <= found.keys():
+        return {}
+    if len(known) < len(stems):
+        raise FolderError(
+            f'{root} has lists of train and val, and several images of one name in its folders: '
+            'give each image a name of its own'
+        )
+    return found
+
+
+def _listed_name(line: str, known: Collection[str]) -> str | None:
+    """Return the image that a line of a list names: by path or name, first or alone in the line."""
+    for text in (line, line.split()[0]):
+        name = text.replace('\\', '/').rpartition('/')[2]
+        for candidate in (name, name.rpartition('.')[0]):
+            if candidate in known:
+                return candidate
+    return None

@@ -15,6 +15,7 @@ from . import FolderError
 
 IGNORED = 255
 _MOST = 200  # with more values than this, images are not labels
+_MOST_IN_ONE = 20  # values in an image
 _TABLES = ('class_dict.csv', 'labelmap.txt', 'label_colors.txt', 'colors.txt', 'classes.csv')
 _NAMES = ('classes.txt', 'labels.txt', 'names.txt', 'obj.names')
 # comments in files that list names or colours
@@ -38,7 +39,7 @@ def read_label(path: Path) -> np.ndarray:
             image = image.convert('RGB')
         pixels = np.asarray(image)
     if pixels.dtype == bool:
-        return pixels.astype(np.uint8) * IGNORED
+        return pixels.astype(np.uint8)
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         return pixels[..., 0]
     return pixels
@@ -62,12 +63,14 @@ class Values(NamedTuple):
 
     Attributes:
         coloured: Whether values are colours, 0xRRGGBB, rather than those of one channel.
+        has_channels: Whether a file has several channels, grey or not, which mm reads as no ids.
         pixels: How many pixels have each value, over all images.
         images: How many images have each value.
         of: Values in each image, in order.
     """
 
     coloured: bool
+    has_channels: bool
     pixels: Counter[int]
     images: Counter[int]
     of: list[frozenset[int]]
@@ -82,7 +85,10 @@ def count_values(paths: Iterable[Path]) -> Values:
     """
     paths = list(paths)
     found: list[tuple[bool, dict[int, int]]] = []
+    has_channels = False
     for path in paths:
+        with Image.open(path) as image:
+            has_channels = has_channels or len(image.getbands()) > 1
         pixels = read_label(path)
         values, counts = np.unique(packed(pixels), return_counts=True)
         found.append((pixels.ndim == 3, dict(zip(values.tolist(), counts.tolist()))))
@@ -92,7 +98,7 @@ def count_values(paths: Iterable[Path]) -> Values:
             (True, counts if is_coloured else {v * 0x10101: n for v, n in counts.items()})
             for is_coloured, counts in found
         ]
-    result = Values(coloured, Counter(), Counter(), [])
+    result = Values(coloured, has_channels, Counter(), Counter(), [])
     for path, (_, counts) in zip(paths, found):
         result.pixels.update(counts)
         result.images.update(counts.keys())
@@ -104,6 +110,70 @@ def count_values(paths: Iterable[Path]) -> Values:
                 'save them as PNG from the program that drew them'
             )
     return result
+
+
+def numbered(values: Values, names: Sequence[str] = ()) -> tuple[list[str], dict[int, int]]:
+    """Return the classes of labels of one channel, and the class of each value.
+
+    0 and 255, or 0 and 1, are background and foreground. Values that are nearly consecutive are
+    ids already; others are numbered in their order. 255 beside such ids is ignored.
+
+    Args:
+        values: Not colours.
+        names: Of the classes, if they are known.
+
+    Raises:
+        FolderError: If names do not fit the values, or the values are those of smoothed edges.
+    """
+    there = sorted(values.pixels)
+    if there in ([0, IGNORED], [0, 1]):
+        names = names or ('background', 'foreground')
+        ids = {value: index for index, value in enumerate(there)}
+        check_number(names, len(ids))
+        return list(names), ids
+    if not names:
+        require_sharp(values)
+    ignored = len(there) > 1 and there[-1] == IGNORED
+    ignored = ignored and there[-2] < max(len(names), 2 * len(there))
+    used = there[:-1] if ignored else there
+    number = len(names) or len(used)
+    # ids index the named classes, some of which may not occur, or are nearly consecutive
+    if used[-1] < number or (not names and used[-1] < 2 * len(used) and not used[0]):
+        names = names or [f'class_{i}' for i in range(used[-1] + 1)]
+        ids = {value: value for value in range(len(names))}
+    else:
+        check_number(names or used, len(used))
+        names = names or [f'class_{value}' for value in used]
+        ids = {value: index for index, value in enumerate(used)}
+    return list(names), ids | ({IGNORED: IGNORED} if ignored else {})
+
+
+def check_number(names: Sequence, number: int) -> None:
+    """Check that there is a name for each class.
+
+    Raises:
+        FolderError: If there are more or fewer.
+    """
+    if len(names) != number:
+        raise FolderError(
+            f'{len(names)} names of classes were given, and the labels hold {number} classes: '
+            'name each with --classes'
+        )
+
+
+def require_sharp(values: Values) -> None:
+    """Check that images do not have the many values of edges that a program has smoothed.
+
+    Raises:
+        FolderError: If most of them do.
+    """
+    number = sorted(map(len, values.of))[len(values.of) // 2]
+    if number > _MOST_IN_ONE:
+        raise FolderError(
+            f'a label image holds {number} values (half of them hold more), such as those of '
+            'smoothed edges: save masks from the program that drew them as PNG, without '
+            'anti-aliasing'
+        )
 
 
 def colour_table(folder: Path) -> tuple[Path, list[Colour]] | None:
@@ -171,12 +241,15 @@ def write_ids(source: Path, target: Path, ids: Mapping[int, int], coloured: bool
 def named_colours(values: Values, table: Sequence[Colour] | None) -> list[Colour]:
     """Return the classes of colours: those of a table, or those that occur, named by their colour.
 
-    Without a table, black comes first, then the others by decreasing frequency.
+    Without a table they are in the order of red, green and blue, black first, in all folders alike.
+
+    Raises:
+        FolderError: If there is no table, and the colours are those of smoothed edges.
     """
     if table is not None:
         return list(table)
-    order = sorted(values.pixels, key=lambda value: (value != 0, -values.pixels[value]))
+    require_sharp(values)
     return [
         Colour('background' if value == 0 else f'colour_{value:06x}', unpacked(value))
-        for value in order
+        for value in sorted(values.pixels)
     ]

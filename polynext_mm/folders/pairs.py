@@ -126,7 +126,8 @@ def _label_of(image: _Group, groups: list[_Group]) -> Pairs | None:
         if not tails:
             continue
         tail, count = tails.most_common(1)[0]
-        if count < max(2, _ENOUGH * min(len(image.stems), len(label.stems))):
+        # one pair may be all of a folder, if the names are equal
+        if count < max(1 if tail == '' else 2, _ENOUGH * min(len(image.stems), len(label.stems))):
             continue
         same_split = split_of(image.folder) == split_of(label.folder)
         same_name = image.folder.name == label.folder.name

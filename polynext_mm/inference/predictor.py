@@ -122,6 +122,8 @@ class Predictor:
         if slide is not None:
             stride = max(1, slide * 2 // 3)
             cfg.model.test_cfg = dict(mode='slide', crop_size=(slide, slide), stride=[stride] * 2)
+        if batch_size < 1:
+            raise ValueError(f'batch_size must be 1 or more, got {batch_size}')
         self.dtype = _dtype(dtype)
         self.batch_size = batch_size
         self.score_thr = score_thr
@@ -200,6 +202,7 @@ class Predictor:
         else:
             path = None
             pixels = _as_bgr(image, channel_order)
+            self._require_readable(pixels)
             if self._reader.get('to_float32'):
                 pixels = pixels.astype(np.float32)
             size = pixels.shape[:2]
@@ -209,6 +212,27 @@ class Predictor:
         if not self.detects:
             _widen(data, self.model)
         return Loaded(shown, path, data)
+
+    def _require_readable(self, pixels: np.ndarray) -> None:
+        """Check an image in memory as far as a file's decoder would have changed it.
+
+        Raises:
+            ValueError: If it has other channels than the model, or integers beyond 8 bits that the
+                pipeline would not have read from a file.
+        """
+        means = getattr(getattr(self.model, 'data_preprocessor', None), 'mean', None)
+        channels = 0 if means is None else means.numel()
+        if channels > 1 and pixels.shape[-1] != channels:
+            raise ValueError(
+                f'the model takes images of {channels} channels, got {pixels.shape[-1]}'
+            )
+        if self._reader.get('color_type') != 'unchanged' and pixels.dtype != np.uint8:
+            low, high = pixels.min(), pixels.max()
+            if low < 0 or high > 255:
+                raise ValueError(
+                    f'an image has values from 0 to 255, got {low} to {high}: divide those of 16 '
+                    'bits by 257'
+                )
 
     def predict(self, images: Iterable[Loaded], logits: bool = False) -> Iterator[Result]:
         """Yield a result for each image, in order, predicting batches of images of one size."""
@@ -359,7 +383,10 @@ def _as_bgr(image: Any, order: str) -> np.ndarray:
     """Convert an image in memory to what mm reads from files: (H, W, C), BGR, from 0 to 255."""
     if isinstance(image, Image.Image):
         # as for files, apply the EXIF orientation
-        return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))[..., ::-1].copy()
+        image = ImageOps.exif_transpose(image)
+        if not image.mode.startswith(('I', 'F')):  # which Pillow would clip to 8 bits
+            return np.asarray(image.convert('RGB'))[..., ::-1].copy()
+        image = np.asarray(image)
     if isinstance(image, Tensor):
         pixels = image.detach().cpu()
         if pixels.is_floating_point():
@@ -383,6 +410,8 @@ def _as_bgr(image: Any, order: str) -> np.ndarray:
     if array.dtype == bool or array.dtype.kind not in 'uif':
         raise ValueError(f'an image has values from 0 to 255, got the dtype {image.dtype}')
     if array.dtype.kind == 'f':
+        if not np.isfinite(array).all():
+            raise ValueError('an image has values from 0 to 255, got nan or inf')
         array = np.clip(np.rint(array), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(array)
 

@@ -12,6 +12,7 @@ from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import LinearLR, MultiStepLR, OptimWrapper
+from mmengine.runner import Runner
 
 from polynext_mm.engine.checkpoints import resuming
 from polynext_mm.engine.random_numbers import random_state, set_random_state
@@ -270,3 +271,18 @@ def test_by_epoch_the_schedule_of_epochs_is_replayed():
     resuming._step_together({by_epoch: 2, by_iter: 6})
     assert (by_epoch.last_step, by_iter._global_step) == (2, 6)
     assert wrapper.param_groups[0]['lr'] == pytest.approx(0.01)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize('task', ['test', 'train'])
+def test_classes_in_another_order_than_the_checkpoints_are_told(task, tmp_path):
+    train(config('segmentation', tmp_path / 'work', iters=2))
+    cfg = config('segmentation', tmp_path / 'again', iters=4)
+    classes = tuple(cfg.train_dataloader.dataset.metainfo.classes)
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.metainfo.classes = classes[::-1]
+    cfg.load_from, cfg.resume = str(tmp_path / 'work' / 'iter_2.pth'), task == 'train'
+    runner = Runner.from_cfg(cfg)
+    with pytest.raises(CheckpointError) as caught:
+        getattr(runner, task)()
+    assert f'set metainfo.classes to {classes}' in str(caught.value)

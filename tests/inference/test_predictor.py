@@ -217,6 +217,11 @@ def test_a_model_of_one_logit(tmp_path):
         (torch.zeros(64, 48, 3), {}, r'shape \(channels, height, width\), got \(64, 48, 3\)'),
         (noise(), dict(channel_order='gbr'), "'rgb' or 'bgr', got 'gbr'"),
         (noise() > 5, {}, 'values from 0 to 255, got the dtype bool'),
+        (noise().repeat(2, -1)[..., :4], {}, 'takes images of 3 channels, got 4'),
+        (noise().astype(np.uint16) * 257, {}, 'from 0 to 255, got .*: divide those of 16 bits'),
+        (Image.fromarray(noise()[..., 0].astype(np.uint16) * 257), {}, 'divide those of 16 bits'),
+        (noise().astype(int) - 300, {}, 'from 0 to 255, got -'),
+        (np.full((64, 64, 3), np.nan), {}, 'got nan or inf'),
         ([3], {}, 'not a int'),
     ],
 )

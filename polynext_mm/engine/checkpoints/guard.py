@@ -94,6 +94,8 @@ class CheckpointGuardHook(Hook):
             self._check_normalization(model, is_error=True)
         # a resumed checkpoint has all heads
         whole = private.resumes(runner) or not private.trains(runner)
+        if whole:
+            _require_order_of_classes(runner, checkpoint, source)
         for part in (weights, checkpoint.get('ema_state_dict', {})):
             loading.set_options(
                 part, evaluation=whole, reset_mismatched_heads=self.reset_mismatched_heads
@@ -132,6 +134,28 @@ def _require_whole_average(checkpoint: dict, source: str) -> None:
         missing = [key for key in weights if key not in average]
         hint = 'its average and its weights differ: resume from another checkpoint'
         loading.raise_unless_equal(weights, average, missing, source, lambda: hint)
+
+
+def _require_order_of_classes(runner: Runner, checkpoint: dict, source: str) -> None:
+    """Check that the data sets of a run number the classes as those of the checkpoint's training.
+
+    Other names are possible: a class may have been renamed.
+    """
+    meta = checkpoint.get('meta')
+    described = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    trained = described.get('classes') if isinstance(described, dict) else None
+    if not isinstance(trained, (list, tuple)):
+        return
+    for task, loop in private.loops(runner).items():
+        dataset = getattr(loop.dataloader, 'dataset', None)
+        classes = getattr(dataset, 'metainfo', {}).get('classes') or ()
+        if list(classes) != list(trained) and sorted(map(str, classes)) == sorted(
+            map(str, trained)
+        ):
+            raise CheckpointError(
+                f'{source} was trained with the classes of {task}_dataloader in another order: '
+                f'set metainfo.classes to {tuple(trained)}'
+            )
 
 
 def _require_plain_path(runner: Runner) -> None:
