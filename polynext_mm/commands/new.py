@@ -112,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = write(root, files, machine, args)
     except (FolderError, OSError) as error:
         sys.exit(f'{type(error).__name__}: {error}')
+    config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(text, encoding='utf-8')
     print(f'wrote {config}')
     print(f'next: polynext-mm check-dataset {config} --fix-hints')

@@ -135,9 +135,16 @@ def init_distributed(launcher: str, cfg: Config) -> None:
     puts a model wrapper for the CPU into ``cfg``.
 
     Raises:
+        ConfigError: If the launcher did not start this process.
         ValueError: If there are no GPUs and the launcher is neither 'pytorch' nor 'slurm'.
     """
     cfg.launcher = launcher
+    if launcher in _RANKS and _RANKS[launcher] not in os.environ:
+        raise config_checks.ConfigError(
+            f'--launcher {launcher} is for a process that it started, and {_RANKS[launcher]} is '
+            'not set: start several with tools/dist_train.sh or tools/dist_test.sh, or leave '
+            '--launcher out for one'
+        )
     if launcher == 'none' or torch.cuda.is_available():
         return
     if launcher == 'slurm':

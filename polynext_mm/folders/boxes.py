@@ -74,6 +74,9 @@ def find_format(root: Path) -> tuple[str, list[Path]]:
                 found['labelme'].append(path)
         elif path.suffix == '.txt' and path.stem in stems:
             found['yolo'].append(path)
+    # of COCO itself: those beside them hold captions, or the same objects with keypoints
+    instances = [path for path in found['coco'] if path.name.startswith('instances_')]
+    found['coco'] = instances or found['coco']
     if broken and not (found['voc'] or found['yolo']):
         raise broken
     there = [name for name in FORMATS if found[name]]
@@ -125,7 +128,8 @@ def read(
     """
     images = _Images(root)
     readers = dict(coco=_read_coco, voc=_read_voc, labelme=_read_labelme)
-    listed = class_names(root)
+    places = [root, *sorted({path.parent for path in files})]  # LabelImg writes them beside labels
+    listed = next(filter(None, map(class_names, places)), None)
     names = listed[1] if listed else None
     if kind == 'yolo':
         in_yaml = _yolo_names(root)

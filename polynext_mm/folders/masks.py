@@ -126,7 +126,7 @@ def numbered(values: Values, names: Sequence[str] = ()) -> tuple[list[str], dict
         FolderError: If names do not fit the values, or the values are those of smoothed edges.
     """
     there = sorted(values.pixels)
-    if there in ([0, IGNORED], [0, 1]):
+    if there == [0, IGNORED] or (there == [0, 1] and len(names) < 3):
         names = names or ('background', 'foreground')
         ids = {value: index for index, value in enumerate(there)}
         check_number(names, len(ids))

@@ -193,3 +193,21 @@ def test_classes_of_the_command_line_name_those_of_yolo(tmp_path, monkeypatch):
     write(tmp_path / 'named', *images, a__json=coco(images[0]))
     with pytest.raises(SystemExit, match='boxes of cat: name all classes'):
         main(['new', 'detection', 'named', '--classes', 'dog'])
+
+
+def test_of_coco_itself_the_instances_are_read(tmp_path):
+    other = dict(coco(), categories=[dict(id=1, name='person')])
+    folder = write(
+        tmp_path,
+        '1.jpg',
+        annotations_in_instances_val__json=coco(),
+        annotations_in_person_keypoints_val__json=other,
+        annotations_in_captions_val__json=dict(coco(), categories=[]),
+    )
+    pictures, names = read(folder)
+    assert names == ['cat'] and len(pictures) == 1
+
+
+def test_names_of_yolo_beside_its_labels(tmp_path):
+    folder = write(tmp_path, 'images/1.jpg', labels_in_1__txt=YOLO, labels_in_classes__txt='cat\n')
+    assert read(folder)[1] == ['cat']

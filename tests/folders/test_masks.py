@@ -21,9 +21,9 @@ def roofs(tmp_path, monkeypatch):
     return tmp_path / 'roofs'
 
 
-def new(*arguments: str) -> Config:
+def new(*arguments: str, config: str = 'roofs.py') -> Config:
     assert main(['new', 'segmentation', 'roofs', *arguments]) == 0
-    return Config.fromfile('roofs.py')
+    return Config.fromfile(config)
 
 
 def ids_in_training(cfg: Config) -> set[int]:
@@ -72,6 +72,13 @@ def test_smoothed_masks_are_refused(roofs):
     with pytest.raises(SystemExit, match='without anti-aliasing'):
         main(['convert-dataset', 'masks', 'roofs/masks', 'ids'])
     assert not Path('roofs.py').exists() and not Path('ids').exists()
+
+
+def test_a_named_class_may_be_absent(roofs):
+    rewrite(roofs, lambda image: image.point(lambda value: min(value, 1)))
+    (roofs / 'classes.txt').write_text('ground\nroof\ntree\n')
+    cfg = new('--out', 'configs/roofs.py', config='configs/roofs.py')
+    assert cfg.classes == ('ground', 'roof', 'tree') and ids_in_training(cfg) == {0, 1}
 
 
 def test_converted_ids_stay(tmp_path):

@@ -138,6 +138,14 @@ def test_evaluation_repeats_that_of_training(trained, evaluated):
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize('launcher', ['pytorch', 'slurm'])
+def test_a_launcher_that_started_nothing(launcher, config_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = call_tool('train', config_file, '--launcher', launcher)
+    assert message.startswith('ConfigError: ') and 'leave --launcher out' in message
+
+
+@pytest.mark.heavy
 def test_an_evaluation_leaves_the_config_of_the_training(trained, evaluated, tmp_path):
     """A work dir stands for it, and --tta and --out change the config."""
     work_dir = tmp_path / 'work'
