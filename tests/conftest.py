@@ -4,6 +4,7 @@ OpenMP threads that wait for each other on a busy machine are many times slower.
 """
 
 import gc
+import logging
 import multiprocessing
 import os
 import sys
@@ -78,17 +79,22 @@ def workers_end_with_their_test():
 
 @pytest.fixture(autouse=True)
 def globals_of_mmengine_end_with_their_test():
-    """Forget default scopes and visualizers, which mmengine keeps by name.
+    """Forget scopes, loggers, message hubs and visualizers, which mmengine keeps by name.
 
-    The name of a scope is the second of its start: a second run in it would be of mmdet in place of
-    mmseg. All visualizers have one name, and the first one's folder may be gone.
+    The name of a run has the second of its start, and that of a temporary folder is used again: a
+    later run may get the scope of mmdet, or a logger and a visualizer whose folder is gone.
     """
     yield
     if 'mmengine.visualization' in sys.modules:
+        from mmengine.logging import MessageHub, MMLogger
         from mmengine.registry import DefaultScope
         from mmengine.visualization import Visualizer
 
-        for kind in (DefaultScope, Visualizer, *Visualizer.__subclasses__()):
+        for logger in MMLogger._instance_dict.values():
+            for handler in logger.handlers:
+                if isinstance(handler, logging.FileHandler):
+                    handler.close()
+        for kind in (DefaultScope, MMLogger, MessageHub, Visualizer, *Visualizer.__subclasses__()):
             kind._instance_dict.clear()
 
 
