@@ -21,7 +21,6 @@ from polynext_mm import weights
 from polynext_mm.weights import PUBLISHED, CheckpointError, published
 from tests.helpers.checkpoints import imagenet_weights, is_golden
 from tests.helpers.networks import ARCH, build
-from tests.helpers.programs import free_port
 from tests.weights.hostile import Evil
 
 URL = PUBLISHED[ARCH].url
@@ -306,14 +305,16 @@ RANK = textwrap.dedent("""
     import polynext_mm
     from polynext_mm.weights import CheckpointError, read
     torch.hub.set_dir(sys.argv[1])
-    torch.distributed.init_process_group('gloo')
+    torch.distributed.init_process_group(
+        'gloo', f'file://{sys.argv[1]}_store', rank=int(os.environ['RANK']), world_size=2
+    )
     rank = f'RANK {os.environ["RANK"]}'
     print(rank, len(read(f'{sys.argv[2]}/weights.pt')['state_dict']))
     try:
         read(f'{sys.argv[2]}/absent.pt')
     except CheckpointError as error:
-        torch.distributed.destroy_process_group()  # else gloo's threads may abort as Python ends
-        sys.exit(f'{rank} {error}')
+        print(rank, error, flush=True)
+        os._exit(1)  # gloo's threads may abort or wait as Python ends
 """)
 
 
@@ -322,9 +323,7 @@ def test_two_ranks_fetch_once_or_both_end(tmp_path, server):
     server.files['/weights.pt'] = file_bytes({'x.weight': torch.ones(2)})
     script = tmp_path / 'rank.py'
     script.write_text(RANK)
-    environment = dict(
-        WORLD_SIZE='2', OMP_NUM_THREADS='1', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port())
-    )
+    environment = dict(WORLD_SIZE='2', OMP_NUM_THREADS='1')
     ranks = [
         subprocess.Popen(
             [sys.executable, '-W', 'ignore', script, tmp_path / 'hub', server.url],
