@@ -55,9 +55,9 @@ lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-# While working: no test that starts processes, trains, exports or interprets Triton.
+# While working: no test that starts processes, trains, exports, interprets Triton or measures networks.
 quick: $(INSTALLED)
-	echo '==> Running the quick tests (2 to 3 minutes)'
+	echo '==> Running the quick tests (about 2 minutes)'
 	$(RUN) -m pytest -n $(JOBS) -m 'not heavy and not slow and not cuda'
 
 test: lint

@@ -14,6 +14,8 @@ from tests.helpers.configs import build_model
 from tests.helpers.files import ROOT
 from tests.helpers.programs import arguments_are, script
 
+pytestmark = pytest.mark.heavy
+
 tool = script('benchmarks/accuracy_against_time')
 segmentors = script('benchmarks/segmentors')
 subjects = script('benchmarks/subjects')

@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.helpers.files import ROOT
 from tests.helpers.programs import python, script
 
+pytestmark = pytest.mark.heavy
+
 measure = script('benchmarks/measure')
 benchmark = script('benchmarks/run')
 report = script('benchmarks/report')

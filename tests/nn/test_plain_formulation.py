@@ -9,6 +9,8 @@ from polynext_mm.weights.names import CLASSIFIER, DROPOUT_RATE, authors_to_ours,
 from tests.golden import Golden, authors_weights, image, loss
 from tests.helpers import zipped
 
+pytestmark = pytest.mark.heavy
+
 SIZE = (64, 96)
 SMALL = (16, 24)  # for strides 1, 2, 4
 

@@ -14,6 +14,8 @@ from tests.helpers.networks import build
 from tests.helpers.programs import call_tool
 from tests.nn.test_polynext import PUBLISHED
 
+pytestmark = pytest.mark.heavy
+
 UPERNET = {
     'cpolynext_s': (54, 942),
     'apolynext_s': (55, 1121),
