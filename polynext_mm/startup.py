@@ -62,7 +62,7 @@ def keep_standard_streams() -> None:
         if stream is not getattr(sys, f'__{name}__'):  # pytest's or a notebook's
             continue
         if stream is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         lenient = io.TextIOWrapper(
             io.BufferedWriter(_Output(descriptor, 'w', closefd=False)),

@@ -175,6 +175,7 @@ def segmentation(root: Path, files: Path, machine: Machine, args: argparse.Names
     # the split to train on
     source = found[start]
     lists: dict[str, str] = {}
+    sides: dict[str, list[str]] = {}
     if 'val' not in found:
         names = source.names
         stems = {Path(name).name: name for name in names}
@@ -195,12 +196,9 @@ def segmentation(root: Path, files: Path, machine: Machine, args: argparse.Names
             require_validation(root, val)
             sides = dict(train=[names[i] for i in train], val=[names[i] for i in val])
             say('split', f'{len(train)} train, {len(val)} val, {told(groups)}')
-    else:  # mmseg would take all files of the folders
-        sides = {
-            key: pairs.names
-            for key, pairs in found.items()
-            if key is not None and (pairs.unlabelled or pairs.images == pairs.labels)
-        }
+    for key, pairs in found.items():  # mmseg would take all files of the folders
+        if key is not None and (pairs.unlabelled or pairs.images == pairs.labels):
+            sides.setdefault(key, pairs.names)
     for key, side in sides.items():
         files.mkdir(parents=True, exist_ok=True)
         lists[key] = str(files / f'{key}.txt')

@@ -104,15 +104,18 @@ def test_a_folder_without_training_images(tmp_path, monkeypatch):
         main(['new', 'segmentation', 'roofs'])
 
 
+@pytest.mark.parametrize('other', ['val', 'test'])
 @pytest.mark.parametrize('masks', ['masks/{}/{{}}.png', 'images/{}/{{}}_mask.png'])
-def test_images_without_a_mask_are_left_out_of_every_split(masks, tmp_path, monkeypatch):
+def test_images_without_a_mask_are_left_out_of_every_split(masks, other, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for split in ('train', 'val'):
+    for split in ('train', other):
         pairs_in(tmp_path / 'roofs', f'images/{split}/{{}}.jpg', masks.format(split), count=6)
         photo(tmp_path / 'roofs' / 'images' / split / 'x.jpg', 99)
     cfg = new()
     init_default_scope('mmseg')
-    assert [len(DATASETS.build(cfg[f'{s}_dataloader'].dataset)) for s in ('train', 'val')] == [6, 6]
+    sizes = dict(train=6, val=6) if other == 'val' else dict(train=5, val=1, test=6)
+    built = {split: DATASETS.build(cfg[f'{split}_dataloader'].dataset) for split in sizes}
+    assert {split: len(dataset) for split, dataset in built.items()} == sizes
 
 
 def test_a_single_image_leaves_none_to_validate_on(tmp_path, monkeypatch):
